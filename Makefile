@@ -1,0 +1,43 @@
+# Every target installs what it needs into .venv first; a second call finds the stamp and goes straight on.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test test-long lint format clean
+
+quickstart: .venv/runtime.stamp
+	$(BIN)/python -m deit_jax.main --config=configs/quickstart.py
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: .venv/dev.stamp
+	$(BIN)/python -m pytest -m long
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+
+# Not .venv/bin/python: that exists, too, where the venv module failed for want of pip.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  "deit_jax needs Python 3.11, 3.12 or 3.13 and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv .venv
+
+.venv/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "installing into .venv (about a minute)"
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "installing into .venv (about a minute)"
+	$(INSTALL) -e '.[dev]'
+	@touch $@

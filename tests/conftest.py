@@ -1,0 +1,26 @@
+"""The environment of every test: set before JAX is imported, and inherited by the processes that tests start."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# Compiling dominates the tests: unoptimised code halves it, and what one process has compiled the next one reads.
+# A cache of the session's own, since a killed process may leave a torn entry; to keep one over several sessions,
+# set JAX_COMPILATION_CACHE_DIR.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="deit_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+# Every annotated argument and result is checked, shapes included, in tests only: the messages are long. As for type
+# checkers, an int is a float (PEP 484's numeric tower).
+install_import_hook("deit_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

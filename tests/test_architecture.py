@@ -1,0 +1,129 @@
+"""The rules of the house that no single module can keep: who may import whom, and what is never imported."""
+
+import ast
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import deit_jax
+
+PACKAGE = Path(__file__).parents[1] / "deit_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+COMMANDS = {"convert", "predict", "attention", "export", "precompute", "prepare", "preview", "benchmark"}
+# A file or folder of the package may import those of earlier lines, not its neighbours.
+LAYERS = [
+    {"errors", "rules", "rng"},
+    {"models", "losses", "mixing", "state"},  # the state is a plain type, which checkpoints and steps carry
+    {"data", "optim", "sharding", "checkpoint", "metrics", "plots", "interrupt", "config", "recipes"},
+    {"weights", "distill", "steps", "rollback", "cli"},
+    {"build"},
+    {"evaluate"},
+    {"train"},
+    COMMANDS,
+    {"main", "__init__"},
+]
+LAYER = {unit: i for i, units in enumerate(LAYERS) for unit in units}
+RUNS = {"build", "evaluate", "train", "main"} | COMMANDS
+READERS = {"config": RUNS | {"cli"}, "recipes": RUNS, "cli": {"main"} | COMMANDS}
+
+
+def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
+    """Dotted names that a file imports; `from a import b` gives `a.b`. Without `lazy`, functions are left out."""
+    todo: list[ast.AST] = [ast.parse(path.read_text(), path)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # One dot is the file's folder, every further dot the folder above it.
+            above = path.relative_to(PACKAGE.parent).parts[: -node.level] if node.level else ()
+            yield from (".".join([*above, *filter(None, [node.module]), alias.name]) for alias in node.names)
+        if lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            todo.extend(ast.iter_child_nodes(node))
+
+
+def attributes(path: Path) -> set[str]:
+    """Dotted names, such as `nnx.merge`, that a file uses."""
+    return {
+        ast.unparse(node) for node in ast.walk(ast.parse(path.read_text(), path)) if isinstance(node, ast.Attribute)
+    }
+
+
+def where(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def unit(path: Path) -> str:
+    """The file or folder directly under the package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_unit_has_a_layer():
+    assert {unit(path) for path in FILES} <= LAYER.keys()
+
+
+def test_imports_point_downwards():
+    wrong = []
+    for path in FILES:
+        for name in imports(path):
+            root, _, rest = name.partition(".")
+            target = rest.partition(".")[0]
+            if root != "deit_jax" or target in ("__version__", unit(path)):
+                continue
+            # What is no unit is a name that the package re-exports: inside, it is imported from where it lives.
+            below = target in LAYER and LAYER[target] < LAYER[unit(path)]
+            if not below or unit(path) not in READERS.get(target, LAYER):
+                wrong.append(f"{where(path)} imports {name}")
+    assert wrong == []
+
+
+def test_orbax_is_known_to_checkpoint_alone():
+    users = {where(path) for path in FILES if any(name.split(".")[0] == "orbax" for name in imports(path))}
+    assert users <= {"checkpoint.py"}
+
+
+def test_modules_are_built_from_parameters_in_one_place():
+    """`nnx.merge` checks only the number of leaves; one function checks names and shapes before it."""
+    builders = ("nnx.merge", "replace_by_pure_dict")
+    users = {where(path) for path in FILES for name in attributes(path) | set(imports(path)) if name.endswith(builders)}
+    assert users <= {"models/params.py"}
+
+
+def test_no_file_is_called_utils():
+    assert [where(path) for path in FILES if path.stem in ("utils", "util", "helpers", "common")] == []
+
+
+def test_no_module_imports_tensorflow_or_torch_at_the_top():
+    heavy = {"tensorflow", "torch"}
+    assert [where(p) for p in FILES if heavy & {name.split(".")[0] for name in imports(p, lazy=False)}] == []
+
+
+def test_importing_everything_asks_for_neither_tensorflow_nor_torch():
+    """The finder sees every attempt, so that the test says the same whether or not they are installed."""
+    code = """
+import importlib, json, sys
+
+class Finder:
+    asked = set()
+    def find_spec(self, name, path=None, target=None):
+        if name in ("tensorflow", "torch"):
+            self.asked.add(name)
+
+sys.meta_path.insert(0, Finder())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps(sorted(Finder.asked)))
+"""
+    modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES]
+    modules = [name.removesuffix(".__init__") for name in modules]
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code, *modules], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) == []
+
+
+def test_the_version_is_stated_once():
+    assert deit_jax.__version__ == importlib.metadata.version("deit_jax")
