@@ -1,0 +1,18 @@
+"""The one exception that means: the user can mend this. And help in doing so."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one line that names the field or file, and the mend.
+
+    Commands print it on stderr without a traceback and exit with status 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean a or b?` for the known names most like `name`, or else all that are known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"

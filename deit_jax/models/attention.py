@@ -1,0 +1,64 @@
+"""Multi-head self-attention in three interchangeable implementations."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from deit_jax.models.layers import DType, linear
+
+Heads = Float[Array, "batch tokens heads head_dim"]
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one projection for queries, keys and values.
+
+    `implementation` is "einsum" (this file's own, for every device), or "xla" or "cudnn" as in
+    `jax.nn.dot_product_attention` (cudnn: NVIDIA GPUs, bfloat16 only). All take the softmax in float32.
+    """
+
+    def __init__(self, width: int, heads: int, *, implementation: str, dtype: DType, rngs: nnx.Rngs):
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(f"attention {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}")
+        self.qkv = linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.heads = heads
+        self.implementation = implementation
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        out = IMPLEMENTATIONS[self.implementation](*self._queries_keys_values(x))
+        return self.proj(out.reshape(x.shape))
+
+    def maps(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch heads tokens tokens"]:
+        """The attention weights in float32: row q is the distribution of query q over the keys."""
+        q, k, _ = self._queries_keys_values(x)
+        return attention_weights(q, k)
+
+    def _queries_keys_values(self, x: Float[Array, "batch tokens dim"]) -> list[Heads]:
+        # Split, not indexed: the gradient is one concatenation instead of a sum of three padded arrays.
+        return [part.reshape(*part.shape[:2], self.heads, -1) for part in jnp.split(self.qkv(x), 3, axis=-1)]
+
+
+def attention_weights(q: Heads, k: Heads) -> Float[Array, "batch heads tokens tokens"]:
+    """softmax(q k^T / sqrt(head_dim)) in float32."""
+    # Scaling the queries instead of the scores spares a pass over the largest array of the network.
+    q = q * (1 / math.sqrt(q.shape[-1]))
+    return jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32), axis=-1)
+
+
+def einsum_attention(q: Heads, k: Heads, v: Heads) -> Heads:
+    """softmax(q k^T / sqrt(head_dim)) v."""
+    return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(q, k).astype(v.dtype), v)
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Heads, Heads, Heads], Heads]] = {
+    "einsum": einsum_attention,
+    "xla": partial(jax.nn.dot_product_attention, implementation="xla"),
+    "cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"),
+}

@@ -1,0 +1,75 @@
+"""A model's variables as one flat dict `{dotted path: array}`, and back.
+
+The dict is what train state, checkpoints, rules and weight conversion see; its names are timm's with Flax's leaf names
+(`blocks.0.attn.qkv.kernel`). `bind` is the only way back into a module.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+from deit_jax.models.registry import create_model
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def abstract_model(name: str, **overrides: Any) -> nnx.Module:
+    """`create_model` without computing anything: every variable is a `jax.ShapeDtypeStruct`."""
+    return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **overrides))
+
+
+def flatten(model: nnx.Module, kind: Any = nnx.Variable) -> dict[str, Any]:
+    """`{dotted path: value}` of a model's variables.
+
+    Args:
+        model: concrete or abstract.
+        kind: which variables: a class such as `nnx.Param` or `nnx.BatchStat`, or another NNX filter.
+    """
+    return {_dotted(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model, kind))}
+
+
+def bind(abstract: M, variables: Mapping[str, jax.Array]) -> M:
+    """The model with these variables; usable inside `jax.jit` and `jax.grad`.
+
+    Args:
+        abstract: a model of the same architecture, such as `abstract_model` gives.
+        variables: a value for each of its variables, as `flatten` names them.
+
+    Raises:
+        ValueError: the names, a shape or a dtype differ from the abstract model's; the first few are listed.
+    """
+    graphdef, state = nnx.split(abstract)
+    # Values are put where the abstract model has its own, path by path: merging a dict would match leaves by position.
+    slots = {_dotted(path): (path, variable) for path, variable in nnx.to_flat_state(state)}
+    _check(flatten(abstract), variables)
+    filled = [(path, variable.replace(variables[name])) for name, (path, variable) in slots.items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def _check(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    problems = {
+        "missing": [name for name in expected if name not in given],
+        "unexpected": [name for name in given if name not in expected],
+        "of another shape or type": [
+            f"{name} {_form(given[name])} instead of {_form(expected[name])}"
+            for name in expected
+            if name in given and _form(given[name]) != _form(expected[name])
+        ],
+    }
+    lines = [
+        f"{len(names)} {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for problem, names in problems.items()
+        if names
+    ]
+    if lines:
+        raise ValueError("the variables do not fit the model: " + "; ".join(lines))
+
+
+def _form(value: Any) -> str:
+    return f"{value.dtype}{list(value.shape)}"
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))

@@ -1,0 +1,195 @@
+"""Vision Transformer (arXiv:2010.11929) and DeiT (arXiv:2012.12877), with timm's names for every parameter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from deit_jax.models.attention import Attention
+from deit_jax.models.layers import (
+    DType,
+    Mlp,
+    PatchEmbedding,
+    drop_path,
+    drop_path_scales,
+    layer_norm,
+    linear,
+    weight_init,
+)
+
+Images = Float[Array, "batch height width channels"]
+Tokens = Float[Array, "batch tokens dim"]
+Logits = Float[Array, "batch classes"]
+
+
+class Block(nnx.Module):
+    """Encoder block: attention and MLP, each normalised first and added to its input, with stochastic depth."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        attention: str,
+        dtype: DType,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attn = Attention(width, heads, implementation=attention, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, int(width * mlp_ratio), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Tokens, scales: Float[Array, "2 batch"] | None = None) -> Tokens:
+        """`scales` multiplies each example's two branches, see `drop_path_scales`; None leaves both as they are."""
+        attn_scale, mlp_scale = (None, None) if scales is None else scales
+        x = x + drop_path(self.attn(self.norm1(x)), attn_scale)
+        return x + drop_path(self.mlp(self.norm2(x)), mlp_scale)
+
+
+class PreLogits(nnx.Module):
+    """The ViT paper's extra layer before the classifier: dense, then tanh."""
+
+    def __init__(self, width: int, outputs: int, *, rngs: nnx.Rngs):
+        self.fc = linear(width, outputs, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch dim"]) -> Float[Array, "batch out"]:
+        return jnp.tanh(self.fc(x))
+
+
+class VisionTransformer(nnx.Module):
+    """ViT / DeiT on normalised NHWC images.
+
+    Args:
+        image_size: height and width in pixels, or one number for both; each divisible by `patch_size`.
+        num_classes: classes of the head; 0 leaves the heads out, so that the model returns pooled features.
+        width, depth, heads, mlp_ratio: size of the encoder; `width` divisible by `heads`.
+        distilled: adds DeiT's distillation token and its head.
+        class_token: False leaves the class token out (with `global_pool="avg"` only).
+        global_pool: "token" classifies the class token; "avg" the mean of the patch tokens, normalised by `fc_norm`.
+        pre_logits: an extra dense layer and tanh before the head, of this width (True: of the model's width).
+        drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first.
+        dtype: of the computation; parameters, softmax, normalisation statistics and logits are float32 always.
+        attention: "einsum", "xla" or "cudnn", see `Attention`.
+        patch_embedding: "conv" or "linear", see `PatchEmbedding`.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+
+    Raises:
+        ValueError: the arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_classes: int = 1000,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        distilled: bool = False,
+        class_token: bool = True,
+        global_pool: str = "token",
+        pre_logits: bool | int = False,
+        drop_path: float = 0.0,
+        dtype: DType = jnp.float32,
+        attention: str = "einsum",
+        patch_embedding: str = "linear",
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        height, width_ = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if height % patch_size or width_ % patch_size:
+            raise ValueError(f"image_size {height} x {width_} is not divisible by patch_size {patch_size}")
+        if global_pool not in ("token", "avg"):
+            raise ValueError(f"global_pool {global_pool!r} is none of token, avg")
+        if global_pool == "token" and not class_token:
+            raise ValueError('class_token=False leaves global_pool="token" nothing to classify: use global_pool="avg"')
+        if distilled and (global_pool == "avg" or pre_logits):
+            raise ValueError('distilled=True classifies two tokens: it excludes global_pool="avg" and pre_logits')
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path {drop_path} is not in [0, 1)")
+        self.image_size = (height, width_)
+        self.num_prefix_tokens = class_token + distilled
+        self.global_pool = global_pool
+        self.drop_path = tuple(np.linspace(0, drop_path, depth).tolist())
+        self.dtype = jnp.dtype(dtype)
+        self.remat = remat
+
+        def tokens(count: int) -> nnx.Param:
+            return nnx.Param(weight_init(rngs.params(), (1, count, width), jnp.float32))
+
+        self.patch_embed = PatchEmbedding(patch_size, width, form=patch_embedding, dtype=self.dtype, rngs=rngs)
+        self.cls_token = tokens(1) if class_token else None
+        self.dist_token = tokens(1) if distilled else None
+        self.pos_embed = tokens(self.num_prefix_tokens + height * width_ // patch_size**2)
+        self.blocks = nnx.List(
+            Block(width, heads, mlp_ratio, attention=attention, dtype=self.dtype, rngs=rngs) for _ in range(depth)
+        )
+        # From here on an image is one or two vectors: float32 costs nothing.
+        if global_pool == "token":
+            self.norm = layer_norm(width, rngs=rngs)
+        else:
+            self.fc_norm = layer_norm(width, rngs=rngs)
+        features = width if pre_logits is True else pre_logits or width
+        self.pre_logits = PreLogits(width, features, rngs=rngs) if pre_logits else None
+        self.head = linear(features, num_classes, rngs=rngs) if num_classes else None
+        self.head_dist = linear(features, num_classes, rngs=rngs) if num_classes and distilled else None
+
+    def __call__(self, images: Images, *, train: bool = False, key: Array | None = None) -> Logits | tuple[Logits, ...]:
+        """Logits in float32 `[batch, num_classes]` (`[batch, features]` when `num_classes` is 0).
+
+        A distilled model gives the mean of its heads, with `train=True` the pair `(cls_logits, dist_logits)`. `key`
+        draws the stochastic depth of a training step.
+
+        Raises:
+            ValueError: the images have another size, or training with stochastic depth has no key.
+        """
+        if train and key is None and any(self.drop_path):
+            raise ValueError("training with drop_path > 0 needs a key: model(images, train=True, key=key)")
+        logits = self.head_logits(images, key=key if train else None)
+        if len(logits) == 1:
+            return logits[0]
+        return logits if train else (logits[0] + logits[1]) / 2
+
+    def head_logits(self, images: Images, *, key: Array | None = None) -> tuple[Logits, ...]:
+        """The logits of every head: `(class,)`, or `(class, distillation)`; stochastic depth only with a `key`."""
+        x = self._embed(images)
+        scales = None
+        if key is not None and any(self.drop_path):
+            scales = drop_path_scales(self.drop_path, len(images), key)
+        for i, block in enumerate(self.blocks):
+            x = (jax.checkpoint(block) if self.remat else block)(x, None if scales is None else scales[i])
+        heads = (self.head, self.head_dist)
+        return tuple(x if head is None else head(x) for head, x in zip(heads, self._pool(x), strict=False))
+
+    def attention_maps(self, images: Images) -> Float[Array, "depth batch heads tokens tokens"]:
+        """The attention weights of every block: row q of a map is the distribution of token q over all tokens."""
+        x = self._embed(images)
+        maps = []
+        for block in self.blocks:
+            maps.append(block.attn.maps(block.norm1(x)))
+            x = block(x)
+        return jnp.stack(maps)
+
+    def _embed(self, images: Images) -> Tokens:
+        """Prefix and patch tokens with their positions, `[batch, tokens, width]`."""
+        if images.ndim != 4 or images.shape[1:] != (*self.image_size, 3):
+            height, width = self.image_size
+            raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
+        patches = self.patch_embed(images)
+        tokens = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        prefix = [jnp.tile(jnp.asarray(token, self.dtype), (len(images), 1, 1)) for token in tokens]
+        return jnp.concatenate([*prefix, patches], axis=1) + jnp.asarray(self.pos_embed, self.dtype)
+
+    def _pool(self, x: Tokens) -> tuple[Float[Array, "batch features"], ...]:
+        """Normalised float32 features, one array for each head."""
+        if self.global_pool == "avg":
+            pooled = self.fc_norm(x[:, self.num_prefix_tokens :].mean(axis=1, dtype=jnp.float32)[:, None])
+        else:
+            pooled = self.norm(x[:, : self.num_prefix_tokens])
+        if self.pre_logits is not None:
+            pooled = self.pre_logits(pooled)
+        return tuple(pooled[:, i] for i in range(pooled.shape[1]))

@@ -1,0 +1,76 @@
+"""The implementations of attention against each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from deit_jax.models.attention import IMPLEMENTATIONS, Attention, attention_weights
+
+SHAPE = (3, 7, 2, 5)  # batch, tokens, heads, head_dim
+
+
+def queries_keys_values(shape=SHAPE, dtype=jnp.float32):
+    return tuple(2 * jax.random.normal(jax.random.key(i), shape, dtype) for i in range(3))
+
+
+def plain(q, k, v):
+    """Attention as the papers write it, left to automatic differentiation."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
+
+
+@pytest.mark.parametrize("name", ["einsum", "xla"])
+def test_implementations_agree_in_value_and_gradient(name):
+    qkv, weights = queries_keys_values(), jax.random.normal(jax.random.key(9), SHAPE)
+    expected, pullback = jax.vjp(plain, *qkv)
+    out, own_pullback = jax.vjp(IMPLEMENTATIONS[name], *qkv)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for own, gradient in zip(own_pullback(weights), pullback(weights), strict=True):
+        np.testing.assert_allclose(own, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["einsum", "xla"])
+def test_bfloat16_is_as_close_as_its_eight_bits_allow(name):
+    qkv = queries_keys_values(dtype=jnp.bfloat16)
+    out = IMPLEMENTATIONS[name](*qkv)
+    assert out.dtype == jnp.bfloat16
+    exact = plain(*(part.astype(jnp.float32) for part in qkv))
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=2**-8 * 4 * float(abs(exact).max()))
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cudnn needs a GPU")
+def test_cudnn_agrees_on_a_gpu():
+    qkv = queries_keys_values((3, 197, 2, 64), jnp.bfloat16)
+    out = jax.jit(IMPLEMENTATIONS["cudnn"])(*qkv)
+    exact = plain(*(part.astype(jnp.float32) for part in qkv))
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+
+
+def test_weights_are_distributions_in_float32():
+    q, k, _ = queries_keys_values(dtype=jnp.bfloat16)
+    weights = attention_weights(100 * q, k)  # scores in the thousands: the softmax must not overflow
+    assert weights.dtype == jnp.float32
+    assert weights.shape == (3, 2, 7, 7)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+
+
+def test_maps_reproduce_the_output():
+    attention = Attention(10, 2, implementation="xla", dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = 30 * jax.random.normal(jax.random.key(0), (3, 7, 10))
+    values = jnp.split(attention.qkv(x), 3, axis=-1)[2].reshape(3, 7, 2, 5)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", attention.maps(x), values).reshape(3, 7, 10)
+    np.testing.assert_allclose(attention.proj(mixed), attention(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "implementation", "message"),
+    [
+        (10, "flash", "attention 'flash' is none of einsum, xla, cudnn"),
+        (11, "einsum", "width 11 is not divisible by heads 2"),
+    ],
+)
+def test_contradictions_are_refused(width, implementation, message):
+    with pytest.raises(ValueError, match=message):
+        Attention(width, 2, implementation=implementation, dtype=jnp.float32, rngs=nnx.Rngs(0))

@@ -1,0 +1,74 @@
+"""Patch embedding, activation, initialisation and stochastic depth."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from deit_jax.models.layers import PatchEmbedding, drop_path, drop_path_scales, gelu, layer_norm, linear
+
+
+def test_both_patch_embeddings_agree():
+    """Over the same parameters, in value and in gradient, on an image that is not square."""
+    images = jax.random.normal(jax.random.key(0), (2, 15, 21, 3))
+    weights = jax.random.normal(jax.random.key(1), (2, 5 * 7, 11))
+
+    def tokens_and_gradient(form):
+        embed = PatchEmbedding(3, 11, form=form, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        graphdef, state = nnx.split(embed)
+        tokens, pullback = jax.vjp(lambda state: nnx.merge(graphdef, state)(images), state)
+        return tokens, *jax.tree.leaves(pullback(weights))
+
+    for conv, unfolded in zip(tokens_and_gradient("conv"), tokens_and_gradient("linear"), strict=True):
+        np.testing.assert_allclose(conv, unfolded, rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_is_exact():
+    x = np.linspace(-9, 9, 1001, dtype=np.float32)
+    exact = [v / 2 * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(np.float64)]
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), exact, atol=1e-6)
+    slope = [(1 + math.erf(v / math.sqrt(2))) / 2 + v * math.exp(-v * v / 2) / math.sqrt(2 * math.pi) for v in x]
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(jnp.asarray(x)), slope, atol=1e-6)
+
+
+def test_initialisation_is_facebooks():
+    """Dense weights N(0, 0.02^2), uncut; biases 0; the patch embedding uniform in +-1/sqrt(fan_in), its bias too."""
+    dense = linear(101, 1009, rngs=nnx.Rngs(0))
+    kernel = np.asarray(dense.kernel[...])
+    assert kernel.std() == pytest.approx(0.02, rel=0.01)
+    assert abs(kernel.mean()) < 3e-4
+    assert 4 < abs(kernel).max() / 0.02 < 6
+    assert not dense.bias[...].any()
+
+    proj = PatchEmbedding(7, 211, form="linear", dtype=jnp.float32, rngs=nnx.Rngs(0)).proj
+    bound = 1 / math.sqrt(3 * 7 * 7)
+    for value in (np.asarray(proj.kernel[...]), np.asarray(proj.bias[...])):
+        assert 0.95 * bound < abs(value).max() <= bound
+        assert value.std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+
+    norm = layer_norm(7, rngs=nnx.Rngs(0))
+    assert (norm.scale[...] == 1).all()
+    assert not norm.bias[...].any()
+
+
+def test_drop_path_scales_have_the_right_rates_and_mean():
+    rates = (0.0, 0.1, 0.4)
+    scales = np.asarray(drop_path_scales(rates, 5003, jax.random.key(0)))
+    assert scales.shape == (3, 2, 5003)
+    for rate, of_block in zip(rates, scales, strict=True):
+        kept = of_block != 0
+        assert kept.mean() == pytest.approx(1 - rate, abs=0.02)
+        np.testing.assert_allclose(of_block[kept], 1 / (1 - rate), rtol=1e-6)
+        if rate:
+            assert np.corrcoef(of_block)[0, 1] == pytest.approx(0, abs=0.05)  # the two branches are independent
+
+
+def test_drop_path_rounds_once_in_bfloat16():
+    x = jnp.full((2, 1, 1), 3.0, jnp.bfloat16)
+    scaled = drop_path(x, jnp.array([0.0, 1 / 0.7], jnp.float32))
+    assert scaled.dtype == jnp.bfloat16
+    assert scaled.ravel().tolist() == [0.0, float(jnp.bfloat16(3 / 0.7))]
+    assert drop_path(x, None) is x

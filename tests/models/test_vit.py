@@ -1,0 +1,191 @@
+"""The Vision Transformer against an independent one, and what its options do."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import vit_reference
+from flax import nnx
+
+from deit_jax.models import VisionTransformer, bind, flatten
+
+# Every axis has a size of its own: batch 2, 5 x 7 patches of 3 x 3, 2 heads of 11, hidden width 33, 13 classes.
+SMALL = {
+    "image_size": (15, 21),
+    "patch_size": 3,
+    "width": 22,
+    "depth": 3,
+    "heads": 2,
+    "mlp_ratio": 1.5,
+    "num_classes": 13,
+}
+IMAGES = np.random.default_rng(1).normal(size=(2, 15, 21, 3)).astype(np.float32)
+
+
+def abstract(**options) -> nnx.Module:
+    return nnx.eval_shape(lambda: VisionTransformer(**SMALL | options, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
+def params(**options) -> dict[str, np.ndarray]:
+    return vit_reference.random_params(flatten(abstract(**options)))
+
+
+def model(**options) -> nnx.Module:
+    """With the same random weights for equal shapes, whatever the options that only change the computation."""
+    return bind(abstract(**options), {name: jnp.asarray(value) for name, value in params(**options).items()})
+
+
+@pytest.mark.parametrize(
+    ("options", "pool", "prefix"),
+    [
+        ({}, "token", 1),
+        ({"distilled": True}, "token", 2),
+        ({"distilled": True, "num_classes": 0}, "token", 2),
+        ({"pre_logits": True}, "token", 1),
+        ({"pre_logits": 17}, "token", 1),
+        ({"global_pool": "avg"}, "avg", 1),
+        ({"global_pool": "avg", "class_token": False}, "avg", 0),
+        ({"image_size": (6, 6)}, "token", 1),
+    ],
+    ids=lambda value: "-".join(map(str, value)) or "plain" if isinstance(value, dict) else "",
+)
+def test_it_computes_what_the_reference_does(options, pool, prefix):
+    images = IMAGES[:, : options.get("image_size", (15,))[0], : options.get("image_size", (0, 21))[1]]
+    expected = vit_reference.head_logits(params(**options), images, heads=2, pool=pool, prefix=prefix)
+    vit = model(**options)
+    logits = vit.head_logits(images)
+    assert len(logits) == len(expected) == (2 if "distilled" in options else 1)
+    for one, reference in zip(logits, expected, strict=True):
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, reference, atol=1e-5 * abs(reference).max())
+    np.testing.assert_allclose(vit(images), sum(expected) / len(expected), atol=1e-5 * abs(expected[0]).max())
+
+
+def test_training_returns_both_heads_of_a_distilled_model():
+    vit = model(distilled=True)
+    for one, expected in zip(vit(IMAGES, train=True), vit.head_logits(IMAGES), strict=True):
+        np.testing.assert_array_equal(one, expected)
+    assert model()(IMAGES, train=True).shape == (2, 13)
+
+
+def test_num_classes_0_leaves_out_the_heads():
+    assert "head_dist.kernel" in params(distilled=True)
+    assert not [name for name in params(distilled=True, num_classes=0) if name.startswith("head")]
+    assert model(num_classes=0)(IMAGES).shape == (2, 22)
+    assert model(num_classes=0, pre_logits=17)(IMAGES).shape == (2, 17)
+
+
+def test_drop_path_grows_linearly_and_needs_a_key():
+    vit = model(drop_path=0.5)
+    assert vit.drop_path == (0.0, 0.25, 0.5)
+    with pytest.raises(ValueError, match="needs a key"):
+        vit(IMAGES, train=True)
+    np.testing.assert_array_equal(vit(IMAGES), model()(IMAGES))
+    np.testing.assert_array_equal(vit(IMAGES, key=jax.random.key(0)), model()(IMAGES))  # evaluation ignores the key
+
+
+def test_training_draws_drop_path_from_the_key_alone():
+    vit = model(drop_path=0.5)
+    first = vit(IMAGES, train=True, key=jax.random.key(0))
+    np.testing.assert_array_equal(first, vit(IMAGES, train=True, key=jax.random.key(0)))
+    assert abs(first - vit(IMAGES, train=True, key=jax.random.key(1))).max() > 1e-3
+    without = model(drop_path=0.0)
+    np.testing.assert_array_equal(without(IMAGES, train=True, key=jax.random.key(0)), without(IMAGES))
+
+
+def test_dropped_examples_pass_a_block_unchanged():
+    block = model().blocks[1]
+    x = jax.random.normal(jax.random.key(0), (3, 37, 22))
+    out = block(x, jnp.array([[0.0, 1.0, 2.0], [0.0, 1.0, 0.0]]))
+    np.testing.assert_array_equal(out[0], x[0])
+    np.testing.assert_array_equal(out[1], block(x)[1])
+    np.testing.assert_allclose(out[2], (x + 2 * block.attn(block.norm1(x)))[2], rtol=1e-6, atol=1e-6)
+
+
+def loss_and_gradients(**options):
+    outline = abstract(drop_path=0.4, distilled=True, **options)
+
+    @jax.jit
+    def run(values, key):
+        return jax.value_and_grad(lambda v: sum((z**2).sum() for z in bind(outline, v).head_logits(IMAGES, key=key)))(
+            values
+        )
+
+    return run(params(distilled=True), jax.random.key(3))
+
+
+@pytest.mark.parametrize("options", [{"remat": True}, {"attention": "xla", "patch_embedding": "conv"}], ids=str)
+def test_how_it_is_computed_changes_neither_loss_nor_gradients(options):
+    loss, gradients = loss_and_gradients()
+    other_loss, other_gradients = loss_and_gradients(**options)
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(other_gradients[name], gradient, atol=1e-5 * float(loss), err_msg=name)
+
+
+def test_remat_recomputes_the_blocks():
+    """Fewer values are kept for the backward pass, which is the point."""
+    residuals = {
+        remat: sum(
+            shape.size
+            for shape in jax.tree.leaves(
+                jax.eval_shape(
+                    lambda v, remat=remat: jax.vjp(lambda v: bind(abstract(remat=remat), v)(IMAGES), v)[1], params()
+                )
+            )
+        )
+        for remat in (False, True)
+    }
+    assert residuals[True] < residuals[False] / 2
+
+
+def test_bfloat16_computes_with_float32_parameters_and_logits():
+    vit = model(dtype="bfloat16", distilled=True)
+    assert {value.dtype for value in flatten(vit).values()} == {jnp.dtype("float32")}
+    logits, exact = vit(IMAGES), model(distilled=True)(IMAGES)
+    assert logits.dtype == jnp.float32
+    assert vit.blocks[0](jnp.ones((1, 37, 22), jnp.bfloat16)).dtype == jnp.bfloat16
+    error = float(abs(logits - exact).max() / abs(exact).max())
+    assert 1e-4 < error < 0.05
+
+
+def test_attention_maps_are_those_of_the_blocks():
+    vit = model(distilled=True, attention="xla")
+    maps = vit.attention_maps(IMAGES)
+    assert maps.shape == (3, 2, 2, 37, 37)
+    np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
+    values = {name: np.asarray(value, np.float64) for name, value in params(distilled=True).items()}
+    x = np.stack([vit_reference.embed(values, image) for image in IMAGES.astype(np.float64)])
+    normed = vit_reference.norm(values, "blocks.0.norm1", x)
+    np.testing.assert_allclose(maps[0], vit_reference.attention(values, "blocks.0.attn", normed, 2)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": (15, 20)}, "image_size 15 x 20 is not divisible by patch_size 3"),
+        ({"heads": 3}, "width 22 is not divisible by heads 3"),
+        ({"class_token": False}, "class_token=False leaves"),
+        ({"distilled": True, "class_token": False, "global_pool": "avg"}, "distilled=True"),
+        ({"distilled": True, "global_pool": "avg"}, "distilled=True"),
+        ({"distilled": True, "pre_logits": True}, "distilled=True"),
+        ({"global_pool": "max"}, "global_pool 'max' is none of token, avg"),
+        ({"patch_embedding": "fft"}, "patch_embedding 'fft' is none of conv, linear"),
+        ({"attention": "flash"}, "attention 'flash' is none of einsum, xla, cudnn"),
+        ({"drop_path": 1.0}, r"drop_path 1.0 is not in \[0, 1\)"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_refused(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        abstract(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 21, 15, 3), (2, 15, 21, 1)], ids=str)
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"this model takes \(batch, 15, 21, 3\)"):
+        model()(np.zeros(shape, np.float32))

@@ -1,0 +1,77 @@
+"""A second Vision Transformer, in float64 NumPy and with loops, that the real one is measured against."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+Params = Mapping[str, np.ndarray]
+
+
+def random_params(shapes: Mapping[str, object], seed: int = 0) -> dict[str, np.ndarray]:
+    """Values of which none is special: biases are not 0, scales not 1, attention not uniform."""
+    generator = np.random.default_rng(seed)
+    return {
+        name: (name.endswith("scale") + generator.normal(0, 0.3, shape.shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def head_logits(
+    params: Params, images: np.ndarray, *, heads: int, pool: str = "token", prefix: int = 1
+) -> list[np.ndarray]:
+    """The logits of each head, or the pooled features where there is no head."""
+    p = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    x = np.stack([embed(p, image) for image in images.astype(np.float64)])
+    depth = 1 + max(int(name.split(".")[1]) for name in p if name.startswith("blocks."))
+    for i in range(depth):
+        x = x + attention(p, f"blocks.{i}.attn", norm(p, f"blocks.{i}.norm1", x), heads)[0]
+        hidden = gelu(dense(p, f"blocks.{i}.mlp.fc1", norm(p, f"blocks.{i}.norm2", x)))
+        x = x + dense(p, f"blocks.{i}.mlp.fc2", hidden)
+    if pool == "avg":
+        pooled = [norm(p, "fc_norm", x[:, prefix:].mean(axis=1))]
+    else:
+        pooled = [norm(p, "norm", x[:, i]) for i in range(prefix)]
+    if "pre_logits.fc.kernel" in p:
+        pooled = [np.tanh(dense(p, "pre_logits.fc", f)) for f in pooled]
+    return [
+        dense(p, name, f) if f"{name}.kernel" in p else f
+        for name, f in zip(("head", "head_dist"), pooled, strict=False)
+    ]
+
+
+def embed(p: Params, image: np.ndarray) -> np.ndarray:
+    kernel, bias = p["patch_embed.proj.kernel"], p["patch_embed.proj.bias"]
+    size = kernel.shape[0]
+    tokens = [p[name][0, 0] for name in ("cls_token", "dist_token") if name in p]
+    for top in range(0, image.shape[0], size):
+        for left in range(0, image.shape[1], size):
+            patch = image[top : top + size, left : left + size]
+            tokens.append(np.tensordot(patch, kernel, axes=3) + bias)
+    return np.stack(tokens) + p["pos_embed"][0]
+
+
+def attention(p: Params, name: str, x: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """The output `[batch, tokens, width]` and the weights `[batch, heads, tokens, tokens]`."""
+    dim = x.shape[-1] // heads
+    qkv = dense(p, f"{name}.qkv", x)
+    outputs, weights = [], []
+    for head in range(heads):
+        q, k, v = (qkv[..., (part * heads + head) * dim :][..., :dim] for part in range(3))
+        scores = np.exp(q @ k.swapaxes(1, 2) / math.sqrt(dim))
+        weights.append(scores / scores.sum(axis=-1, keepdims=True))
+        outputs.append(weights[-1] @ v)
+    return dense(p, f"{name}.proj", np.concatenate(outputs, axis=-1)), np.stack(weights, axis=1)
+
+
+def dense(p: Params, name: str, x: np.ndarray) -> np.ndarray:
+    return x @ p[f"{name}.kernel"] + p[f"{name}.bias"]
+
+
+def norm(p: Params, name: str, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * p[f"{name}.scale"] + p[f"{name}.bias"]
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
