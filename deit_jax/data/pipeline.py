@@ -1,0 +1,177 @@
+"""Batches as pure functions of their step, built by Grain's threads.
+
+Every example follows from its position in the stream alone, so batches are bit-equal for any number of threads or
+hosts and wherever the iteration starts.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import lru_cache, partial
+
+import grain
+import numpy as np
+
+from deit_jax import rng
+from deit_jax.data.decode import CorruptImage, decode
+from deit_jax.data.index import example_index
+from deit_jax.data.records import Source
+from deit_jax.data.transforms import eval_transform, random_flip, random_resized_crop
+from deit_jax.errors import UserError
+
+MAX_NEIGHBOURS = 16
+
+Batch = dict[str, np.ndarray]
+Example = dict[str, np.ndarray | np.generic]
+
+log = logging.getLogger(__name__)
+
+
+def train_batches(
+    source: Source,
+    *,
+    seed: int,
+    batch_size: int,
+    rows: slice,
+    first_step: int,
+    total_steps: int,
+    image_size: int,
+    crop_scale: tuple[float, float],
+    flip: float,
+    threads: int,
+    prefetch: int,
+) -> Iterator[Batch]:
+    """This host's rows of the training batches of steps `first_step` to `total_steps - 1`.
+
+    Args:
+        source: the train split.
+        seed: decides the order and every random choice; at least 0.
+        batch_size: rows of the global batch.
+        rows: those that this host makes.
+        first_step: where to start; no earlier batch is computed.
+        total_steps: where to end.
+        image_size: side of the images in pixels.
+        crop_scale: bounds of the random crop's area, as fractions of the image's.
+        flip: probability of mirroring.
+        threads: how many build batches, each a whole one; 0 builds them in the caller.
+        prefetch: batches made ahead of the caller (at least one for each thread).
+
+    Yields:
+        `image` uint8 `[rows, image_size, image_size, 3]`, `label` int32 `[rows]`, and `replaced` bool `[rows]`: a
+        neighbour stands in for an image that could not be read.
+
+    Raises:
+        UserError: too many neighbouring images cannot be read. Any exception ends the iteration.
+    """
+    example = partial(
+        train_example,
+        source,
+        seed=seed,
+        batch_size=batch_size,
+        image_size=image_size,
+        crop_scale=crop_scale,
+        flip=flip,
+    )
+    return _batches(example, range(first_step, total_steps), range(batch_size)[rows], batch_size, threads, prefetch)
+
+
+def train_example(
+    source: Source,
+    position: int,
+    *,
+    seed: int,
+    batch_size: int,
+    image_size: int,
+    crop_scale: tuple[float, float],
+    flip: float,
+) -> Example:
+    """The augmented example at a position of the stream: one row of `train_batches`."""
+    image, label, replaced = _readable(source, position, seed=seed, batch_size=batch_size)
+    generator = rng.generator(seed, "augment", position)
+    image = random_resized_crop(image, generator, size=image_size, scale=crop_scale)
+    image = random_flip(image, generator, probability=flip)
+    return {"image": image, "label": np.int32(label), "replaced": np.bool_(replaced)}
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    rows: slice,
+    image_size: int,
+    crop_ratio: float,
+    threads: int,
+    prefetch: int,
+) -> Iterator[Batch]:
+    """This host's rows of the whole split in its own order, the last batch padded; arguments as `train_batches`.
+
+    Yields:
+        `image` uint8 `[rows, image_size, image_size, 3]`, `label` int32 `[rows]`, `index` int32 `[rows]` of the example
+        (-1: padding), `mask` bool `[rows]` (False: padding or corrupt; image and label are then zeros), and `corrupt`
+        bool `[rows]` (the image could not be read).
+    """
+    example = partial(eval_example, source, image_size=image_size, crop_ratio=crop_ratio)
+    steps = range(-(-len(source) // batch_size))
+    return _batches(example, steps, range(batch_size)[rows], batch_size, threads, prefetch)
+
+
+def eval_example(source: Source, position: int, *, image_size: int, crop_ratio: float) -> Example:
+    """The example at a position of the split, or padding beyond its end: one row of `eval_batches`."""
+    image, label = np.zeros((image_size, image_size, 3), np.uint8), 0
+    exists, corrupt = position < len(source), False
+    if exists:
+        try:
+            stored, label = _read(source, position)
+            image = eval_transform(stored, size=image_size, crop_ratio=crop_ratio)
+        except (CorruptImage, OSError) as error:
+            corrupt = True
+            _warn_once(f"{error}; left out of the evaluation")
+    return {
+        "image": image,
+        "label": np.int32(label),
+        "index": np.int32(position if exists else -1),
+        "mask": np.bool_(exists and not corrupt),
+        "corrupt": np.bool_(corrupt),
+    }
+
+
+def _batches(
+    example: Callable[[int], Example], steps: range, rows: range, batch_size: int, threads: int, prefetch: int
+) -> Iterator[Batch]:
+    def at(item: int) -> Example:
+        step, row = divmod(item, len(rows))
+        return example(step * batch_size + rows[row])
+
+    items = grain.MapDataset.range(steps.start * len(rows), steps.stop * len(rows)).map(at).batch(len(rows))
+    # A batch is one task, so a buffer shorter than the threads would leave some idle.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))
+    with closing(iter(items.to_iter_dataset(options))) as batches:
+        # Counted, since a `for` over Grain's iterator could end early without a word; and after an exception this
+        # generator is over, where Grain's iterator would go on with the next batch.
+        for _ in steps:
+            yield next(batches)
+
+
+def _readable(source: Source, position: int, *, seed: int, batch_size: int) -> tuple[np.ndarray, int, bool]:
+    """Image and label at a position, or of the next position whose image can be read; whether it was replaced."""
+    for neighbour in range(MAX_NEIGHBOURS):
+        index = example_index(position + neighbour, seed=seed, examples=len(source), batch_size=batch_size)
+        try:
+            return *_read(source, index), neighbour > 0
+        except (CorruptImage, OSError) as error:
+            _warn_once(f"{error}; replaced by its neighbour")
+            reason = str(error)
+    raise UserError(f"config.data.dir: {MAX_NEIGHBOURS} neighbouring images cannot be read, the last: {reason}")
+
+
+def _read(source: Source, index: int) -> tuple[np.ndarray, int]:
+    record = source[index]
+    try:
+        return decode(record.image), record.label
+    except CorruptImage as error:
+        raise CorruptImage(f"{record.name}: {error}") from error
+
+
+@lru_cache(maxsize=4096)  # a bad file comes round every epoch
+def _warn_once(message: str) -> None:
+    log.warning(message)

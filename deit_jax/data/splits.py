@@ -1,0 +1,68 @@
+"""Split expressions as TFDS writes them: `train`, `train[:90%]`, `train[-100:]`, `train[:500]+test`."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+from deit_jax.errors import UserError
+
+T = TypeVar("T")
+
+_BOUND = r"-?\d+(?:\.\d+)?%|-?\d+"
+_PART = re.compile(rf"([\w-]+)(?:\[(?!:\])({_BOUND})?:({_BOUND})?\])?")
+
+
+class SplitPart(NamedTuple):
+    """One term of an expression: a split's name and the bounds of its slice as written (`None`: the split's end)."""
+
+    name: str
+    start: str | None
+    stop: str | None
+
+    def take(self, examples: Sequence[T], *, field: str) -> Sequence[T]:
+        """The slice of a split's examples. Percentages are rounded to the nearest example, halves to even."""
+        start = 0 if self.start is None else _position(self.start, len(examples), field=field)
+        stop = len(examples) if self.stop is None else _position(self.stop, len(examples), field=field)
+        if start >= stop:
+            bounds = f"[{self.start or ''}:{self.stop or ''}]" if self.start or self.stop else ""
+            raise UserError(f"{field}: {self.name}{bounds} is empty: the split has {len(examples)} examples; widen it")
+        return examples[start:stop]
+
+
+def parse_split(expression: str, *, field: str) -> list[SplitPart]:
+    """The terms of a split expression, in order; `UserError` when it is malformed."""
+    parts = []
+    for term in re.split(r"\s*\+\s*", expression):
+        match = _PART.fullmatch(term)
+        if not match:
+            raise UserError(
+                f"{field}: cannot read {expression!r}; write train, train[:90%], train[10%:20%], train[-100:]"
+            )
+        part = SplitPart(*match.groups())
+        if part.start and part.stop and part.start.endswith("%") != part.stop.endswith("%"):
+            raise UserError(f"{field}: {term!r} mixes a percentage with a count; write both bounds alike")
+        parts.append(part)
+    return parts
+
+
+def unknown_split(name: str, available: Iterable[str], *, field: str) -> UserError:
+    """The error for a split that is not there: it lists those that are, and the nearest."""
+    names = list(available)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return UserError(f"{field}: no split {name!r}; there are {', '.join(names)}{hint}")
+
+
+def _position(bound: str, count: int, *, field: str) -> int:
+    """The index a bound stands for, in `0..count`; negative bounds count from the end."""
+    if bound.endswith("%"):
+        percent = float(bound[:-1])
+        if abs(percent) > 100:
+            raise UserError(f"{field}: {bound} is outside -100%..100%")
+        position = round(percent * count / 100)
+    else:
+        position = int(bound)
+        if abs(position) > count:
+            raise UserError(f"{field}: bound {bound} is beyond the {count} examples of the split")
+    return position + count if position < 0 else position

@@ -1,0 +1,113 @@
+"""TFDS data sets prepared as ArrayRecord, read without TensorFlow."""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from deit_jax.data.records import Record, fingerprint, relabel
+from deit_jax.data.splits import unknown_split
+from deit_jax.errors import UserError
+
+
+class TfdsSource:
+    """A split of a prepared TFDS data set with features `image` and `label`.
+
+    Args:
+        examples: the data source: dicts with `image` (encoded bytes) and `label` by index.
+        name: the full name, `data set/config/version split`.
+        found: the data set's class names.
+        class_names: the class names that labels are to index.
+        field: the config field that messages name.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[dict[str, Any]],
+        *,
+        name: str,
+        found: Sequence[str],
+        class_names: Sequence[str],
+        field: str,
+    ):
+        self.class_names = tuple(class_names)
+        self.fingerprint = fingerprint((name, str(len(examples)), *found, "", *class_names))
+        self._labels = relabel(found, class_names, field=field)
+        self._examples, self._name, self._field = examples, name, field
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Record:
+        example = self._examples[index]
+        if example["label"] < 0:  # how TFDS marks a test set whose labels are kept secret
+            raise UserError(f"{self._field}: {self._name} has no labels; choose another split")
+        return Record(example["image"], int(self._labels[example["label"]]), f"{self._name}[{index}]")
+
+
+def open_tfds(
+    name: str, directory: str, split: str, *, class_names: Sequence[str] | None = None, field: str = "split"
+) -> TfdsSource:
+    """Opens a data set by its TFDS name (`name`, `name/config`, `name:version`) under `directory` ("": TFDS's own).
+
+    Raises `UserError` when it is not prepared, not prepared as ArrayRecord, has no `image` or `label`, or lacks the
+    split.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
+
+    directory = os.path.expanduser(directory)
+    try:
+        builder = builder_from_files(name, data_dir=directory or None)
+    except ValueError:
+        raise _not_prepared(name, directory, tfds.list_builders(with_community_datasets=False)) from None
+    features = builder.info.features
+    named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    label = named.get("label")
+    if "image" not in named or not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
+        raise UserError(
+            f"config.data.name: {name} has no features image and label (a class), so it cannot train a classifier"
+        )
+    try:
+        examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError:
+        raise _not_array_record(name, builder.info) from None
+    except ValueError as error:
+        if split.isidentifier() and split not in builder.info.splits:
+            raise unknown_split(split, builder.info.splits, field=field) from None
+        reason = str(error).splitlines()[0]
+        splits = ", ".join(f"{key} ({info.num_examples})" for key, info in builder.info.splits.items())
+        raise UserError(f"{field}: cannot read {split!r} of {name}: {reason} It has {splits}") from None
+    full_name = f"{builder.info.full_name} {split}"
+    return TfdsSource(examples, name=full_name, found=label.names, class_names=class_names or label.names, field=field)
+
+
+def _prepare(name: str, directory: str, arguments: str = "") -> str:
+    """The shell command that prepares a data set as ArrayRecord."""
+    where = f", data_dir={directory!r}" if directory else ""
+    call = f"tfds.builder({name!r}, file_format='array_record'{where}).download_and_prepare({arguments})"
+    return f"pip install 'deit_jax[prepare]' && python -c \"import tensorflow_datasets as tfds; {call}\""
+
+
+def _not_prepared(name: str, directory: str, known: Sequence[str]) -> UserError:
+    place = directory or "~/tensorflow_datasets"
+    base = re.split("[/:]", name)[0]
+    if base in known:
+        return UserError(f"config.data.name: {name} is not prepared under {place}; run: {_prepare(name, directory)}")
+    nearest = difflib.get_close_matches(base, ["digits", "folder", *known], n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "use digits, folder or a name of TFDS's catalogue"
+    return UserError(f"config.data.name: no data set {name!r} under {place} or in TFDS; {hint}")
+
+
+def _not_array_record(name: str, info: Any) -> UserError:
+    # TFDS refuses to prepare a second format beside the first, and converts only with Apache Beam installed.
+    prepared = str(info.data_dir)
+    root = prepared.removesuffix(f"/{info.full_name}")
+    other = f"{root}_array_record"
+    command = _prepare(name, other, f"download_dir={os.path.join(root, 'downloads')!r}")
+    kind = info.file_format.value
+    return UserError(
+        f"config.data.dir: {prepared} holds {kind} files, not ArrayRecord; "
+        f"set config.data.dir to {other} after: {command}"
+    )

@@ -1,0 +1,272 @@
+"""The stream of batches: exact, restartable, and loud when it breaks."""
+
+import threading
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from deit_jax import rng
+from deit_jax.data.decode import CorruptImage, decode
+from deit_jax.data.index import example_index
+from deit_jax.data.memory import MemorySource
+from deit_jax.data.pipeline import MAX_NEIGHBOURS, _warn_once, eval_batches, train_batches, train_example
+from deit_jax.data.records import Record
+from deit_jax.data.transforms import eval_transform, random_flip, random_resized_crop
+from deit_jax.errors import UserError
+
+AUGMENT = {"image_size": 11, "crop_scale": (0.08, 1.0), "flip": 0.5}
+
+
+@pytest.fixture(scope="module")
+def source(photo) -> MemorySource:
+    """23 images, each a class of its own, so that a label says which it is."""
+    images = np.stack([photo(13, 17, seed) for seed in range(23)])
+    return MemorySource(images, np.arange(23), [str(i) for i in range(23)])
+
+
+class Broken:
+    """A source some of whose examples raise an exception, or hold bytes that are no image."""
+
+    class_names = tuple(map(str, range(23)))
+    fingerprint = "broken"
+
+    def __init__(self, source: MemorySource, faults: dict[int, Exception | bytes]):
+        self.source, self.faults = source, faults
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        self.reads.append(index)
+        fault = self.faults.get(index)
+        if isinstance(fault, Exception):
+            raise fault
+        return self.source[index] if fault is None else Record(fault, index, f"photos/{index}.jpg")
+
+
+def train(source, first: int = 0, last: int = 9, rows: slice = slice(0, 5), threads: int = 0, **options) -> list[dict]:
+    return list(start_training(source, first, last, rows, threads, **options))
+
+
+def start_training(source, first=0, last=9, rows=slice(0, 5), threads=0, seed=7, prefetch=2):
+    return train_batches(
+        source,
+        seed=seed,
+        batch_size=5,
+        rows=rows,
+        first_step=first,
+        total_steps=last,
+        threads=threads,
+        prefetch=prefetch,
+        **AUGMENT,
+    )
+
+
+def evaluate(source, rows: slice = slice(0, 5), threads: int = 0) -> list[dict]:
+    return list(
+        eval_batches(source, batch_size=5, rows=rows, image_size=11, crop_ratio=0.875, threads=threads, prefetch=2)
+    )
+
+
+def assert_equal(ours: list[dict], theirs: list[dict]) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key].dtype == other[key].dtype
+            assert np.array_equal(one[key], other[key]), key
+
+
+def test_shapes_and_types(source) -> None:
+    batches = train(source)
+    assert len(batches) == 9
+    for batch in batches:
+        assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+            "image": ((5, 11, 11, 3), "uint8"),
+            "label": ((5,), "int32"),
+            "replaced": ((5,), "bool"),
+        }
+        assert not batch["replaced"].any()
+
+
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (3, 1), (3, 5), (2, 0), (0, 4)])
+def test_threads_change_nothing(source, threads: int, prefetch: int) -> None:
+    assert_equal(train(source, threads=threads, prefetch=prefetch), train(source))
+    assert_equal(evaluate(source, threads=threads), evaluate(source))
+
+
+def test_every_thread_has_work_even_where_little_is_prefetched(source) -> None:
+    together = threading.Barrier(3)
+
+    class Meeting(Broken):
+        def __getitem__(self, index: int) -> Record:
+            together.wait(timeout=10)  # raises unless three threads read at once
+            return super().__getitem__(index)
+
+    assert len(train(Meeting(source, {}), rows=slice(0, 1), last=3, threads=3, prefetch=1)) == 3
+
+
+def test_hosts_change_nothing(source) -> None:
+    for run in (train, evaluate):
+        parts = [run(source, rows=rows, threads=1) for rows in (slice(0, 2), slice(2, 4), slice(4, 5))]
+        joined = [
+            {key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts, strict=True)
+        ]
+        assert_equal(joined, run(source))
+
+
+def test_any_start_continues_the_same_stream(source) -> None:
+    whole = train(source)
+    for first in (1, 4, 8, 9):
+        assert_equal(train(source, first=first, threads=1), whole[first:])
+
+
+def test_starting_late_reads_nothing_early(source) -> None:
+    counted = Broken(source, {})
+    train(counted, first=100_000, last=100_002)
+    assert len(counted.reads) == 10
+
+
+def test_nothing_is_read_before_the_first_batch_is_asked_for(source) -> None:
+    counted = Broken(source, {})
+    stream = start_training(counted, threads=2)
+    assert counted.reads == []
+    next(stream)
+    stream.close()
+
+
+def test_a_batch_is_the_examples_of_its_positions(source) -> None:
+    batch = train(source)[6]
+    for row in range(5):
+        example = train_example(source, 6 * 5 + row, seed=7, batch_size=5, **AUGMENT)
+        assert all(np.array_equal(example[key], batch[key][row]) for key in batch)
+        assert batch["label"][row] == example_index(6 * 5 + row, seed=7, examples=23, batch_size=5)
+
+
+def test_every_epoch_shows_each_example_at_most_once_and_differently(source) -> None:
+    batches = train(source, last=12)
+    labels = np.array([batch["label"] for batch in batches]).reshape(3, 20)
+    assert all(len(set(epoch)) == 20 for epoch in labels)
+    views = [batch["image"][row].tobytes() for batch in batches for row in range(5)]
+    assert len(set(views)) == 60
+
+
+def test_seeds_differ(source) -> None:
+    one, other = train(source)[0], train(source, seed=8)[0]
+    assert not np.array_equal(one["label"], other["label"])
+
+
+@pytest.mark.parametrize("fault", [b"no image", OSError("disk")])
+def test_a_bad_image_is_replaced_by_its_neighbour(source, fault) -> None:
+    bad = 5
+    broken = Broken(source, {bad: fault})
+    good, found = train(source), train(broken, threads=2)
+    assert_equal(found, train(broken))
+    replaced = [(step, row) for step in range(9) for row in range(5) if good[step]["label"][row] == bad]
+    assert len(replaced) >= 2
+    for step in range(9):
+        for row in range(5):
+            if (step, row) not in replaced:
+                assert not found[step]["replaced"][row]
+                assert np.array_equal(found[step]["image"][row], good[step]["image"][row])
+    for step, row in replaced:
+        position = step * 5 + row
+        neighbour = example_index(position + 1, seed=7, examples=23, batch_size=5)
+        generator = rng.generator(7, "augment", position)
+        crop = random_resized_crop(decode(source[neighbour].image), generator, size=11)
+        assert found[step]["replaced"][row]
+        assert found[step]["label"][row] == neighbour
+        assert np.array_equal(found[step]["image"][row], random_flip(crop, generator, probability=0.5))
+
+
+def test_the_bad_file_is_named_once(source, caplog) -> None:
+    _warn_once.cache_clear()
+    broken = Broken(source, {5: b"no image"})
+    assert sum(batch["replaced"].sum() for batch in train(broken, last=12)) >= 2
+    assert caplog.text.count("photos/5.jpg: these 8 bytes are no") == 1
+
+
+def test_nothing_but_bad_images_is_an_error(source) -> None:
+    broken = Broken(source, dict.fromkeys(range(23), b"no image"))
+    with pytest.raises(
+        UserError,
+        match=rf"^config\.data\.dir: {MAX_NEIGHBOURS} neighbouring images .*photos/\d+\.jpg: these 8 bytes are no ",
+    ):
+        train(broken, threads=1)
+    assert len(set(broken.reads)) >= MAX_NEIGHBOURS - 4  # neighbours across an epoch's end may repeat
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("error", [KeyError("bug"), UserError("no labels"), StopIteration("bug"), IndexError("bug")])
+def test_any_other_exception_ends_the_stream(source, error: Exception, threads: int) -> None:
+    label = train(source)[2]["label"][3]
+    stream = start_training(Broken(source, {int(label): error}), threads=threads)
+    seen = list(islice(stream, 2))
+    assert len(seen) == 2
+    # Python itself turns a StopIteration inside a generator, which would end it without a word, into a RuntimeError.
+    with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
+        next(stream)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_evaluation_shows_each_example_once_in_order(source) -> None:
+    batches = evaluate(source)
+    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    assert joined["index"].tolist() == [*range(23), -1, -1]
+    assert joined["mask"].tolist() == [True] * 23 + [False] * 2
+    assert joined["label"].tolist() == [*range(23), 0, 0]
+    assert not joined["corrupt"].any()
+    assert not joined["image"][23:].any()
+    for index in range(23):
+        expected = eval_transform(decode(source[index].image), size=11, crop_ratio=0.875)
+        assert np.array_equal(joined["image"][index], expected)
+    assert {key: value.dtype.name for key, value in joined.items()} == {
+        "image": "uint8",
+        "label": "int32",
+        "index": "int32",
+        "mask": "bool",
+        "corrupt": "bool",
+    }
+
+
+def test_evaluation_counts_bad_images_out(source) -> None:
+    batches = evaluate(Broken(source, {4: b"no image", 9: OSError("disk")}), threads=1)
+    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    assert np.flatnonzero(joined["corrupt"]).tolist() == [4, 9]
+    assert np.flatnonzero(~joined["mask"]).tolist() == [4, 9, 23, 24]
+    assert joined["index"].tolist() == [*range(23), -1, -1]
+    assert not joined["image"][[4, 9]].any()
+
+
+def test_evaluation_of_whole_batches_has_no_padding(source) -> None:
+    part = MemorySource(*(np.stack([source[i].image for i in range(10)]), np.arange(10)), source.class_names)
+    assert [batch["mask"].all() for batch in evaluate(part)] == [True, True]
+
+
+def test_grey_and_colour_digits_alike(photo) -> None:
+    grey = MemorySource(photo(13, 17)[None, ..., 0], np.array([0]), ["a"])
+    assert train(grey, last=2)[1]["image"].shape == (5, 11, 11, 3)
+
+
+def test_closing_ends_the_threads(source) -> None:
+    def alive() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
+
+    deadline = time.monotonic() + 10
+    while alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stream = start_training(source, last=1000, threads=2)
+    next(stream)
+    assert alive()
+    stream.close()
+    while alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive()
+
+
+def test_corrupt_image_is_not_a_users_error() -> None:
+    assert not issubclass(CorruptImage, (UserError, OSError))

@@ -1,0 +1,178 @@
+"""TFDS data sets, written here without TensorFlow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from deit_jax.data.decode import decode
+from deit_jax.data.sources import open_source
+from deit_jax.errors import UserError
+
+CLASSES = ["pear", "apple", "plum"]
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, photo, encode):
+    """Writes a data set `toy:1.2.0` of 13 train and 5 test images with an id, and returns TFDS's data directory."""
+
+    def make(*, kind: str = "array_record", image: str = "image", unlabelled: bool = False) -> str:
+        folder = tmp_path / "data" / "toy" / "1.2.0"
+        folder.mkdir(parents=True)
+        features = tfds.features.FeaturesDict(
+            {
+                image: tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                "label": tfds.features.ClassLabel(names=CLASSES),
+                "id": tfds.features.Text(),
+            }
+        )
+        features.save_config(folder)
+        serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
+        sizes = {"train": 13, "test": 5}
+        for split, size in sizes.items():
+            writer = ArrayRecordWriter(str(folder / f"toy-{split}.{kind}-00000-of-00001"), "group_size:1")
+            for i in range(size):
+                label = -1 if unlabelled else i % 3
+                example = {image: encode(photo(5, 7, seed=i)), "label": label, "id": f"{split} {i}"}
+                writer.write(serializer.serialize_example(example))
+            writer.close()
+        splits = [{"name": split, "shardLengths": [str(size)]} for split, size in sizes.items()]
+        info = {"name": "toy", "version": "1.2.0", "fileFormat": kind, "splits": splits}
+        (folder / "dataset_info.json").write_text(json.dumps(info))
+        return str(tmp_path / "data")
+
+    return make
+
+
+def open_toy(directory: str, split: str = "train", name: str = "toy", **options: object):
+    return open_source(name=name, directory=directory, split=split, field="data.eval_split", **options)
+
+
+def test_examples(prepare, photo) -> None:
+    source = open_toy(prepare())
+    assert len(source) == 13
+    assert source.class_names == tuple(CLASSES)
+    for i in (0, 4, 12):
+        record = source[i]
+        assert (decode(record.image) == photo(5, 7, seed=i)).all()
+        assert record.label == i % 3
+        assert record.name == f"toy/1.2.0 train[{i}]"
+
+
+@pytest.mark.parametrize(
+    ("split", "seeds"),
+    [
+        ("test", range(5)),
+        ("train[:50%]", range(6)),
+        ("train[10%:20%]", range(1, 3)),
+        ("train[-3:]", range(10, 13)),
+        ("train[:2]+test[3:]", [0, 1, 3, 4]),
+    ],
+)
+def test_split_expressions(prepare, photo, split: str, seeds) -> None:
+    source = open_toy(prepare(), split)
+    assert [decode(source[i].image).tobytes() for i in range(len(source))] == [
+        photo(5, 7, seed=seed).tobytes() for seed in seeds
+    ]
+
+
+def test_version_in_the_name_and_fingerprints(prepare) -> None:
+    directory = prepare()
+    whole = open_toy(directory, name="toy:1.2.0")
+    assert whole.fingerprint == open_toy(directory).fingerprint
+    others = [open_toy(directory, "train[:12]"), open_toy(directory, class_names=[*CLASSES, "fig"])]
+    assert len({whole.fingerprint, *(source.fingerprint for source in others)}) == 3
+
+
+def test_class_names_decide_the_labels(prepare) -> None:
+    directory = prepare()
+    source = open_toy(directory, class_names=["apple", "fig", "pear", "plum"])
+    assert [source[i].label for i in range(3)] == [2, 0, 3]
+    with pytest.raises(UserError, match=r"^data\.eval_split: class 'plum' is not one of the 2 classes"):
+        open_toy(directory, class_names=["apple", "pear"])
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (
+            "tset",
+            r"no split 'tset'; there are test, train; did you mean 'test'\?|no split 'tset'; there are train, test.*",
+        ),
+        ("train[:", r"cannot read 'train\[:' of toy: .*train \(13\)"),
+        ("train[:90]", r"cannot read 'train\[:90\]' of toy: .*13 examples"),
+        ("train+tset", r"cannot read 'train\+tset' of toy: .*'tset'"),
+        ("train[:0]", r"cannot read 'train\[:0\]' of toy: .*"),
+    ],
+)
+def test_wrong_splits(prepare, split: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        open_toy(prepare(), split)
+    assert "\n" not in str(error.value)
+    error.match(rf"^data\.eval_split: {message}")
+
+
+def test_not_prepared_names_the_command(tmp_path) -> None:
+    with pytest.raises(UserError) as error:
+        open_toy(str(tmp_path), name="cifar10:3.0.2")
+    assert "\n" not in str(error.value)
+    error.match(r"^config\.data\.name: cifar10:3\.0\.2 is not prepared under ")
+    call = f"tfds.builder('cifar10:3.0.2', file_format='array_record', data_dir='{tmp_path}').download_and_prepare()"
+    assert f'python -c "import tensorflow_datasets as tfds; {call}"' in str(error.value)
+    assert "pip install 'deit_jax[prepare]'" in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("cifar01", "cifar10"), ("digit", "digits"), ("folders", "folder")])
+def test_unknown_names_get_the_nearest(tmp_path, name: str, nearest: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"^config\.data\.name: no data set '{name}' under .* did you mean '{nearest}'\?$"
+    ):
+        open_toy(str(tmp_path), name=name)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x/y/z/w/v", "toy:9.9.9"])
+def test_impossible_names(prepare, name: str) -> None:
+    with pytest.raises(UserError, match=r"^config\.data\.name: no data set [^\n]+$"):
+        open_toy(prepare(), name=name)
+
+
+def test_tfrecord_names_the_command(prepare) -> None:
+    directory = prepare(kind="tfrecord")
+    with pytest.raises(UserError) as error:
+        open_toy(directory)
+    assert "\n" not in str(error.value)
+    error.match(
+        rf"^config\.data\.dir: {directory}/toy/1\.2\.0 holds tfrecord files, not ArrayRecord; set config\.data\.dir to "
+    )
+    assert f"data_dir='{directory}_array_record').download_and_prepare(download_dir='{directory}/downloads')" in str(
+        error.value
+    )
+
+
+def test_no_image_feature(prepare) -> None:
+    with pytest.raises(UserError, match=r"^config\.data\.name: toy has no features image and label"):
+        open_toy(prepare(image="picture"))
+
+
+def test_home_directory(prepare, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", prepare())
+    assert len(open_toy("~")) == 13
+
+
+def test_hidden_labels(prepare) -> None:
+    source = open_toy(prepare(unlabelled=True))
+    with pytest.raises(UserError, match=r"^data\.eval_split: toy/1\.2\.0 train has no labels"):
+        source[0]
+
+
+def test_reading_imports_no_tensorflow(prepare) -> None:
+    code = (
+        "import sys; from deit_jax.data.sources import open_source;"
+        f"source = open_source(name='toy', directory={prepare()!r}, split='train'); assert len(source[3].image) > 50;"
+        "assert not {'tensorflow', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

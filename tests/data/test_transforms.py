@@ -1,0 +1,117 @@
+"""Random resized crop, flip and the evaluation transform."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax.data.transforms import eval_transform, random_box, random_flip, random_resized_crop
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+def boxes(height: int, width: int, count: int, scale=SCALE) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return np.array([random_box(height, width, generator, scale, RATIO) for _ in range(count)])
+
+
+def test_area_and_shape_of_random_boxes() -> None:
+    side = 1009
+    top, left, height, width = boxes(side, side, 20_000).T
+    assert (np.stack([top, left, side - top - height, side - left - width]) >= 0).all()
+    # Area s is uniform, log ratio r is uniform in +-L; kept where s <= exp(-|r|), so s has density min(L, -ln s).
+    low, bound, edge = SCALE[0], math.log(RATIO[1]), RATIO[0]
+    kept = bound * (edge - low) + (1 - edge + edge * math.log(edge))
+    mean = bound * (edge**2 - low**2) / 2 + (1 - edge**2) / 4 + edge**2 * math.log(edge) / 2
+    area = height * width / side**2
+    assert area.mean() == pytest.approx(mean / kept, abs=0.005)
+    assert (area.min(), area.max()) == pytest.approx((low, 1), abs=0.03)
+    ratio = np.log(width / height)
+    small = area < edge  # where no shape is rejected
+    assert np.abs(ratio).max() <= bound + 0.01
+    assert ratio.mean() == pytest.approx(0, abs=0.005)
+    assert ratio[small].std() == pytest.approx(2 * bound / math.sqrt(12), rel=0.02)
+
+
+def test_random_boxes_reach_every_corner() -> None:
+    top, left, height, width = boxes(5, 7, 3000).T
+    room = np.stack([5 - height, 7 - width])
+    place = np.stack([top, left])
+    for axis in range(2):
+        for free in (1, 2, 3):
+            found = place[axis][room[axis] == free]
+            counts = np.bincount(found, minlength=free + 1)
+            assert counts.min() > 0.7 * counts.mean()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [(61, 7, (26, 0, 9, 7)), (7, 61, (0, 26, 7, 9)), (1, 50, (0, 24, 1, 1)), (7, 6, (0, 0, 7, 6))],
+)
+def test_fallback_is_the_largest_centred_box(height: int, width: int, box: tuple[int, ...]) -> None:
+    # Whole area and a shape that fits: hardly ever for 7 x 6, never for the others.
+    found = {tuple(map(int, found)) for found in boxes(height, width, 5, scale=(1.0, 1.0))}
+    assert found == {box}
+
+
+def test_crop_resizes_its_box_and_sees_nothing_outside() -> None:
+    image = np.full((61, 7, 3), 255, np.uint8)
+    image[26:35] = 0
+    generator = np.random.default_rng(0)
+    assert not random_resized_crop(image, generator, size=32, scale=(1.0, 1.0)).any()
+
+
+def test_crop_is_pillows_bicubic(photo) -> None:
+    image = photo(37, 53)
+    for seed in range(5):
+        top, left, height, width = random_box(37, 53, np.random.default_rng(seed), SCALE, RATIO)
+        part = Image.fromarray(image).crop((left, top, left + width, top + height))
+        expected = np.asarray(part.resize((32, 32), Image.Resampling.BICUBIC))
+        found = random_resized_crop(image, np.random.default_rng(seed), size=32)
+        assert found.dtype == np.uint8
+        assert (found == expected).all()
+
+
+def test_flip(photo) -> None:
+    image, generator = photo(5, 7), np.random.default_rng(0)
+    assert (random_flip(image, generator, probability=1.0) == image[:, ::-1]).all()
+    assert (random_flip(image, generator, probability=0.0) == image).all()
+    flipped = [(random_flip(image, generator, probability=0.3) != image).any() for _ in range(2000)]
+    assert np.mean(flipped) == pytest.approx(0.3, abs=0.03)
+
+
+# torchvision, for a shorter side s and a longer side l:
+#   Resize(r):        s -> r, l -> int(r * l / s)
+#   CenterCrop(c):    offset int(round((side - c) / 2.0)), Python's round (half to even)
+#   CenterCrop pads a side smaller than c with (c - side) // 2 before and (c - side + 1) // 2 after, in black.
+@pytest.mark.parametrize(
+    ("height", "width", "crop_ratio", "resized", "offset"),
+    [
+        (37, 53, 0.875, (36, 51), (2, 10)),  # 36 * 53 / 37 = 51.6; 9.5 rounds to 10
+        (37, 51, 0.875, (36, 49), (2, 8)),  # 49.6; 8.5 rounds to 8
+        (53, 37, 0.875, (51, 36), (10, 2)),
+        (41, 41, 0.875, (36, 36), (2, 2)),
+        (13, 17, 1.0, (32, 41), (0, 4)),  # upwards: 41.8; 4.5 rounds to 4
+        (32, 32, 1.0, (32, 32), (0, 0)),
+        (37, 53, 0.9, (35, 50), (2, 9)),  # int(35.6); 50.1; 1.5 rounds to 2
+    ],
+)
+def test_eval_transform(photo, height, width, crop_ratio, resized, offset) -> None:
+    image = photo(height, width)
+    whole = Image.fromarray(image).resize((resized[1], resized[0]), Image.Resampling.BICUBIC)
+    top, left = offset
+    expected = np.asarray(whole)[top : top + 32, left : left + 32]
+    found = eval_transform(image, size=32, crop_ratio=crop_ratio)
+    assert found.dtype == np.uint8
+    assert found.shape == (32, 32, 3)
+    assert (found == expected).all()
+
+
+def test_eval_transform_pads_what_is_too_small(photo) -> None:
+    image = photo(41, 61)
+    found = eval_transform(image, size=32, crop_ratio=1.25)  # 25 x int(37.2)
+    whole = np.asarray(Image.fromarray(image).resize((37, 25), Image.Resampling.BICUBIC))
+    expected = np.zeros((32, 32, 3), np.uint8)
+    expected[3:28] = whole[:, 2:34]  # 3 rows above, 4 below; 2.5 rounds to 2
+    assert (found == expected).all()
