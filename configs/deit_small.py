@@ -1,0 +1,16 @@
+"""DeiT-S on ImageNet-1k at 224 px for 300 epochs: 22.1 M parameters.
+
+    python -m deit_jax.main --config=configs/deit_small.py
+
+The paper reports 79.9 % top-1 (arXiv:2012.12877, table 5) with RandAugment, random erasing and repeated augmentation,
+which this recipe does not have yet. `:dataset=cifar10` or `dataset=folder` trains on other data.
+"""
+
+from ml_collections import ConfigDict
+
+from deit_jax import recipes
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    arguments = recipes.arguments(argument, hardware="auto", dataset="imagenet2012")
+    return recipes.deit("deit_small_patch16_224", **arguments)

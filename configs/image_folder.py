@@ -1,0 +1,23 @@
+"""A DeiT-Ti on your own photos, from scratch, at 224 px.
+
+    python -m deit_jax.main --config=configs/image_folder.py --config.data.dir=photos
+
+`photos` has a folder a class, or `train` and `validation` folders that have; of the former a tenth of each class is
+held out. With a few thousand photos learning from scratch is slow work: expect far less than fine-tuning would give.
+"""
+
+from ml_collections import ConfigDict
+
+from deit_jax import recipes
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    config = recipes.deit("deit_tiny_patch16_224", dataset="folder", **recipes.arguments(argument, hardware="auto"))
+    config.batch_size = 64
+    recipes.set_duration(config, "total", epochs=100)
+    config.data.update(crop_scale=(0.25, 1.0), threads=4)
+    config.mixing.update(mixup=0.2, cutmix=0.5)
+    config.optim.update(learning_rate=2e-3, schedule_per_epoch=False)
+    config.ema.decay = 0.998
+    recipes.set_duration(config.log, "every", steps=5)
+    return config

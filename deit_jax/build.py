@@ -1,0 +1,196 @@
+"""From a resolved config to the parts that training, evaluation and the commands put together."""
+
+import functools
+from collections.abc import Callable, Generator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from deit_jax import losses, mixing, optim, sharding, steps
+from deit_jax.config import Config, Duration
+from deit_jax.data import Source, examples_per_epoch, open_source, train_batches
+from deit_jax.errors import UserError
+from deit_jax.models import abstract_model, create_model, flatten
+from deit_jax.state import TrainState, init_state
+
+
+def mesh(config: Config) -> Mesh:
+    """The device mesh; `UserError` where the devices or the batch do not fit it."""
+    made = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    sharding.check_batch(made, config.batch_size, config.optim.accumulation)
+    return made
+
+
+def train_source(config: Config) -> Source:
+    """The training split; `UserError` where its classes are not as many as the model was told to have."""
+    data = config.data
+    source = open_source(name=data.name, directory=data.dir, split=data.train_split, field="config.data.train_split")
+    classes = len(source.class_names)
+    if config.model.num_classes not in (-1, classes):
+        raise UserError(
+            f"config.model.num_classes: is {config.model.num_classes}, the data has {classes} classes; "
+            f"set --config.model.num_classes=-1 to take the data's"
+        )
+    return source
+
+
+def eval_source(config: Config, class_names: tuple[str, ...]) -> Source:
+    """The evaluation split, its labels counted by `class_names`."""
+    data = config.data
+    return open_source(
+        name=data.name,
+        directory=data.dir,
+        split=data.eval_split,
+        class_names=class_names,
+        field="config.data.eval_split",
+    )
+
+
+def model_arguments(config: Config, num_classes: int) -> dict[str, Any]:
+    """Keyword arguments of `create_model`; what the config leaves open stays as the named model has it."""
+    own = ("patch_size", "width", "depth", "heads", "global_pool")
+    chosen = {name: getattr(config.model, name) for name in own if getattr(config.model, name)}
+    return {
+        "image_size": config.data.image_size,
+        "num_classes": num_classes,
+        "drop_path": config.model.drop_path,
+        "dtype": config.model.dtype,
+        "attention": config.model.attention,
+        "remat": config.model.remat,
+        **chosen,
+    }
+
+
+def model(config: Config, num_classes: int) -> nnx.Module:
+    """The abstract model; a contradiction among its settings is a `UserError`."""
+    try:
+        return abstract_model(config.model.name, **model_arguments(config, num_classes))
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from error
+
+
+def in_steps(config: Config, examples: int, duration: Duration) -> int:
+    """A duration in steps, for a training split of so many examples."""
+    epoch = examples_per_epoch(examples, config.batch_size) / config.batch_size
+    return duration.in_steps(config.batch_size, epoch)
+
+
+def schedule(config: Config, examples: int) -> Callable[[Array], Array]:
+    """The learning rate as a function of the step, for a training split of so many examples."""
+    return functools.partial(
+        optim.learning_rate,
+        peak=peak_learning_rate(config),
+        start=config.optim.warmup_learning_rate,
+        floor=config.optim.min_learning_rate,
+        total=in_steps(config, examples, config.total),
+        warmup=in_steps(config, examples, config.optim.warmup),
+        epoch_steps=max(1, examples // config.batch_size) if config.optim.schedule_per_epoch else None,
+    )
+
+
+def peak_learning_rate(config: Config) -> float:
+    """The learning rate after warm-up: linear in the batch size (arXiv:2012.12877, section 6)."""
+    return config.optim.learning_rate * config.batch_size / 512
+
+
+def normalization(config: Config) -> steps.Normalization:
+    return steps.Normalization(config.data.mean, config.data.std)
+
+
+def loss(config: Config) -> Callable[[tuple[Array, ...], Array], Array]:
+    """The training loss of (logits of each head, targets), on the mean of the heads, which is what predicts."""
+    criterion = losses.cross_entropy
+    if config.loss.kind == "binary_cross_entropy":
+        criterion = functools.partial(losses.binary_cross_entropy, binarize=config.loss.binarize)
+    return lambda logits, targets: criterion(jnp.mean(jnp.stack(logits), axis=0), targets)
+
+
+def optimizer(config: Config, num_classes: int) -> optax.GradientTransformation:
+    return optim.adamw(
+        flatten(model(config, num_classes), nnx.Param),
+        b1=config.optim.b1,
+        b2=config.optim.b2,
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
+    )
+
+
+def init(config: Config, num_classes: int) -> Callable[[Array], TrainState]:
+    """The function, not yet jitted, `seed -> first state`."""
+    arguments, optimize = model_arguments(config, num_classes), optimizer(config, num_classes)
+
+    def first_state(seed: Array) -> TrainState:
+        fresh = create_model(config.model.name, rngs=nnx.Rngs(jax.random.key(seed)), **arguments)
+        params, stats = flatten(fresh, nnx.Param), flatten(fresh, nnx.BatchStat)
+        return init_state(params, stats, optimize, keep_ema=config.ema.decay > 0)
+
+    return first_state
+
+
+def train_step(config: Config, num_classes: int, examples: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The function, not yet jitted, `state, batch, seed -> next state, metrics`."""
+    return functools.partial(
+        steps.train_step,
+        model=model(config, num_classes),
+        normalize=normalization(config),
+        loss=loss(config),
+        optimizer=optimizer(config, num_classes),
+        learning_rate=schedule(config, examples),
+        num_classes=num_classes,
+        label_smoothing=config.mixing.label_smoothing,
+        accumulation=config.optim.accumulation,
+        clip_norm=config.optim.clip_norm,
+        ema_decay=config.ema.decay,
+    )
+
+
+def batches(
+    config: Config, source: Source, mesh: Mesh, start: int, total: int
+) -> Generator[tuple[steps.Batch, int], None, None]:
+    """The device batches of the steps from `start` to `total`, each with how many of its images were corrupt.
+
+    Raises:
+        UserError: more images than `data.max_corrupt` allows could not be decoded.
+    """
+    rows = sharding.local_rows(mesh, config.batch_size)
+    stream = train_batches(
+        source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rows=rows,
+        first_step=start,
+        total_steps=total,
+        image_size=config.data.image_size,
+        crop_scale=config.data.crop_scale,
+        flip=config.data.flip,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+    draw = functools.partial(
+        mixing.draw,
+        config.seed,
+        groups=config.batch_size // min(config.mixing.group, config.batch_size),
+        image_size=config.data.image_size,
+        mixup=config.mixing.mixup,
+        cutmix=config.mixing.cutmix,
+        probability=config.mixing.probability,
+        switch_probability=config.mixing.switch_probability,
+    )
+    corrupt, allowed = 0, config.data.max_corrupt
+    for step, host in enumerate(stream, start):
+        replaced = int(host.pop("replaced").sum())
+        corrupt += replaced
+        # The share is of an epoch at least: one bad file in a first batch is no reason to stop.
+        seen = max((step + 1 - start) * (rows.stop - rows.start), len(source) // jax.process_count())
+        if corrupt > allowed * seen:
+            raise UserError(
+                f"config.data.max_corrupt: {corrupt} of {seen} images could not be decoded, {allowed:.2%} are allowed; "
+                f"mend the files that the log names, or raise it"
+            )
+        mix = sharding.put_replicated(draw(step), mesh)
+        yield {**sharding.put_batch(host, mesh), "mix": mix}, replaced

@@ -1,0 +1,192 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A checkpoint directory holds, a folder a step, `state` (the whole `TrainState`) and `meta` (JSON: what the run was,
+and shape, dtype and checksum of every array). The latest few and the best are kept. Saving runs in the background.
+"""
+
+import functools
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import Array
+from orbax.checkpoint import checkpoint_managers as policies
+
+from deit_jax.errors import UserError
+from deit_jax.state import TrainState
+
+Meta = dict[str, Any]
+METRIC = "top1"
+
+
+class Checkpoints:
+    """The checkpoints of one run, under an absolute directory.
+
+    Args:
+        directory: made if missing, unless `read_only`.
+        keep: the number of latest ones kept beside the best.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 1, read_only: bool = False):
+        self.directory, self._keep, self._read_only = Path(directory), keep, read_only
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        kept = [
+            policies.LatestN(self._keep),
+            policies.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        # Without best_fn Orbax would not read the metrics that the policy needs; without the policy it drops the best.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            best_fn=_metric,
+            best_mode="max",
+            cleanup_tmp_directories=not self._read_only,
+            create=not self._read_only,
+            read_only=self._read_only,
+        )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
+    def latest(self) -> int | None:
+        """The newest saved step."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step with the best evaluation; the newest where none was evaluated."""
+        return self._manager.best_step() or self.latest()
+
+    def meta(self, step: int) -> Meta:
+        """What was saved beside the state of `step`."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def save(self, state: TrainState, meta: Meta, *, top1: float | None = None, last: bool = False) -> None:
+        """Saves the state under its step, in the background unless it is the `last`.
+
+        Args:
+            meta: JSON content; the description of the arrays is added to it.
+            top1: of the evaluation at this step, by which the best is known; None where there was none.
+        """
+        if not self._finished():
+            logging.warning("the checkpoint before step %d could not be written; this one is tried again", state.step)
+        self._start(state, meta, top1)
+        if last and not self._finished():
+            self._start(state, meta, top1)
+            self._manager.wait_until_finished()
+
+    def _start(self, state: TrainState, meta: Meta, top1: float | None) -> None:
+        step = int(state.step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "arrays": describe(state)})
+        )
+        if not self._manager.save(step, args=items, metrics=None if top1 is None else {METRIC: top1}):
+            raise RuntimeError(f"step {step} was not saved: {self.directory} has step {self.latest()}")
+
+    def _finished(self) -> bool:
+        """Waits for the save in the background; False, with the manager opened anew, if it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            # After a failure the manager has forgotten the steps before it.
+            logging.warning("saving to %s failed: %s", self.directory, error)
+            self._manager = self._open()
+            return False
+        return True
+
+    def restore(self, step: int, target: TrainState) -> TrainState:
+        """The state of `step`, with the shapes and shardings of `target` (arrays or `ShapeDtypeStruct`s).
+
+        Raises:
+            UserError: the checkpoint holds other arrays than `target` has.
+            CorruptCheckpoint: the arrays cannot be read, or differ from what was saved.
+        """
+        saved = self._read(lambda: self.meta(step), step)["arrays"]
+        _check_fit(saved, target, self.directory / str(step))
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        state = self._read(lambda: self._manager.restore(step, args=arguments)["state"], step)
+        for path, entry in describe(state).items():
+            if entry["checksum"] != saved[path]["checksum"]:
+                raise CorruptCheckpoint(f"{self.directory / str(step)}: {path} is not what was saved")
+        return state
+
+    def _read(self, read: Callable[[], Any], step: int) -> Any:
+        try:
+            return read()
+        except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
+            raise CorruptCheckpoint(f"{self.directory / str(step)}: cannot be read: {error}") from error
+
+    def restore_latest(self, target: TrainState, check: Callable[[Meta], None]) -> TrainState | None:
+        """The newest state that is whole, None without any. Corrupt ones are moved aside.
+
+        Args:
+            check: of the meta, before any array is read; raises `UserError` where it is another run's.
+        """
+        while (step := self.latest()) is not None:
+            try:
+                check(self._read(functools.partial(self.meta, step), step))
+                return self.restore(step, target)
+            except CorruptCheckpoint as error:
+                aside = self.directory.parent / "corrupt" / str(step)
+                logging.warning("%s; moved to %s, the one before is taken", error, aside)
+                self._manager.close()
+                if jax.process_index() == 0:
+                    aside.parent.mkdir(exist_ok=True)
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.directory / str(step)).rename(aside)
+                self._manager = self._open()
+        return None
+
+    def close(self) -> None:
+        """Waits for the save in the background and lets go of the directory."""
+        self._manager.close()
+
+
+class CorruptCheckpoint(Exception):
+    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
+
+
+def describe(state: TrainState) -> dict[str, dict[str, Any]]:
+    """Shape, dtype and checksum of every array, by its path in the state."""
+    sums = jax.device_get(_checksums(state))
+    return {
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": int(sums[path])}
+        for path, leaf in _leaves(state).items()
+    }
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@jax.jit
+def _checksums(state: TrainState) -> dict[str, Array]:
+    """The sum of each array's words modulo 2^32: the same on any mesh, and changed by any single flipped bit.
+
+    Restoring does not notice a flipped byte in array data by itself.
+    """
+
+    def words(leaf: Array) -> Array:
+        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+
+    return {path: jnp.sum(words(leaf), dtype=jnp.uint32) for path, leaf in _leaves(state).items()}
+
+
+def _check_fit(saved: Mapping[str, Any], target: TrainState, where: Path) -> None:
+    wanted = {path: (list(leaf.shape), str(leaf.dtype)) for path, leaf in _leaves(target).items()}
+    found = {path: (entry["shape"], entry["dtype"]) for path, entry in saved.items()}
+    for path in sorted(wanted.keys() | found.keys()):
+        if wanted.get(path) != found.get(path):
+            raise UserError(
+                f"{where}: is of another model: {path} is {found.get(path, 'missing')} there and "
+                f"{wanted.get(path, 'missing')} here; take another --workdir or the run's own config"
+            )
+
+
+def _metric(metrics: Mapping[str, float]) -> float:
+    return metrics[METRIC]

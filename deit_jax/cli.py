@@ -1,0 +1,152 @@
+"""What all commands share: flags of their own, configs with overrides, one-line errors, exit codes."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from deit_jax.config import UNITS, field_paths, flatten
+from deit_jax.errors import UserError, nearest
+
+Define = Callable[[flags.FlagValues], None]
+HELP = {"--help", "-h", "-help", "--helpfull"}
+
+
+def parse(usage: str, define: Define, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags that `define` defines, and the arguments beside them, of a command line.
+
+    The flags live in a `FlagValues` of their own: importing a command defines nothing. `--help` prints and exits.
+
+    Raises:
+        UserError: an unknown flag, or a value that its flag does not take.
+    """
+    values = flags.FlagValues()
+    try:
+        define(values)  # which for a config parses its overrides
+        if HELP & set(argv):
+            print(f"{usage.strip()}\n\n{values.get_help()}")
+            raise SystemExit(0)
+        return values, values(["deit_jax", *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"--{error.flagname}: unknown flag{nearest(error.flagname, _names(values))}") from error
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def parse_with_config(usage: str, define: Define, argv: Sequence[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
+    """As `parse`, for a command that takes `--config=FILE[:ARGUMENT]` and `--config.section.field=value`.
+
+    Returns:
+        The flags, the config with the overrides applied, and the config file's name without folder and suffix.
+
+    Raises:
+        UserError: as `parse`; also a config that is missing, fails or is not one, an override of a field that it does
+            not have, or arguments beside the flags.
+    """
+    source, rest = _take_config(argv)
+    if not source:
+        if not HELP & set(argv):
+            raise UserError("--config: missing; name a file, such as --config=configs/quickstart.py")
+        rest = ["--help"]
+    config = _load(source) if source else ConfigDict()
+    _check_overrides(config, rest)
+
+    def define_all(values: flags.FlagValues) -> None:
+        define(values)
+        config_flags.DEFINE_config_dict(
+            "config", config, "FILE[:ARGUMENT]: the run; --config.field=value changes it", values, sys_argv=rest
+        )
+
+    values, beside = parse(usage, define_all, rest)
+    if beside:
+        raise UserError(f"{beside[0]}: not a flag; fields are set as --config.field=value")
+    _keep_given_units(config, config_flags.get_override_values(values["config"]))
+    return values, config, Path(source.partition(":")[0]).stem
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs a command on the process's arguments; a user's mistake is one line on stderr and exit status 2."""
+    # Orbax warns through absl of what is deliberate here: checkpoints without metrics, read-only managers.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        status = 2
+    sys.exit(status or 0)
+
+
+def set_compilation_cache() -> None:
+    """Compiled steps outlive the process, where JAX's own settings do not say otherwise."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "deit_jax" / "xla"))
+
+
+def _names(values: flags.FlagValues) -> list[str]:
+    return [name for name in values if len(name) > 1 and not name.startswith("no")]
+
+
+def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of `--config=...` or `--config ...`, and the other arguments."""
+    rest = list(argv)
+    for i, argument in enumerate(rest):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            stop = i + 1 if equals else i + 2
+            value = value if equals else "".join(rest[i + 1 : stop])
+            return value, rest[:i] + rest[stop:]
+    return "", rest
+
+
+def _load(source: str) -> ConfigDict:
+    """Runs the file's `get_config`."""
+    path, _, argument = source.partition(":")
+    if not path.endswith(".py") or not Path(path).is_file():
+        raise UserError(f"--config: {path} is not a Python file that exists")
+    module = ModuleType("deit_jax_config")
+    module.__file__ = path
+    try:
+        # Not an import: that would leave bytecode, and take it for a file that was changed within the same second.
+        exec(compile(Path(path).read_bytes(), path, "exec"), vars(module))
+        config = module.get_config(*([argument] if argument else []))
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--config: {path} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config of {path} gave {type(config).__name__}, should give a ConfigDict")
+    return config
+
+
+def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Raises `UserError` for a field that no config has, or that this one lacks: absl's own error is a traceback."""
+    given = {path for path, _ in flatten(config.to_dict())}
+    for argument in argv:
+        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if not override or override[1] in given:
+            continue
+        if override[1] in field_paths():
+            raise UserError(f"config.{override[1]}: missing; start from a recipe of deit_jax.recipes, which has it")
+        raise UserError(f"config.{override[1]}: unknown field{nearest(override[1], field_paths())}")
+
+
+def _keep_given_units(config: ConfigDict, overrides: Collection[str]) -> None:
+    """A duration given in one unit on the command line loses the units that the config file gave it."""
+    for path in overrides:
+        group_path, _, leaf = path.rpartition(".")
+        name, _, unit = leaf.rpartition("_")
+        if unit not in UNITS:
+            continue
+        group = config[group_path] if group_path else config
+        for other in UNITS:
+            sibling = f"{group_path}.{name}_{other}".lstrip(".")
+            if sibling not in overrides and f"{name}_{other}" in group:
+                group[f"{name}_{other}"] = type(group[f"{name}_{other}"])(0)

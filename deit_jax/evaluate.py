@@ -1,0 +1,168 @@
+"""Exact metrics over a split, of several sets of weights in one pass, on any mesh."""
+
+import csv
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from deit_jax import build, plots, sharding, steps
+from deit_jax.checkpoint import Checkpoints
+from deit_jax.config import Config
+from deit_jax.data import Source, eval_batches
+from deit_jax.errors import UserError
+from deit_jax.state import TrainState, Variables
+
+
+@dataclasses.dataclass
+class Result:
+    """Counts over a split; percentages and nats are read off it.
+
+    Attributes:
+        confusion: int64 [classes, classes], true classes by row, predicted ones by column.
+        top5: examples whose class is among the five best.
+        heads: int64 [heads], examples that each head alone gets right.
+        loss_sum: of the cross-entropies in nats.
+        corrupt: examples that could not be decoded and are in none of the above.
+    """
+
+    confusion: Int[np.ndarray, "classes classes"]
+    heads: Int[np.ndarray, " heads"]
+    top5: int = 0
+    loss_sum: float = 0.0
+    corrupt: int = 0
+
+    def add(self, out: Mapping[str, np.ndarray]) -> None:
+        """Counts a batch."""
+        real, label = out["mask"], out["label"][out["mask"]]
+        top = out["top"][real]
+        np.add.at(self.confusion, (label, top[:, 0]), 1)
+        self.top5 += int((top == label[:, None]).sum())
+        self.heads += (out["heads"][:, real] == label).sum(axis=1)
+        self.loss_sum += float(out["loss"][real].astype(np.float64).sum())
+        self.corrupt += int(out["corrupt"].sum())
+
+    @property
+    def examples(self) -> int:
+        return int(self.confusion.sum())
+
+    def summary(self) -> dict[str, float]:
+        """`top1` and `top5` in percent, `loss` in nats, `examples`; `top1_cls` and `top1_dist` with two heads."""
+        percent = 100 / max(self.examples, 1)
+        summary = {
+            "top1": float(np.trace(self.confusion)) * percent,
+            "top5": self.top5 * percent,
+            "loss": self.loss_sum / max(self.examples, 1),
+            "examples": self.examples,
+        }
+        if len(self.heads) == 2:
+            summary |= {"top1_cls": float(self.heads[0]) * percent, "top1_dist": float(self.heads[1]) * percent}
+        if self.corrupt:
+            summary["corrupt"] = self.corrupt
+        return summary
+
+    def per_class(self) -> np.ndarray:
+        """Top-1 accuracy in percent of each class; NaN for a class without examples."""
+        with np.errstate(invalid="ignore"):
+            return 100 * np.diag(self.confusion) / self.confusion.sum(axis=1)
+
+
+class Evaluator:
+    """Evaluates weights of one model on one split; compiled once.
+
+    Args:
+        model: abstract.
+        source: the evaluation split, never the training one.
+    """
+
+    def __init__(self, config: Config, model: nnx.Module, source: Source, mesh: Mesh):
+        self._source, self._mesh, self._data = source, mesh, config.data
+        devices = sharding.batch_devices(mesh)
+        wanted = min(config.eval.batch_size, len(source))
+        self._batch_size = -(-wanted // devices) * devices
+        step = functools.partial(steps.eval_step, model=model, normalize=build.normalization(config))
+        # Every process gets all rows back and counts the same: no sum is left to the order of devices.
+        self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, weights: Mapping[str, Variables]) -> dict[str, Result]:
+        """A `Result` for each of the named sets of weights."""
+        results: dict[str, Result] = {}
+        batches = eval_batches(
+            self._source,
+            batch_size=self._batch_size,
+            rows=sharding.local_rows(self._mesh, self._batch_size),
+            image_size=self._data.image_size,
+            crop_ratio=self._data.crop_ratio,
+            threads=self._data.threads,
+            prefetch=self._data.prefetch,
+        )
+        classes = len(self._source.class_names)
+        for rows in batches:
+            batch = sharding.put_batch(rows, self._mesh)
+            for name, variables in weights.items():
+                out = jax.device_get(self._step(variables, batch))
+                empty = Result(np.zeros((classes, classes), np.int64), np.zeros(len(out["heads"]), np.int64))
+                results.setdefault(name, empty).add(out)
+        for result in results.values():
+            seen = result.examples + result.corrupt
+            if seen != len(self._source):
+                raise RuntimeError(f"evaluated {seen} examples of a split of {len(self._source)}")
+        return results
+
+
+def rows_of(results: Mapping[str, Result]) -> dict[str, float]:
+    """The metrics of a row in `metrics.jsonl`: `eval/top1`, `eval_ema/top1`, ..."""
+    return {f"{name}/{key}": value for name, result in results.items() for key, value in result.summary().items()}
+
+
+def json_of(results: Mapping[str, Result]) -> dict[str, Any]:
+    """What commands print last: the raw weights' metrics, with an `ema` object where there is an average."""
+    ema = {"ema": results["eval_ema"].summary()} if "eval_ema" in results else {}
+    return {**results["eval"].summary(), **ema}
+
+
+def report(results: Mapping[str, Result], class_names: Sequence[str], workdir: Path) -> None:
+    """Writes `confusion.png` and `per_class.csv` of the weights that are handed on: the average where there is one."""
+    best = results.get("eval_ema", results["eval"])
+    plots.save_confusion(best.confusion, class_names, workdir / "confusion.png")
+    with (workdir / "per_class.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["class", "examples", "top1"])
+        counts = best.confusion.sum(axis=1)
+        table.writerows(zip(class_names, counts, best.per_class().round(2), strict=True))
+
+
+def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a workdir, raw and average weights; the training split stays closed.
+
+    Raises:
+        UserError: there is no checkpoint, or it is of another model.
+    """
+    mesh = build.mesh(config)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"--workdir: {workdir} has no checkpoints; train first, or name the workdir of a run")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.best()
+    if step is None:
+        raise UserError(f"--workdir: {workdir}/checkpoints has no finished checkpoint; train longer first")
+    class_names = tuple(checkpoints.meta(step)["class_names"])
+    source = build.eval_source(config, class_names)
+    target = sharding.place(jax.eval_shape(build.init(config, len(class_names)), np.uint32(0)), mesh)
+    state = checkpoints.restore(step, target)
+    checkpoints.close()
+    results = Evaluator(config, build.model(config, len(class_names)), source, mesh)(weights_of(state))
+    if jax.process_index() == 0:
+        report(results, class_names, workdir)
+    return json_of(results)
+
+
+def weights_of(state: TrainState) -> dict[str, Variables]:
+    """The sets of weights that a state holds, by the name of their metrics."""
+    return {"eval": state.params | state.stats} | ({"eval_ema": state.ema} if state.ema else {})

@@ -1,0 +1,50 @@
+"""Trains or evaluates what a config describes.
+
+    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR] [--mode=train|evaluate]
+        [--config.section.field=value ...]
+
+Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when interrupted with the state
+saved, so that the same command goes on.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from deit_jax import cli
+from deit_jax.config import for_platform, resolve
+from deit_jax.evaluate import evaluate
+from deit_jax.interrupt import EXIT_INTERRUPTED, Interrupted
+from deit_jax.train import train
+
+MODES = {"train": train, "evaluate": evaluate}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line, resolves the config, and runs the mode; returns the exit status."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config name>)", flag_values=values)
+        flags.DEFINE_enum("mode", "train", list(MODES), "what to do", flag_values=values)
+
+    given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
+    workdir = Path(given.workdir or f"runs/{name}").absolute()
+    config = resolve(config_dict)
+    cli.set_compilation_cache()
+    config = for_platform(config, jax.default_backend())
+    try:
+        result = MODES[given.mode](config, workdir)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if jax.process_index() == 0:
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,126 @@
+"""Complete ConfigDicts, one function a recipe. A file in `configs/` calls one and says what differs.
+
+`deit` is the recipe of arXiv:2012.12877, table 9 (column "DeiT-B"), as facebook's main.py sets it, as far as this
+package goes today: random resized crops, flips, mixup, cutmix, label smoothing, stochastic depth and EMA.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from ml_collections import ConfigDict
+
+from deit_jax.errors import UserError, nearest
+
+T = TypeVar("T")
+
+# data.name -> (training split, evaluation split)
+DATASETS = {
+    "imagenet2012": ("train", "validation"),
+    "cifar10": ("train", "test"),
+    "cifar100": ("train", "test"),
+    "digits": ("train", "test"),
+    "folder": ("train", "validation"),
+}
+HARDWARE = {
+    "auto": {"dtype": "auto", "attention": "auto"},
+    "cpu": {"dtype": "float32", "attention": "einsum"},
+    "gpu": {"dtype": "bfloat16", "attention": "xla"},
+    "tpu": {"dtype": "bfloat16", "attention": "xla"},
+}
+
+
+def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") -> ConfigDict:
+    """DeiT's 300 epochs at 224 px and batch 1024 for the model `name` on `dataset`."""
+    train_split, eval_split = _choose(DATASETS, dataset, "dataset")
+    return ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 1024,
+            **_duration("total", epochs=300),
+            "model": {
+                "name": name,
+                "num_classes": -1,
+                "patch_size": 0,
+                "width": 0,
+                "depth": 0,
+                "heads": 0,
+                "global_pool": "",
+                "drop_path": 0.1,
+                **_choose(HARDWARE, hardware, "hardware"),
+                "remat": False,
+            },
+            "data": {
+                "name": dataset,
+                "dir": "",
+                "train_split": train_split,
+                "eval_split": eval_split,
+                "image_size": 224,
+                "crop_scale": (0.08, 1.0),
+                "crop_ratio": 0.875,
+                "flip": 0.5,
+                "mean": (0.485, 0.456, 0.406),
+                "std": (0.229, 0.224, 0.225),
+                "threads": 16,
+                "prefetch": 4,
+                "max_corrupt": 0.01,
+            },
+            "mixing": {
+                "mixup": 0.8,
+                "cutmix": 1.0,
+                "probability": 1.0,
+                "switch_probability": 0.5,
+                "label_smoothing": 0.1,
+                "group": 256,
+            },
+            "loss": {"kind": "cross_entropy", "binarize": False},
+            "optim": {
+                "learning_rate": 5e-4,
+                "warmup_learning_rate": 1e-6,
+                "min_learning_rate": 1e-5,
+                **_duration("warmup", epochs=5),
+                "schedule_per_epoch": True,
+                "weight_decay": 0.05,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "clip_norm": 0.0,
+                "accumulation": 1,
+            },
+            "ema": {"decay": 0.99996},
+            "guard": {"max_skipped": 20, "max_rollbacks": 3},
+            "log": {**_duration("every", steps=50), "progress": True, "tensorboard": True, "wandb": False},
+            "checkpoint": {**_duration("every", epochs=1), "keep": 2},
+            "eval": {**_duration("every", epochs=5), "batch_size": 1024},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        }
+    )
+
+
+def arguments(text: str | None, **defaults: str) -> dict[str, str]:
+    """`"hardware=tpu,dataset=cifar10"`, the part of `--config=FILE:...` behind the colon, over `defaults`.
+
+    Raises:
+        UserError: an argument that is not among `defaults`, or not of the form name=value.
+    """
+    chosen = dict(defaults)
+    for item in filter(None, (text or "").split(",")):
+        name, equals, value = item.partition("=")
+        if not equals or name not in chosen:
+            raise UserError(f"--config: argument {item!r}, should be name=value with a name of {sorted(chosen)}")
+        chosen[name] = value
+    return chosen
+
+
+def set_duration(group: ConfigDict, name: str, *, steps: int = 0, epochs: float = 0.0, examples: int = 0) -> None:
+    """Sets a duration's one unit and clears the others."""
+    group.update(_duration(name, steps=steps, epochs=epochs, examples=examples))
+
+
+def _duration(name: str, *, steps: int = 0, epochs: float = 0.0, examples: int = 0) -> dict[str, int | float]:
+    return {f"{name}_steps": steps, f"{name}_epochs": float(epochs), f"{name}_examples": examples}
+
+
+def _choose(table: Mapping[str, T], key: str, what: str) -> T:
+    if key not in table:
+        raise UserError(f"--config: unknown {what} {key!r}{nearest(key, table)}")
+    return table[key]

@@ -1,0 +1,154 @@
+"""The train step and the evaluation step: pure functions of arrays, jitted by their callers over any mesh."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, UInt8, UInt32
+
+from deit_jax import mixing, rng
+from deit_jax.models import bind, flatten
+from deit_jax.state import TrainState, Variables
+
+Batch = dict[str, Any]
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of images in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(
+        self, images: UInt8[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        mean, std = jnp.array(self.mean, jnp.float32), jnp.array(self.std, jnp.float32)
+        return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    seed: UInt32[Array, ""],
+    *,
+    model: Any,
+    normalize: Callable[[Array], Array],
+    loss: Callable[[tuple[Array, ...], Array], Array],
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[Array], Array],
+    num_classes: int,
+    label_smoothing: float,
+    accumulation: int,
+    clip_norm: float,
+    ema_decay: float,
+) -> tuple[TrainState, Metrics]:
+    """One update from one global batch.
+
+    Args:
+        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], and `mix`, what `mixing.draw` drew.
+        seed: the run's; an argument, not a constant, so that another seed needs no compilation.
+        model: the abstract model that parameters are bound to.
+        loss: of (logits of each head, targets [batch, classes]).
+        accumulation: micro-batches that the batch is cut into; it is mixed before.
+        clip_norm: bound of the gradient's global norm; 0 for none.
+
+    Returns:
+        The next state, and scalar metrics. With a non-finite loss or gradient only the step and the counters advance.
+    """
+    images = mixing.mix_images(normalize(batch["image"]), batch["mix"])
+    targets = mixing.mix_targets(batch["label"], batch["mix"], num_classes=num_classes, smoothing=label_smoothing)
+
+    def loss_fn(
+        params: Variables, stats: Variables, images: Array, targets: Array, key: Array
+    ) -> tuple[Array, Variables]:
+        bound = bind(model, params | stats)
+        return loss(bound.head_logits(images, key=key), targets), flatten(bound, nnx.BatchStat)
+
+    key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
+    value, grads, stats = _accumulate(loss_fn, state, images, targets, key, accumulation)
+    norm = optax.tree.norm(grads)
+    if clip_norm:
+        grads = jax.tree.map(lambda g: g * jnp.minimum(1, clip_norm / (norm + 1e-6)), grads)
+    rate = learning_rate(state.step)
+
+    def update() -> TrainState:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        latest = params | stats
+        ema = {path: ema_decay * old + (1 - ema_decay) * latest[path] for path, old in state.ema.items()}
+        return dataclasses.replace(
+            state, params=params, stats=stats, opt_state=opt_state, ema=ema, skipped_in_a_row=jnp.int32(0)
+        )
+
+    def skip() -> TrainState:
+        return dataclasses.replace(state, skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
+
+    state = jax.lax.cond(jnp.isfinite(value) & jnp.isfinite(norm), update, skip)
+    state = dataclasses.replace(state, step=state.step + 1)
+    metrics = {
+        "loss": value,
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "skipped": state.skipped,
+        "skipped_in_a_row": state.skipped_in_a_row,
+    }
+    return state, metrics
+
+
+def _accumulate(
+    loss_fn: Callable[..., tuple[Array, Variables]],
+    state: TrainState,
+    images: Array,
+    targets: Array,
+    key: Array,
+    accumulation: int,
+) -> tuple[Array, Variables, Variables]:
+    """(loss, gradients, statistics): means over micro-batches, the statistics carried from one to the next."""
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulation == 1:
+        (value, stats), grads = value_and_grad(state.params, state.stats, images, targets, key)
+        return value, grads, stats
+
+    def split(x: Array) -> Array:
+        # Every accumulation-th row goes to the same micro-batch: no example leaves its device.
+        return x.reshape(len(x) // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(carry: Any, micro: Any) -> tuple[Any, None]:
+        total, total_grads, stats = carry
+        images, targets, index = micro
+        (value, stats), grads = value_and_grad(state.params, stats, images, targets, jax.random.fold_in(key, index))
+        return (total + value, jax.tree.map(jnp.add, total_grads, grads), stats), None
+
+    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params), state.stats)
+    micro_batches = (split(images), split(targets), jnp.arange(accumulation))
+    (value, grads, stats), _ = jax.lax.scan(add, start, micro_batches)
+    return value / accumulation, jax.tree.map(lambda g: g / accumulation, grads), stats
+
+
+def eval_step(
+    variables: Mapping[str, Array], batch: Batch, *, model: Any, normalize: Callable[[Array], Array]
+) -> Metrics:
+    """What evaluation needs to know of a batch, an entry an example.
+
+    Args:
+        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], and what else is known of each example.
+
+    Returns:
+        The batch without its images, and of the mean of the heads' logits `loss` float32 [batch], the cross-entropy in
+        nats, and `top` int32 [batch, min(5, classes)], the best classes, best first; `heads` int32 [heads, batch], the
+        class that each head alone says.
+    """
+    heads = jnp.stack(bind(model, variables).head_logits(normalize(batch["image"])))
+    log_probs = jax.nn.log_softmax(jnp.mean(heads, axis=0))
+    return {
+        **{name: value for name, value in batch.items() if name != "image"},
+        "loss": -jnp.take_along_axis(log_probs, batch["label"][:, None], axis=-1)[:, 0],
+        "top": jax.lax.top_k(log_probs, min(5, log_probs.shape[-1]))[1],
+        "heads": jnp.argmax(heads, axis=-1),
+    }

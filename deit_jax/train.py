@@ -1,0 +1,173 @@
+"""The whole story of a run, read top to bottom."""
+
+import functools
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from deit_jax import __version__, build, plots, sharding
+from deit_jax.checkpoint import Checkpoints, Meta
+from deit_jax.config import Config, check_resume, to_dict
+from deit_jax.errors import UserError
+from deit_jax.evaluate import Evaluator, Result, json_of, report, rows_of, weights_of
+from deit_jax.interrupt import Interrupt, Interrupted
+from deit_jax.metrics import Monitor, Writer, read_rows
+from deit_jax.rollback import Rollbacks
+from deit_jax.state import TrainState
+
+
+def train(config: Config, workdir: Path) -> dict[str, Any]:
+    """Trains to the end of `config.total`, from the newest checkpoint in `workdir` if there is one.
+
+    Returns:
+        The last evaluation: `top1`, `top5` (percent), `loss` (nats), `examples`, and the same under `ema`.
+
+    Raises:
+        UserError: the config, the data and the workdir do not go together.
+        Interrupted: SIGTERM or SIGINT came; the state is saved.
+    """
+    # 1. The devices, the data, and the lengths that follow from them.
+    mesh = build.mesh(config)
+    source = build.train_source(config)
+    held_out = build.eval_source(config, source.class_names)
+    classes = len(source.class_names)
+    in_steps = functools.partial(build.in_steps, config, len(source))
+    total, eval_every, save_every = map(in_steps, (config.total, config.eval.every, config.checkpoint.every))
+
+    # 2. The state: from the seed, or from where the run stopped.
+    seed, init = np.uint32(config.seed), build.init(config, classes)
+    target = sharding.place(jax.eval_shape(init, seed), mesh)
+    shardings = sharding.shardings(target, mesh)
+    meta = {"config": to_dict(config), "class_names": list(source.class_names), "data": source.fingerprint}
+    checkpoints = Checkpoints(_make(workdir) / "checkpoints", keep=config.checkpoint.keep)
+    rollbacks = Rollbacks(workdir / "rollbacks.json", limit=config.guard.max_rollbacks, batch_size=config.batch_size)
+    saved = checkpoints.restore_latest(target, functools.partial(_check_same_run, config, meta))
+    state: TrainState = rollbacks.repeat(saved) if saved else jax.jit(init, out_shardings=shardings)(seed)
+    start = int(state.step)
+
+    # 3. The steps, compiled over the mesh, and the batches from where the state is.
+    step_fn = build.train_step(config, classes, len(source))
+    train_step = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    batches = build.batches(config, source, mesh, start, total)
+    evaluator = Evaluator(config, build.model(config, classes), held_out, mesh)
+    results: dict[str, Result] = {}
+    stop = False
+
+    def evaluate() -> dict[str, float]:
+        results.update(evaluator(weights_of(state)))
+        return rows_of(results)
+
+    # 4. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
+    describe_run(config, workdir, state, mesh, total)
+    monitor = _monitor(config, workdir, start, total, in_steps(config.log.every))
+    with closing(checkpoints), closing(monitor), closing(batches), Interrupt() as interrupt:
+        for step in range(start + 1, total + 1):
+            batch = monitor.wait_for(batches)
+            state, metrics = train_step(state, batch, seed)
+            monitor.add(step, metrics)
+            due = step % eval_every == 0 or step == total
+            stop = interrupt.requested and step < total
+            pause = due or stop or step % save_every == 0
+            if pause:
+                monitor.settle(evaluate if due else None)
+            if monitor.burst >= config.guard.max_skipped:
+                monitor.settle()
+                state, monitor.burst = rollbacks.roll_back(state, checkpoints, target), 0
+            elif pause and (monitor.healthy or step == total):  # within a burst the state is none to go back to
+                checkpoints.save(state, meta, top1=best_of(results) if due else None, last=step == total)
+            if stop:
+                break
+
+    # 5. The end.
+    if stop:
+        raise Interrupted(f"interrupted; the same command goes on from step {checkpoints.latest()} of {total}")
+    if not results:
+        evaluate()
+    if jax.process_index() == 0:
+        plots.save_curves(read_rows(workdir / "metrics.jsonl"), workdir / "curves.png")
+        report(results, source.class_names, workdir)
+    return json_of(results)
+
+
+def best_of(results: Mapping[str, Result]) -> float:
+    """The top-1 by which the best checkpoint is known: of the weights handed on, the average where there is one."""
+    return results.get("eval_ema", results["eval"]).summary()["top1"]
+
+
+def describe_run(config: Config, workdir: Path, state: TrainState, mesh: Mesh, total: int) -> None:
+    """Prints what is about to run, and writes `config.json` and `run.json`."""
+    if jax.process_index():
+        return
+    parameters = sum(leaf.size for leaf in state.params.values())
+    per_device = sharding.bytes_per_device(state.params)
+    start, kind = int(state.step), jax.devices()[0].device_kind
+    header = {
+        "devices": f"{jax.device_count()} x {kind}, {jax.process_count()} process(es), mesh {dict(mesh.shape)}",
+        "model": f"{config.model.name}, {parameters:,} parameters, {per_device / 1e6:.1f} MB of them a device",
+        "compute": f"{config.model.dtype}, {config.model.attention} attention",
+        "steps": f"{start:,} to {total:,}, {config.batch_size} images each",
+        "learning rate": f"{build.peak_learning_rate(config):.3g} after warm-up",
+        "workdir": str(workdir),
+    }
+    print("\n".join(f"{name:14}{value}" for name, value in header.items()), flush=True)
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+    run = {
+        "versions": {"deit_jax": __version__} | {name: metadata.version(name) for name in packages},
+        "processes": jax.process_count(),
+        "devices": jax.device_count(),
+        "device_kind": kind,
+        "mesh": dict(mesh.shape),
+        "parameters": parameters,
+        "parameter_bytes_per_device": per_device,
+        "total_steps": total,
+        "start_step": start,
+    }
+    (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    (workdir / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+
+
+def _make(workdir: Path) -> Path:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            return workdir
+    except OSError as error:
+        raise UserError(
+            f"--workdir: cannot write to {workdir}: {error.strerror}; name a folder that is yours"
+        ) from error
+
+
+def _check_same_run(config: Config, meta: Meta, stored: Meta) -> None:
+    """Refuses a checkpoint of another run; says what has changed otherwise."""
+    changes = check_resume(stored["config"], config)
+    if stored["data"] != meta["data"] or stored["class_names"] != meta["class_names"]:
+        raise UserError(
+            "config.data.dir: the training split is not the one that this workdir was trained on (its files or classes "
+            "differ); bring the data back, or take another --workdir"
+        )
+    for change in changes if jax.process_index() == 0 else ():
+        print(f"changed since the checkpoint: {change}")
+
+
+def _monitor(config: Config, workdir: Path, start: int, total: int, log_every: int) -> Monitor:
+    """On the first process with a writer, elsewhere silent."""
+    writer = None
+    if jax.process_index() == 0:
+        log = config.log
+        writer = Writer(workdir, step=start, tensorboard=log.tensorboard, wandb=log.wandb, config=to_dict(config))
+    return Monitor(
+        writer,
+        start=start,
+        total=total,
+        log_every=log_every,
+        batch_size=config.batch_size,
+        progress=config.log.progress,
+    )

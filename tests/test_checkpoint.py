@@ -1,0 +1,184 @@
+"""Checkpoints: what comes back, which are kept, and what damage does."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax import sharding
+from deit_jax.checkpoint import Checkpoints, CorruptCheckpoint
+from deit_jax.errors import UserError
+from deit_jax.optim import adamw
+from deit_jax.state import init_state
+
+# The first is too large to be stored inline in the index of the array files.
+PATHS = {"blocks.0.mlp.fc1.kernel": (64, 240), "norm.scale": (5,), "head.kernel": (16, 3)}
+OPTIMIZER = adamw(PATHS, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1)
+
+
+def a_state(step=1, mesh=None):
+    params = {path: jax.random.normal(jax.random.key(step), shape) for path, shape in PATHS.items()}
+    state = init_state(params, {"bn.mean": jnp.arange(3.0)}, OPTIMIZER, keep_ema=True)
+    state = dataclasses.replace(state, step=jnp.int32(step), skipped=jnp.int32(7))
+    return jax.device_put(state, sharding.shardings(state, mesh or sharding.make_mesh(8)))
+
+
+def target(mesh=None, **changes):
+    shapes = jax.eval_shape(lambda: dataclasses.replace(init_like(), **changes))
+    return sharding.place(shapes, mesh or sharding.make_mesh(8))
+
+
+def init_like():
+    params = {path: jnp.zeros(shape) for path, shape in PATHS.items()}
+    return init_state(params, {"bn.mean": jnp.zeros(3)}, OPTIMIZER, keep_ema=True)
+
+
+def saved(directory, steps=(1,), top1=None, keep=2):
+    checkpoints = Checkpoints(directory, keep=keep)
+    for step in steps:
+        checkpoints.save(a_state(step), {"of": step}, top1=(top1 or {}).get(step))
+    checkpoints.close()
+    return Checkpoints(directory, keep=keep)
+
+
+def equal(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), ours, theirs)
+
+
+def fine(meta):
+    assert "of" in meta
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_round_trip_onto_any_mesh(tmp_path, shape):
+    checkpoints, mesh = saved(tmp_path), sharding.make_mesh(*shape)
+    state = checkpoints.restore(1, target(mesh))
+    equal(jax.device_get(state), jax.device_get(a_state(1)))
+    assert jax.tree.map(lambda x: x.sharding, state) == sharding.shardings(state, mesh)
+    assert checkpoints.meta(1)["of"] == 1
+
+
+def test_latest_and_best_are_kept(tmp_path):
+    checkpoints = saved(tmp_path, range(1, 8), top1={2: 60.0, 4: 90.0, 5: 80.0})
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [4, 6, 7]
+    assert (checkpoints.latest(), checkpoints.best()) == (7, 4)
+
+
+def test_best_is_the_latest_where_none_was_evaluated(tmp_path):
+    assert saved(tmp_path, (1, 2)).best() == 2
+    assert Checkpoints(tmp_path / "empty").best() is None
+
+
+def test_saving_an_old_step_is_an_error(tmp_path):
+    checkpoints = saved(tmp_path, (3,))
+    with pytest.raises(RuntimeError, match="step 2 was not saved"):
+        checkpoints.save(a_state(2), {})
+
+
+def test_a_save_goes_on_while_the_state_is_donated(tmp_path):
+    checkpoints, state = Checkpoints(tmp_path), a_state(1)
+    expected = jax.device_get(state)
+    checkpoints.save(state, {"of": 1})
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+    checkpoints.close()
+    equal(jax.device_get(Checkpoints(tmp_path).restore(1, target())), expected)
+
+
+def test_another_model_is_the_users_mistake(tmp_path):
+    checkpoints = saved(tmp_path)
+    with pytest.raises(UserError, match=r"another model.*ema.*kernel.*missing here"):
+        checkpoints.restore(1, target(ema={}))
+    half = {path: value.astype(jnp.bfloat16) for path, value in init_like().params.items()}
+    with pytest.raises(UserError, match=r"float32.*bfloat16"):  # Orbax alone would cast
+        checkpoints.restore(1, target(params=half))
+    assert checkpoints.latest() == 1
+
+
+def flip_a_bit_of_the_arrays(step):
+    """Of the largest file of array data, in its middle."""
+    file = max((step / "state" / "ocdbt.process_0" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut(name):
+    def damage(step):
+        path = step / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return damage
+
+
+DAMAGES = {
+    "flipped bit": flip_a_bit_of_the_arrays,
+    "cut meta": cut("meta/metadata"),
+    "cut manifest": cut("state/manifest.ocdbt"),
+    "cut tree": cut("state/_METADATA"),
+    "no meta": lambda step: (step / "meta" / "metadata").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_seen_and_the_one_before_is_taken(tmp_path, damage, caplog):
+    saved(tmp_path / "original", (1, 2)).close()
+    # Elsewhere: TensorStore would read from its memory what it has written in this process.
+    directory = shutil.copytree(tmp_path / "original", tmp_path / "checkpoints")
+    damage(directory / "2")
+    with pytest.raises(CorruptCheckpoint):
+        Checkpoints(directory, keep=2).restore(2, target())
+    checkpoints = Checkpoints(directory, keep=2)
+    state = checkpoints.restore_latest(target(), fine)
+    equal(jax.device_get(state), jax.device_get(a_state(1)))
+    assert (tmp_path / "corrupt" / "2").is_dir()
+    assert "moved to" in caplog.text
+    checkpoints.save(a_state(2), {"of": 2})  # the step can be done again
+    checkpoints.close()
+    equal(jax.device_get(Checkpoints(directory).restore(2, target())), jax.device_get(a_state(2)))
+
+
+def test_a_refused_run_touches_nothing(tmp_path):
+    checkpoints = saved(tmp_path, (1,))
+
+    def refuse(meta):
+        raise UserError("another run")
+
+    with pytest.raises(UserError, match="another run"):
+        checkpoints.restore_latest(target(), refuse)
+    assert checkpoints.latest() == 1
+
+
+def test_nothing_to_restore(tmp_path):
+    assert Checkpoints(tmp_path).restore_latest(target(), fine) is None
+
+
+def test_a_half_written_checkpoint_is_ignored_and_replaced(tmp_path):
+    saved(tmp_path, (1,)).close()
+    (tmp_path / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest() == 1
+    checkpoints.save(a_state(2), {"of": 2})
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_failed_save_is_told_and_done_again(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(a_state(1), {"of": 1})
+    checkpoints._manager.wait_until_finished()
+    fail_once(checkpoints._manager)
+    checkpoints.save(a_state(2), {"of": 2}, last=True)
+    assert "disk full" in caplog.text
+    checkpoints.close()
+    equal(jax.device_get(Checkpoints(tmp_path).restore(2, target())), jax.device_get(a_state(2)))
+
+
+def fail_once(manager):
+    def wait():
+        del manager.wait_until_finished
+        raise ValueError("disk full")
+
+    manager.wait_until_finished = wait

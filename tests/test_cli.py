@@ -1,0 +1,423 @@
+"""The command line of `deit_jax.main`: what it accepts, and what it says to what it does not."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from deit_jax import cli, main
+from deit_jax.config import Duration, resolve
+from deit_jax.errors import UserError
+from deit_jax.interrupt import Interrupted
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
+CONFIG = f"--config={QUICKSTART}"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tests run in an empty folder, and what `cli.run` does to the logs is undone."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    logger = logging.getLogger("absl")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What would have been run: (mode, config, workdir) of each call."""
+    calls: list[tuple] = []
+
+    def stand_in(mode: str) -> Callable:
+        return lambda config, workdir: calls.append((mode, config, workdir)) or {"top1": 12.5, "examples": 7}
+
+    monkeypatch.setattr(main, "MODES", {mode: stand_in(mode) for mode in main.MODES})
+    return calls
+
+
+@pytest.fixture
+def refused(
+    runs: list[tuple], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[[Sequence[str]], str]:
+    """Runs the command with arguments that are a mistake and returns the one line that it prints."""
+
+    def run(arguments: Sequence[str]) -> str:
+        monkeypatch.setattr(sys, "argv", ["main", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main.main)
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.endswith("\n")
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        assert runs == []
+        assert list(Path.cwd().iterdir()) == []
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Callable[[str], str]:
+    """Writes a config file and returns the flag that names it."""
+
+    def write(source: str, name: str = "given.py") -> str:
+        (tmp_path / name).write_text(source)
+        return f"--config={tmp_path / name}"
+
+    return write
+
+
+def parsed(*arguments: str) -> ConfigDict:
+    return cli.parse_with_config("usage", lambda values: None, [CONFIG, *arguments])[1]
+
+
+# What is accepted.
+
+
+@pytest.mark.parametrize("arguments", [["--mode=evaluate", CONFIG], [CONFIG, "--mode", "evaluate"]])
+def test_the_mode_is_dispatched(runs, arguments):
+    assert main.main(arguments) == 0
+    assert [mode for mode, _, _ in runs] == ["evaluate"]
+
+
+def test_training_is_what_is_done_by_default(runs):
+    main.main([CONFIG])
+    assert [mode for mode, _, _ in runs] == ["train"]
+
+
+@pytest.mark.parametrize(
+    "spelling", [["--config={}"], ["-config={}"], ["--config", "{}"], ["-config", "{}"]], ids=" ".join
+)
+def test_the_config_may_be_spelt_in_each_of_absls_ways(runs, spelling):
+    main.main([argument.format(QUICKSTART) for argument in spelling])
+    assert runs[0][1].data.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [([], "runs/quickstart"), (["--workdir=here/there"], "here/there"), (["--workdir", "x"], "x")]
+)
+def test_the_workdir_is_made_absolute(runs, given, wanted):
+    main.main([CONFIG, *given])
+    assert runs[0][2] == Path.cwd() / wanted
+
+
+def test_the_config_arrives_resolved_for_the_platform(runs):
+    main.main([CONFIG])
+    assert runs[0][1].model.dtype == "float32"
+    assert runs[0][1].model.attention == "einsum"
+
+
+def test_the_result_is_the_last_line_of_stdout(runs, capsys):
+    main.main([CONFIG])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"top1": 12.5, "examples": 7}
+
+
+def test_an_interrupted_run_says_so_and_asks_to_be_restarted(monkeypatch, capsys):
+    def interrupted(config, workdir):
+        raise Interrupted("interrupted; the same command goes on from step 7 of 11")
+
+    monkeypatch.setattr(main, "MODES", {"train": interrupted})
+    monkeypatch.setattr(sys, "argv", ["main", CONFIG])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main.main)
+    assert stop.value.code == 75
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "interrupted; the same command goes on from step 7 of 11\n")
+
+
+def test_a_run_that_ends_well_exits_with_0(runs, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main", CONFIG])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main.main)
+    assert stop.value.code == 0
+
+
+def test_a_users_mistake_found_by_the_run_is_one_line(monkeypatch, capsys):
+    def train(config, workdir):
+        raise UserError("config.data.dir: no such folder;\n  name another")
+
+    monkeypatch.setattr(main, "MODES", {"train": train})
+    monkeypatch.setattr(sys, "argv", ["main", CONFIG])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main.main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: config.data.dir: no such folder; name another\n"
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    def train(config, workdir):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(main, "MODES", {"train": train})
+    monkeypatch.setattr(sys, "argv", ["main", CONFIG])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(main.main)
+
+
+def test_help_says_how_to_launch_and_which_flags_there_are(capsys):
+    for flag in ("--help", "-h"):
+        with pytest.raises(SystemExit) as stop:
+            main.main([flag])
+        out = capsys.readouterr().out
+        assert stop.value.code == 0
+        for text in ("python -m deit_jax.main --config=", "--workdir", "--mode", "75"):
+            assert text in out
+
+
+def test_commands_define_their_flags_nowhere_but_in_their_own_call(runs):
+    for _ in range(2):  # absl refuses to define a flag twice in one place
+        assert main.main([CONFIG, "--mode=evaluate"]) == 0
+
+
+# Overrides.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config.optim.learning_rate=0.25", "--config.seed=3"],
+        ["--config.optim.learning_rate", "0.25", "--config.seed", "3"],
+        ["-config.optim.learning_rate=.25", "--config.seed=7", "--config.seed=3"],
+    ],
+)
+def test_fields_are_set_with_equals_or_with_a_space(arguments):
+    config = parsed(*arguments)
+    assert (config.optim.learning_rate, config.seed) == (0.25, 3)
+
+
+def test_overrides_may_stand_before_the_config(runs):
+    main.main(["--config.seed=3", CONFIG, "--config.model.depth=1"])
+    assert (runs[0][1].seed, runs[0][1].model.depth) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("--config.log.progress", True),
+        ("--config.log.progress=true", True),
+        ("--config.log.progress=False", False),
+        ("--config.log.progress=0", False),
+        ("--noconfig.log.progress", False),
+    ],
+)
+def test_booleans(argument, value):
+    assert parsed(argument).log.progress is value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--config.data.crop_scale=(0.25, 1)"], ["--config.data.crop_scale=0.25", "--config.data.crop_scale=1"]],
+)
+def test_tuples(arguments):
+    assert resolve(parsed(*arguments)).data.crop_scale == (0.25, 1.0)
+
+
+def test_strings_and_negative_numbers():
+    config = parsed("--config.data.train_split=train[:90%]", "--config.data.dir=", "--config.mesh.data", "-1")
+    assert (config.data.train_split, config.data.dir, config.mesh.data) == ("train[:90%]", "", -1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "duration"),
+    [
+        ("--config.total_steps=7", Duration(7, 0, 0)),
+        ("--config.total_epochs=2", Duration(0, 2, 0)),
+        ("--config.total_epochs=0.5", Duration(0, 0.5, 0)),
+        ("--config.total_examples=99", Duration(0, 0, 99)),
+    ],
+)
+def test_a_unit_given_for_a_duration_replaces_the_others(argument, duration):
+    assert resolve(parsed(argument)).total == duration
+
+
+@pytest.mark.parametrize("section", ["log", "eval", "checkpoint"])
+@pytest.mark.parametrize("unit", ["steps", "epochs", "examples"])
+def test_so_it_does_in_every_section(section, unit):
+    given = resolve(parsed(f"--config.{section}.every_{unit}=3"))
+    wanted = Duration(**({"steps": 0, "epochs": 0.0, "examples": 0} | {unit: 3}))
+    others = {"log", "eval", "checkpoint"} - {section}
+    assert getattr(given, section).every == wanted
+    assert {name: getattr(given, name) for name in others} == {
+        name: getattr(resolve(parsed()), name) for name in others
+    }
+
+
+def test_a_duration_may_be_switched_off():
+    assert resolve(parsed("--config.optim.warmup_steps=0")).optim.warmup == Duration(0, 0, 0)
+
+
+def test_two_units_given_for_one_duration_contradict(refused):
+    message = refused([CONFIG, "--config.total_steps=5", "--config.total_epochs=2"])
+    assert message.startswith("config.total_steps and config.total_epochs: both are set")
+
+
+# A config's argument.
+
+
+@pytest.mark.parametrize(("hardware", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
+def test_hardware_is_an_argument_of_the_config(runs, hardware, dtype):
+    main.main([f"{CONFIG}:hardware={hardware}"])
+    assert runs[0][1].model.dtype == dtype
+    assert runs[0][2].name == "quickstart"
+
+
+def test_data_may_be_one_too(runs, config_file):
+    flag = config_file(
+        "from deit_jax import recipes\n"
+        "def get_config(argument=None):\n"
+        "    chosen = recipes.arguments(argument, hardware='auto', dataset='imagenet2012')\n"
+        "    return recipes.deit('deit_tiny_patch16_224', **chosen)\n"
+    )
+    main.main([f"{flag}:hardware=tpu,dataset=cifar10", "--config.seed=3"])
+    config = runs[0][1]
+    assert (config.data.name, config.data.eval_split, config.model.dtype) == ("cifar10", "test", "bfloat16")
+    assert config.seed == 3
+
+
+def test_a_config_file_is_read_anew_each_time(config_file, monkeypatch):
+    """Neither from bytecode that looks as new as the source, nor from memory; and no bytecode is left beside it."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for seed in (1, 2):
+        flag = config_file(
+            "from deit_jax import recipes\n"
+            f"def get_config():\n    c = recipes.deit('deit_tiny_patch16_224')\n    c.seed = {seed}\n    return c\n"
+        )
+        path = Path(flag.removeprefix("--config="))
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        assert cli.parse_with_config("", lambda values: None, [flag])[1].seed == seed
+    assert [entry.name for entry in path.parent.iterdir() if entry.name != "empty"] == ["given.py"]
+
+
+def test_a_config_file_may_look_at_its_own_path(config_file):
+    flag = config_file(
+        "from pathlib import Path\nfrom deit_jax import recipes\n"
+        "def get_config():\n"
+        "    c = recipes.deit('deit_tiny_patch16_224')\n    c.data.dir = str(Path(__file__).parent)\n    return c\n"
+    )
+    config = cli.parse_with_config("", lambda values: None, [flag])[1]
+    assert config.data.dir == str(Path(flag.removeprefix("--config=")).parent)
+
+
+# What is refused: one line on stderr, exit status 2, nothing run and nothing written.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--config: missing; name a file, such as --config="),
+        (["--mode=evaluate"], "--config: missing; "),
+        (["--config"], "--config: missing; "),
+        (["--config="], "--config: missing; "),
+        (["--config.seed=3"], "--config: missing; "),
+        (["--config.seed=3", "--noconfig.log.progress", "--config.what=1"], "--config: missing; "),
+        (["--config=nowhere.py"], "--config: nowhere.py is not a Python file that exists"),
+        (["--config=."], "--config: . is not a Python file that exists"),
+        ([CONFIG, CONFIG], "flag --config="),
+        ([CONFIG, "stray"], "stray: not a flag; fields are set as --config.field=value"),
+        ([CONFIG, "seed=3"], "seed=3: not a flag; "),
+        ([CONFIG, "--", "--mode=train"], "--mode=train: not a flag; "),
+        ([CONFIG, "--config.log.progress", "False"], "False: not a flag; "),
+        ([CONFIG, "--wrkdir=x"], "--wrkdir: unknown flag; did you mean workdir?"),
+        ([CONFIG, "--md", "train"], "--md: unknown flag; did you mean mode?"),
+        ([CONFIG, "--seed=3"], "--seed: unknown flag; known: "),
+        ([CONFIG, "--mode=trian"], "flag --mode=trian: value should be one of <train|evaluate>"),
+        ([CONFIG, "--workdir"], "Missing value for flag --workdir"),
+        ([CONFIG, "--flagfile=nowhere"], "nowhere"),
+        ([CONFIG, "--config.batch_siz=3"], "config.batch_siz: unknown field; did you mean batch_size"),
+        (
+            [CONFIG, "--config.optim.lerning_rate", "3"],
+            "config.optim.lerning_rate: unknown field; did you mean optim.le",
+        ),
+        ([CONFIG, "--noconfig.log.progres"], "config.log.progres: unknown field; did you mean log.progress"),
+        ([CONFIG, "--config.model={}"], "config.model: unknown field; did you mean model."),
+        ([CONFIG, "--config.batch_size=abc"], "flag --config.batch_size=abc: "),
+        ([CONFIG, "--config.batch_size=3.5"], "flag --config.batch_size=3.5: "),
+        ([CONFIG, "--config.batch_size="], "flag --config.batch_size=: "),
+        ([CONFIG, "--config.batch_size"], "Missing value for flag --config.batch_size"),
+        ([CONFIG, "--config.log.progress=maybe"], "flag --config.log.progress=maybe: "),
+        ([CONFIG, "--config.data.crop_scale=(0.1"], "config.data.crop_scale: is "),
+        ([CONFIG, "--config.data.crop_scale=5"], "config.data.crop_scale: is (5,), should be 2 numbers"),
+        ([CONFIG, "--config.ema.decay=2"], "config.ema.decay: is 2.0, should be from 0 to "),
+        ([CONFIG, "--config.optim.learning_rate=nan"], "config.optim.learning_rate: is nan, should be a finite"),
+        ([CONFIG, "--config.seed=4294967296"], "config.seed: is 4294967296, should be from 0 to 4294967295"),
+        ([CONFIG, "--config.model.dtype=float16"], "config.model.dtype: is 'float16', should be one of "),
+        ([CONFIG, "--config.total_steps=0"], "config.total_steps: no unit of total is set"),
+        ([CONFIG, "--config.batch_size=33", "--config.optim.accumulation=2"], "config.optim.accumulation: 2 does not"),
+        ([f"{CONFIG}:hardware=tpux"], "--config: unknown hardware 'tpux'; did you mean tpu"),
+        ([f"{CONFIG}:hw=tpu"], "--config: argument 'hw=tpu', should be name=value"),
+        ([f"{CONFIG}:tpu"], "--config: argument 'tpu', should be name=value"),
+    ],
+    ids=lambda value: " ".join(value).replace(str(QUICKSTART), "FILE") if isinstance(value, list) else "",
+)
+def test_bad_arguments(refused, arguments, says):
+    assert says in refused(arguments)
+
+
+COMPLETE = "from deit_jax import recipes\ndef get_config():\n    config = recipes.deit('deit_tiny_patch16_224')\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def get_config(:\n", "failed with SyntaxError: "),
+        ("x = 1\n\0", "failed with "),
+        ("1 / 0\n", "failed with ZeroDivisionError: division by zero"),
+        ("import no_such_module\n", "failed with ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config():\n    raise ValueError('two\\n  lines')\n", "failed with ValueError: two lines"),
+        ("get_cfg = None\n", "get_config"),
+        ("def get_config(a, b):\n    pass\n", "failed with TypeError: "),
+        ("def get_config():\n    pass\n", "gave NoneType, should give a ConfigDict"),
+        ("def get_config():\n    return {'seed': 0}\n", "gave dict, should give a ConfigDict"),
+        ("from ml_collections import ConfigDict as get_config\n", "config.seed: missing; start from a recipe"),
+        (COMPLETE + "    config.optim.lerning_rate = 1.0\n    return config\n", "config.optim.lerning_rate: unknown"),
+        (COMPLETE + "    del config.ema\n    return config\n", "config.ema: missing; "),
+        (
+            COMPLETE + "    config.model.dtype = 'half'\n    return config\n",
+            "config.model.dtype: is 'half', should be ",
+        ),
+        (COMPLETE + "    raise SystemExit('no')\n", "failed with SystemExit: no"),
+    ],
+)
+def test_config_files_that_fail(refused, config_file, source, says):
+    flag = config_file(source)
+    message = refused([flag])
+    assert says in message
+    assert flag.removeprefix("--config=") in message or message.startswith("config.")
+
+
+def test_an_argument_that_a_config_does_not_take(refused, config_file):
+    message = refused([config_file(COMPLETE + "    return config\n") + ":hardware=tpu"])
+    assert "given.py failed with TypeError: get_config() takes 0 positional arguments but 1 was given" in message
+
+
+def test_an_override_of_a_field_that_the_file_lacks(refused, config_file):
+    for lost, field in (("ema", "ema.decay"), ("seed", "seed"), ("log.every_steps", "log.every_steps")):
+        flag = config_file(COMPLETE + f"    del config.{lost}\n    return config\n")
+        assert refused([flag, f"--config.{field}=0"]).startswith(f"config.{field}: missing; start from a recipe")
+
+
+def test_a_folder_that_is_named_like_a_config(refused, tmp_path):
+    (tmp_path / "folder.py").mkdir()
+    assert "is not a Python file that exists" in refused([f"--config={tmp_path / 'folder.py'}"])
+
+
+@pytest.mark.parametrize("arguments", [["--config=nowhere.py"], [CONFIG, "--config.optim.b3=0.5"]])
+def test_from_the_shell(arguments):
+    """The same from without, where absl, JAX and warnings would add lines of their own."""
+    command = [sys.executable, "-W", "error", "-m", "deit_jax.main", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert list(Path.cwd().iterdir()) == []

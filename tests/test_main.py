@@ -1,0 +1,44 @@
+"""The command as a user runs it, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--config=configs/quickstart.py",
+    "--config.model.width=24",
+    "--config.model.depth=2",
+    "--config.data.image_size=8",
+    "--config.model.patch_size=4",
+    "--config.total_steps=2",
+)
+AND_TELL = """
+import sys
+from deit_jax.main import main
+status = main(sys.argv[1:])
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"tensorflow", "torch"}), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def run(*arguments):
+    command = [sys.executable, "-c", AND_TELL, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_train_and_evaluate_without_torch_and_tensorflow(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    trained = run(*SMALL, workdir)
+    assert trained.returncode == 0, trained.stderr
+    evaluated = run(*SMALL, workdir, "--mode=evaluate")
+    assert evaluated.returncode == 0, evaluated.stderr
+    for done in (trained, evaluated):
+        assert done.stderr.splitlines()[-1] == "[]"
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert result.keys() == {"top1", "top5", "loss", "examples", "ema"}
+        assert result["examples"] == 360
+    assert "devices" in trained.stdout
+    assert "2/2" in trained.stderr  # the progress bar
+    assert (tmp_path / "run" / "tensorboard").is_dir()

@@ -1,0 +1,86 @@
+"""Losses and evaluations do not depend on the mesh."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from deit_jax import build, sharding
+from deit_jax.errors import UserError
+from deit_jax.evaluate import Evaluator, weights_of
+
+STEPS = 20
+CONFIG = tiny_config(optim__accumulation=2, optim__learning_rate=0.3, mixing__probability=0.5, total_steps=STEPS)
+MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (2, 4, 1), "tensor": (2, 2, 2)}
+
+
+@functools.cache
+def run_on(name):
+    """(losses of 20 steps, state, evaluation) of the tiny run on one of the meshes."""
+    shape = MESHES[name]
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+    source = build.train_source(CONFIG)
+    seed, init = np.uint32(CONFIG.seed), build.init(CONFIG, 10)
+    placed = sharding.shardings(jax.eval_shape(init, seed), mesh)
+    state = jax.jit(init, out_shardings=placed)(seed)
+    step = build.train_step(CONFIG, 10, len(source))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+    losses = []
+    for batch, _ in build.batches(CONFIG, source, mesh, 0, STEPS):
+        state, metrics = step(state, batch, seed)
+        losses.append(float(metrics["loss"]))
+    # 97 examples: divided neither by 1 x 36 nor by 8 devices.
+    held_out = build.eval_source(tiny_config(data__eval_split="test[:97]", eval__batch_size=36), source.class_names)
+    result = Evaluator(CONFIG, build.model(CONFIG, 10), held_out, mesh)(weights_of(state))
+    return np.array(losses), state, result
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+def test_losses_equal_one_devices(name):
+    losses, _, _ = run_on(name)
+    np.testing.assert_allclose(losses, run_on("one")[0], rtol=1e-5)
+    assert losses[-3:].mean() < losses[:3].mean() - 0.02  # they are the losses of a network that learns
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+def test_evaluation_counts_the_same(name):
+    ours, one = run_on(name)[2], run_on("one")[2]
+    assert ours.keys() == one.keys() == {"eval", "eval_ema"}
+    for weights in ours:
+        assert ours[weights].examples == 97
+        np.testing.assert_array_equal(ours[weights].confusion, one[weights].confusion)
+        np.testing.assert_array_equal(ours[weights].heads, one[weights].heads)
+        assert ours[weights].top5 == one[weights].top5
+        np.testing.assert_allclose(ours[weights].loss_sum, one[weights].loss_sum, rtol=1e-5)
+
+
+def test_fsdp_cuts_parameters_moments_and_average():
+    _, state, _ = run_on("fsdp")
+    whole = sum(x.nbytes for x in jax.tree.leaves(run_on("one")[1]))
+    assert sharding.bytes_per_device(state) < 0.45 * whole
+    path = "blocks.1.mlp.fc1.kernel"
+    moments = [leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state) if path in str(keys)]
+    assert len(moments) == 2
+    for array in (state.params[path], state.ema[path], *moments):
+        assert array.sharding.shard_shape(array.shape) == (24 // 4, 96)
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    mesh = sharding.make_mesh(1, 8, 1)
+    tree = {"head.kernel": np.zeros((12, 10)), "blocks.0.mlp.fc1.kernel": np.zeros((16, 7))}
+    placed = sharding.shardings(tree, mesh)
+    assert placed["head.kernel"].is_fully_replicated
+    assert placed["blocks.0.mlp.fc1.kernel"].shard_shape((16, 7)) == (2, 7)
+
+
+def test_rows_of_the_only_process():
+    assert sharding.local_rows(sharding.make_mesh(4, 2, 1), 24) == slice(0, 24)
+
+
+def test_mesh_that_does_not_fit():
+    with pytest.raises(UserError, match=r"config\.mesh.*3 x 1 x 1"):
+        sharding.make_mesh(3)
+    with pytest.raises(UserError, match=r"config\.batch_size: 20 .* 16 .*try 16 or 32"):
+        sharding.check_batch(sharding.make_mesh(8), 20, 2)

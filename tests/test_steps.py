@@ -1,0 +1,202 @@
+"""The train step against its parts: accumulation, clipping, average, guard, statistics."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from deit_jax import losses, optim, steps
+from deit_jax.models import bind, flatten
+from deit_jax.state import init_state
+
+SEED = np.uint32(3)
+CLASSES = 5
+
+
+class Net(nnx.Module):
+    """One convolution with batch norm and a head: the least that has parameters and statistics."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 7, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(7, use_running_average=None, momentum=0.9, rngs=rngs)
+        self.head = nnx.Linear(7, CLASSES, rngs=rngs)
+
+    def head_logits(self, images, *, key=None):
+        self.key_given = key is not None
+        x = nnx.relu(self.norm(self.conv(images), use_running_average=key is None))
+        return (self.head(x.mean(axis=(1, 2))),)
+
+
+ABSTRACT = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
+NET = Net(nnx.Rngs(1))
+OPTIMIZER = optim.adamw(flatten(ABSTRACT, nnx.Param), b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1)
+NORMALIZE = steps.Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def criterion(logits, targets):
+    return losses.cross_entropy(logits[0], targets)
+
+
+@functools.cache
+def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75):
+    return jax.jit(
+        functools.partial(
+            steps.train_step,
+            model=ABSTRACT,
+            normalize=NORMALIZE,
+            loss=criterion,
+            optimizer=OPTIMIZER,
+            learning_rate=lambda step: 0.01 * (step + 1),
+            num_classes=CLASSES,
+            label_smoothing=0.1,
+            accumulation=accumulation,
+            clip_norm=clip_norm,
+            ema_decay=ema_decay,
+        )
+    )
+
+
+def first_state():
+    return init_state(flatten(NET, nnx.Param), flatten(NET, nnx.BatchStat), OPTIMIZER, keep_ema=True)
+
+
+def a_batch(poison=1.0):
+    random = np.random.default_rng(0)
+    mix = {"image_weight": [0.7, 1.0], "label_weight": [0.7 * poison, 1.0], "box": np.zeros((2, 4), np.int32)}
+    return {
+        "image": random.integers(0, 256, (6, 11, 13, 3), np.uint8),
+        "label": np.array([0, 4, 2, 1, 3, 3], np.int32),
+        "mix": {name: np.asarray(value, np.int32 if name == "box" else np.float32) for name, value in mix.items()},
+    }
+
+
+def by_hand(state, batch):
+    """The loss and gradients of one update, from the pieces, without jit."""
+    images = (batch["image"] / np.float32(255) - np.array(NORMALIZE.mean)) / np.array(NORMALIZE.std)
+    one_hot = 0.9 * np.eye(CLASSES)[batch["label"]] + 0.1 / CLASSES
+    weight = np.repeat(batch["mix"]["image_weight"], 3)[:, None]
+    partner = [2, 1, 0, 5, 4, 3]
+    images = weight[..., None, None] * images + (1 - weight[..., None, None]) * images[partner]
+    targets = weight * one_hot + (1 - weight) * one_hot[partner]
+
+    def loss(params):
+        net = bind(ABSTRACT, params | state.stats)
+        (logits,) = net.head_logits(jnp.float32(images), key=jax.random.key(0))
+        return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), -1)), flatten(net, nnx.BatchStat)
+
+    return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+
+def assert_close(ours, theirs, **tolerance):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), ours, theirs)
+
+
+def test_one_step_equals_its_parts():
+    state, batch = first_state(), a_batch()
+    (loss, stats), grads = by_hand(state, batch)
+    updates, _ = OPTIMIZER.update(grads, state.opt_state, state.params)
+    params = {path: state.params[path] - 0.01 * updates[path] for path in state.params}
+    after, metrics = jitted()(state, batch, SEED)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+    # The bias before batch norm has a gradient of zero, up to rounding that Adam turns into steps.
+    del params["conv.bias"]
+    assert_close({path: after.params[path] for path in params}, params, rtol=1e-5, atol=1e-6)
+    assert_close(after.stats, stats, rtol=1e-5, atol=1e-6)
+    latest = after.params | after.stats
+    average = {path: 0.75 * old + 0.25 * latest[path] for path, old in state.ema.items()}
+    assert_close(after.ema, average, rtol=1e-6, atol=1e-7)
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (1, 0, 0)
+
+
+def test_statistics_follow_the_batch():
+    after, _ = jitted()(first_state(), a_batch(), SEED)
+    assert after.stats.keys() == {"norm.mean", "norm.var"}
+    assert all(np.abs(after.stats[path] - first_state().stats[path]).max() > 1e-3 for path in after.stats)
+
+
+def test_clipping_scales_to_the_bound():
+    state, batch = first_state(), a_batch()
+    _, metrics = jitted()(state, batch, SEED)
+    bound = float(metrics["grad_norm"]) / 3
+    free = {"ema_decay": 0.75, "accumulation": 1}
+    clipped, _ = jitted(clip_norm=bound, **free)(state, batch, SEED)
+    unclipped, _ = jitted(**free)(state, batch, SEED)
+    moment = {path: clipped.opt_state[0].mu[path] * 3 for path in state.params if path != "conv.bias"}
+    assert_close(moment, {p: unclipped.opt_state[0].mu[p] for p in moment}, rtol=1e-5, atol=1e-9)
+
+
+def test_accumulation_averages_losses_and_gradients():
+    """With frozen statistics micro-batches change nothing but the order of sums."""
+    state, batch = first_state(), a_batch()
+    step = functools.partial(steps._accumulate, state=state, key=jax.random.key(0))
+    images, targets = jnp.float32(batch["image"]) / 255, jnp.eye(CLASSES)[batch["label"]]
+
+    def loss(params, stats, images, targets, key):
+        net = bind(ABSTRACT, params | stats)
+        return criterion(net.head_logits(images), targets), stats
+
+    whole = step(loss, images=images, targets=targets, accumulation=1)
+    for accumulation in (2, 3):
+        parts = step(loss, images=images, targets=targets, accumulation=accumulation)
+        assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_micro_batches_draw_their_own_keys_and_rows():
+    seen = []
+
+    def loss(params, stats, images, targets, key):
+        jax.debug.callback(lambda *x: seen.append(x), images[:, 0], jax.random.key_data(key), ordered=True)
+        return jnp.sum(params["w"] * images), stats
+
+    state = init_state({"w": jnp.ones(())}, {}, OPTIMIZER_OF_W, keep_ema=False)
+    images = jnp.arange(6.0)[:, None]
+    steps._accumulate(loss, state, images, images, jax.random.key(1), 2)
+    jax.effects_barrier()
+    assert [rows.tolist() for rows, _ in seen] == [[0, 2, 4], [1, 3, 5]]
+    assert seen[0][1].tolist() != seen[1][1].tolist()
+
+
+OPTIMIZER_OF_W = optim.adamw(["w"], b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0)
+
+
+def test_non_finite_update_is_skipped_and_counted():
+    step, state = jitted(), first_state()
+    state, _ = step(state, a_batch(), SEED)
+    before = jax.tree.map(np.asarray, state)
+    for count in (1, 2):
+        state, metrics = step(state, a_batch(poison=np.nan), SEED)
+        assert np.isnan(metrics["loss"])
+        assert (state.step, state.skipped, state.skipped_in_a_row) == (1 + count, count, count)
+    for name in ("params", "stats", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
+    state, metrics = step(state, a_batch(), SEED)
+    assert (state.step, state.skipped, state.skipped_in_a_row) == (4, 2, 0)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.04)  # by steps, not by updates done
+    assert int(state.opt_state[0].count) == 2
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+def test_eval_step(classes):
+    random = np.random.default_rng(2)
+    logits = random.normal(size=(2, 4, classes)).astype(np.float32)
+
+    class Fixed(nnx.Module):
+        def __init__(self):
+            self.logits = nnx.Param(jnp.asarray(logits))
+
+        def head_logits(self, images):
+            return tuple(self.logits[...])
+
+    batch = {"image": jnp.zeros((4, 2, 2, 3), jnp.uint8), "label": jnp.array([0, 1, 2, 0]), "mask": jnp.ones(4, bool)}
+    out = steps.eval_step(flatten(Fixed()), batch, model=nnx.eval_shape(Fixed), normalize=NORMALIZE)
+    mean = logits.astype(np.float64).mean(axis=0)
+    log_probs = mean - np.log(np.exp(mean).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(out["loss"], -log_probs[np.arange(4), batch["label"]], rtol=1e-5)
+    np.testing.assert_array_equal(out["top"], np.argsort(-mean, axis=1)[:, :5])
+    np.testing.assert_array_equal(out["heads"], logits.argmax(axis=-1))
+    assert out.keys() == {"loss", "top", "heads", "label", "mask"}
