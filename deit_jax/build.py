@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from deit_jax import losses, mixing, optim, sharding, steps
-from deit_jax.config import Config, Duration
 from deit_jax.data import Source, examples_per_epoch, open_source, train_batches
 from deit_jax.errors import UserError
 from deit_jax.models import abstract_model, create_model, flatten
+from deit_jax.schema import Config, Duration
 from deit_jax.state import TrainState, init_state
 
 

@@ -12,8 +12,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from deit_jax.config import UNITS, field_paths, flatten
+from deit_jax.config import field_paths, flatten
 from deit_jax.errors import UserError, nearest
+from deit_jax.schema import UNITS
 
 Define = Callable[[flags.FlagValues], None]
 HELP = {"--help", "-h", "-help", "--helpfull"}

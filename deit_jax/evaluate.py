@@ -15,9 +15,9 @@ from jaxtyping import Int
 
 from deit_jax import build, plots, sharding, steps
 from deit_jax.checkpoint import Checkpoints
-from deit_jax.config import Config
 from deit_jax.data import Source, eval_batches
 from deit_jax.errors import UserError
+from deit_jax.schema import Config
 from deit_jax.state import TrainState, Variables
 
 

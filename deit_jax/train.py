@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 
 from deit_jax import __version__, build, plots, sharding
 from deit_jax.checkpoint import Checkpoints, Meta
-from deit_jax.config import Config, check_resume, to_dict
+from deit_jax.config import check_resume, to_dict
 from deit_jax.errors import UserError
 from deit_jax.evaluate import Evaluator, Result, json_of, report, rows_of, weights_of
 from deit_jax.interrupt import Interrupt, Interrupted
 from deit_jax.metrics import Monitor, Writer, read_rows
 from deit_jax.rollback import Rollbacks
+from deit_jax.schema import Config
 from deit_jax.state import TrainState
 
 

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = {"convert", "predict", "attention", "export", "precompute", "prepare", "preview", "benchmark"}
 # A file or folder of the package may import those of earlier lines, not its neighbours.
 LAYERS = [
-    {"errors", "rules", "rng"},
+    {"errors", "rules", "rng", "schema"},
     {"models", "losses", "mixing", "state"},  # the state is a plain type, which checkpoints and steps carry
     {"data", "optim", "sharding", "checkpoint", "metrics", "plots", "interrupt", "config", "recipes"},
     {"weights", "distill", "steps", "rollback", "cli"},
@@ -28,7 +28,7 @@ LAYERS = [
 ]
 LAYER = {unit: i for i, units in enumerate(LAYERS) for unit in units}
 RUNS = {"build", "evaluate", "train", "main"} | COMMANDS
-READERS = {"config": RUNS | {"cli"}, "recipes": RUNS, "cli": {"main"} | COMMANDS}
+READERS = {"schema": RUNS | {"config", "cli"}, "config": RUNS | {"cli"}, "recipes": RUNS, "cli": {"main"} | COMMANDS}
 
 
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:

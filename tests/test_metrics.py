@@ -421,7 +421,7 @@ def test_confusion_shows_true_classes_as_rows_and_predicted_ones_as_columns(tmp_
     assert cats_column > dogs_column + 20
 
 
-@pytest.mark.parametrize("classes", [1, 40, 41, 211])
+@pytest.mark.parametrize("classes", [1, 40, 211])
 def test_confusion_of_few_and_of_many_classes(tmp_path, classes):
     names = [f"class {i}" for i in range(classes)]
     plots.save_confusion(np.diag(np.arange(1, classes + 1)), names, tmp_path / "confusion.png")

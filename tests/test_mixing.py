@@ -45,7 +45,7 @@ def test_draws_depend_on_seed_and_step_alone():
 
 
 def test_every_seed_step_and_group_draws_its_own():
-    lambdas = [draw(seed, step, groups=5)["label_weight"] for seed in (0, 1) for step in (0, 1, 2)]
+    lambdas = [draw(seed, step, groups=5, cutmix=0)["label_weight"] for seed in (0, 1) for step in (0, 1, 2)]
     assert len(np.unique(np.concatenate(lambdas))) == 2 * 3 * 5
 
 
@@ -129,6 +129,13 @@ def test_so_many_of_them_take_cutmix(alpha, switch):
     """Also where both alphas are one number: which is meant must not hang on their being equal."""
     mix = draw(groups=2000, image_size=997, mixup=alpha, cutmix=alpha, switch_probability=switch)
     assert abs(is_cutmix(mix).mean() - switch) <= 4 * np.sqrt(switch * (1 - switch) / 2000) + 0.005  # empty boxes
+
+
+def test_whether_a_group_is_mixed_says_nothing_of_how():
+    mix = draw(groups=4000, image_size=997, probability=0.5, switch_probability=0.5)
+    mixed = mix["label_weight"] < 1
+    assert abs(mixed.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000) + 0.005
+    assert abs(is_cutmix(mix)[mixed].mean() - 0.5) < 4 * 0.5 / np.sqrt(2000) + 0.005
 
 
 @pytest.mark.parametrize(("name", "share"), [("mixup", 1.0), ("cutmix", 0.0)])

@@ -4,7 +4,8 @@ import dataclasses
 from typing import Any
 
 from deit_jax import recipes
-from deit_jax.config import Config, resolve
+from deit_jax.config import resolve
+from deit_jax.schema import Config
 
 
 def tiny_config(**fields: Any) -> Config:

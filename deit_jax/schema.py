@@ -1,0 +1,146 @@
+"""What a run is: the fields that every config has, as frozen dataclasses.
+
+A duration `x` stands in a config as three fields, `x_steps`, `x_epochs` and `x_examples`, of which one is positive
+(0: unset); here it is one `Duration`.
+"""
+
+import dataclasses
+from typing import Literal
+
+UNITS = ("steps", "epochs", "examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """A length of training in exactly one unit; all three 0 means none."""
+
+    steps: int
+    epochs: float
+    examples: int
+
+    def in_steps(self, batch_size: int, epoch_steps: float) -> int:
+        """Training steps, rounded to the nearest, at least 1 for a duration that is set."""
+        exact = self.steps + self.epochs * epoch_steps + self.examples / batch_size
+        return max(1, round(exact)) if exact else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    name: str
+    num_classes: int  # -1: as many as the data has
+    # 0 or "": as the named model has it
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    global_pool: Literal["", "token", "avg"]
+    drop_path: float
+    dtype: Literal["auto", "float32", "bfloat16"]
+    attention: Literal["auto", "einsum", "xla", "cudnn"]
+    remat: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    name: str
+    dir: str
+    train_split: str
+    eval_split: str
+    image_size: int
+    crop_scale: tuple[float, float]  # area of the training crop, as shares of the image
+    crop_ratio: float  # side of the evaluation's centre crop over the resized short side
+    flip: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    threads: int
+    prefetch: int  # batches decoded ahead
+    max_corrupt: float  # share of an epoch that may fail to decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    mixup: float
+    cutmix: float
+    probability: float
+    switch_probability: float
+    label_smoothing: float
+    group: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    kind: Literal["cross_entropy", "binary_cross_entropy"]
+    binarize: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    learning_rate: float  # for a batch of 512; scaled linearly
+    warmup_learning_rate: float
+    min_learning_rate: float
+    warmup: Duration
+    schedule_per_epoch: bool
+    weight_decay: float
+    b1: float
+    b2: float
+    eps: float
+    clip_norm: float  # 0: no clipping
+    accumulation: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema:
+    decay: float  # 0: no average is kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    max_skipped: int  # non-finite updates in a row before a rollback
+    max_rollbacks: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    every: Duration
+    progress: bool
+    tensorboard: bool
+    wandb: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    every: Duration
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    every: Duration
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    data: int  # -1: all devices that the other axes leave
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. `recipes.py` makes complete ConfigDicts of this shape."""
+
+    seed: int
+    batch_size: int
+    total: Duration
+    model: Model
+    data: Data
+    mixing: Mixing
+    loss: Loss
+    optim: Optim
+    ema: Ema
+    guard: Guard
+    log: Log
+    checkpoint: Checkpoint
+    eval: Eval
+    mesh: Mesh
