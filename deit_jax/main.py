@@ -19,6 +19,7 @@ from deit_jax import cli
 from deit_jax.config import for_platform, resolve
 from deit_jax.evaluate import evaluate
 from deit_jax.interrupt import EXIT_INTERRUPTED, Interrupted
+from deit_jax.metrics import finite
 from deit_jax.train import train
 
 MODES = {"train": train, "evaluate": evaluate}
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         print(interrupted, file=sys.stderr)
         return EXIT_INTERRUPTED
     if jax.process_index() == 0:
-        print(json.dumps(result))
+        print(json.dumps(finite(result)))
     return 0
 
 

@@ -1,5 +1,6 @@
 """What a run tells: rows in `metrics.jsonl` and TensorBoard, a progress bar, images per second and data wait."""
 
+import importlib.util
 import json
 import math
 import os
@@ -42,7 +43,7 @@ class Writer:
 
     def write(self, row: Row) -> None:
         """Writes one row, `step` and metrics by name, through to the disk; what is not finite becomes null."""
-        row = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        row = finite(row)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -74,12 +75,25 @@ def _summary_writer() -> Any:
     return SummaryWriter
 
 
+def require_wandb() -> None:
+    """Raises `UserError` unless Weights & Biases can be imported."""
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("config.log.wandb: there is no package wandb; pip install wandb, or set it to False")
+
+
 def _start_wandb(workdir: Path, config: Mapping[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(f"config.log.wandb: {error}; pip install wandb, or set it to False") from error
+    require_wandb()
+    import wandb
+
     return wandb.init(dir=str(workdir), config=dict(config), id=workdir.name, resume="allow")
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not finite becomes None, since JSON has no NaN; groups within are treated alike."""
+    return {
+        name: finite(value) if isinstance(value, Mapping) else value if math.isfinite(value) else None
+        for name, value in values.items()
+    }
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -19,7 +19,7 @@ from deit_jax.config import check_resume, to_dict
 from deit_jax.errors import UserError
 from deit_jax.evaluate import Evaluator, Result, json_of, report, rows_of, weights_of
 from deit_jax.interrupt import Interrupt, Interrupted
-from deit_jax.metrics import Monitor, Writer, read_rows
+from deit_jax.metrics import Monitor, Writer, read_rows, require_wandb
 from deit_jax.rollback import Rollbacks
 from deit_jax.schema import Config
 from deit_jax.state import TrainState
@@ -36,6 +36,8 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     # 1. The devices, the data, and the lengths that follow from them.
+    if config.log.wandb:
+        require_wandb()
     mesh = build.mesh(config)
     source = build.train_source(config)
     held_out = build.eval_source(config, source.class_names)

@@ -1,3 +1,4 @@
+import ast
 import copy
 import dataclasses
 import json
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from deit_jax import cli, recipes
+from deit_jax import cli, config, recipes
 from deit_jax.config import check_resume, field_paths, flatten, for_platform, resolve, to_dict
 from deit_jax.errors import UserError, nearest
 from deit_jax.schema import UNITS, Config, Duration
@@ -63,6 +64,25 @@ def test_resolved_configs_are_frozen_all_the_way_down():
 
 def test_field_paths_are_the_leaves_of_a_config():
     assert sorted(field_paths()) == sorted(path for path, _ in flatten(to_dict(CONFIG)))
+
+
+def test_every_field_is_read_by_something():
+    """By the code below the door, as an attribute `section.field`, or by name where `build` takes what is set."""
+    package = Path(config.__file__).parent
+    below = [path for path in package.rglob("*.py") if path.name not in ("schema.py", "config.py", "recipes.py")]
+    nodes = [node for path in below for node in ast.walk(ast.parse(path.read_text()))]
+    read = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    named = {
+        node.value for node in ast.walk(ast.parse((package / "build.py").read_text())) if isinstance(node, ast.Constant)
+    }
+    unread = set()
+    for path in field_paths():
+        stem, _, unit = path.rpartition("_")
+        field = stem if unit in UNITS else path
+        attribute = field if "." in field else f"config.{field}"
+        if not any(name.endswith(attribute) for name in read) and field.rpartition(".")[2] not in named:
+            unread.add(path)
+    assert unread == set()
 
 
 @pytest.mark.parametrize("path", list(field_paths()))
