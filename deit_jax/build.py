@@ -20,10 +20,8 @@ from deit_jax.state import TrainState, init_state
 
 
 def mesh(config: Config) -> Mesh:
-    """The device mesh; `UserError` where the devices or the batch do not fit it."""
-    made = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    sharding.check_batch(made, config.batch_size, config.optim.accumulation)
-    return made
+    """The device mesh; `UserError` where the devices do not make it."""
+    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
 
 
 def train_source(config: Config) -> Source:
@@ -185,7 +183,7 @@ def batches(
     for step, host in enumerate(stream, start):
         replaced = int(host.pop("replaced").sum())
         corrupt += replaced
-        # The share is of an epoch at least: one bad file in a first batch is no reason to stop.
+        # Of an epoch at least, so that one bad file among many does not stop the run by coming early.
         seen = max((step + 1 - start) * (rows.stop - rows.start), len(source) // jax.process_count())
         if corrupt > allowed * seen:
             raise UserError(

@@ -4,7 +4,6 @@ A checkpoint directory holds, a folder a step, `state` (the whole `TrainState`) 
 and shape, dtype and checksum of every array). The latest few and the best are kept. Saving runs in the background.
 """
 
-import functools
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -62,8 +61,9 @@ class Checkpoints:
         return self._manager.best_step() or self.latest()
 
     def meta(self, step: int) -> Meta:
-        """What was saved beside the state of `step`."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """What was saved beside the state of `step`; `CorruptCheckpoint` where it cannot be read."""
+        arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._read(lambda: self._manager.restore(step, args=arguments)["meta"], step)
 
     def save(self, state: TrainState, meta: Meta, *, top1: float | None = None, last: bool = False) -> None:
         """Saves the state under its step, in the background unless it is the `last`.
@@ -105,7 +105,7 @@ class Checkpoints:
             UserError: the checkpoint holds other arrays than `target` has.
             CorruptCheckpoint: the arrays cannot be read, or differ from what was saved.
         """
-        saved = self._read(lambda: self.meta(step), step)["arrays"]
+        saved = self.meta(step)["arrays"]
         _check_fit(saved, target, self.directory / str(step))
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         state = self._read(lambda: self._manager.restore(step, args=arguments)["state"], step)
@@ -117,28 +117,40 @@ class Checkpoints:
     def _read(self, read: Callable[[], Any], step: int) -> Any:
         try:
             return read()
+        except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+            raise  # of the machine, not of the files
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
             raise CorruptCheckpoint(f"{self.directory / str(step)}: cannot be read: {error}") from error
 
     def restore_latest(self, target: TrainState, check: Callable[[Meta], None]) -> TrainState | None:
-        """The newest state that is whole, None without any. Corrupt ones are moved aside.
+        """The newest state that is whole, None where nothing was saved. Corrupt ones are moved aside.
 
         Args:
             check: of the meta, before any array is read; raises `UserError` where it is another run's.
+
+        Raises:
+            UserError: there were checkpoints, and none of them can be read.
         """
+        aside = self.directory.parent / "corrupt"
+        moved = False
         while (step := self.latest()) is not None:
             try:
-                check(self._read(functools.partial(self.meta, step), step))
+                check(self.meta(step))
                 return self.restore(step, target)
             except CorruptCheckpoint as error:
-                aside = self.directory.parent / "corrupt" / str(step)
                 logging.warning("%s; moved to %s, the one before is taken", error, aside)
                 self._manager.close()
                 if jax.process_index() == 0:
-                    aside.parent.mkdir(exist_ok=True)
-                    shutil.rmtree(aside, ignore_errors=True)
-                    (self.directory / str(step)).rename(aside)
+                    aside.mkdir(exist_ok=True)
+                    shutil.rmtree(aside / str(step), ignore_errors=True)
+                    (self.directory / str(step)).rename(aside / str(step))
                 self._manager = self._open()
+                moved = True
+        if moved:
+            raise UserError(
+                f"{self.directory}: no checkpoint is whole; they were moved to {aside}; "
+                f"bring one back from a copy, or start anew with another --workdir"
+            )
         return None
 
     def close(self) -> None:

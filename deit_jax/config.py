@@ -7,18 +7,20 @@ A field that a config lacks, one that `schema.py` lacks, a value of another type
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 from deit_jax.errors import UserError, nearest
 from deit_jax.rules import first_match
 from deit_jax.schema import UNITS, Config, Duration
 
+STREAM, SHAPE = "the data stream", "the state's shape"
+
 # What a resume may not change, and why. Everything else may change, and is announced.
 _FIXED = [
-    (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^mixing\.", "the data stream"),
-    (r"^model\.(name|num_classes|patch_size|width|depth|heads|global_pool)$", "the state's shape"),
-    (r"^ema\.decay$", "the state's shape"),
+    (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^mixing\.", STREAM),
+    (r"^model\.(name|patch_size|width|depth|heads|global_pool)$", SHAPE),
+    (r"^ema\.decay$", SHAPE),  # on or off, that is
     (r"", None),
 ]
 
@@ -47,10 +49,19 @@ def resolve(config: Any) -> Config:
 
 
 def for_platform(config: Config, platform: str) -> Config:
-    """`auto` settings decided for `cpu`, `gpu` or `tpu`: bfloat16 and XLA's attention on accelerators."""
+    """`auto` settings decided for `cpu`, `gpu` or `tpu`: bfloat16 and XLA's attention on accelerators.
+
+    Raises:
+        UserError: attention that the platform does not have.
+    """
     model = config.model
     dtype = ("float32" if platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
     attention = ("einsum" if platform == "cpu" else "xla") if model.attention == "auto" else model.attention
+    if attention == "cudnn" and (platform, dtype) != ("gpu", "bfloat16"):
+        raise UserError(
+            f"config.model.attention: cudnn needs an NVIDIA GPU and bfloat16, here are {platform} and {dtype}; "
+            f"set it to auto"
+        )
     return dataclasses.replace(config, model=dataclasses.replace(model, dtype=dtype, attention=attention))
 
 
@@ -68,11 +79,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def check_resume(stored: Mapping[str, Any], config: Config) -> list[str]:
-    """What changed since a checkpoint with the config `stored`, a line each.
+def check_same(stored: Mapping[str, Any], config: Config, fixed: Collection[str] = (STREAM, SHAPE)) -> list[str]:
+    """What differs from the config `stored` in a checkpoint, a line each.
+
+    Args:
+        fixed: what must be the same, of `STREAM` and `SHAPE`.
 
     Raises:
-        UserError: a changed field would alter the data stream or the state's shape.
+        UserError: a field that decides something fixed differs.
     """
     before = dict(flatten(stored))
     changes = []
@@ -81,11 +95,10 @@ def check_resume(stored: Mapping[str, Any], config: Config) -> list[str]:
         old = tuple(old) if isinstance(old, list) else old
         if old == value:
             continue
-        reason = first_match(_FIXED, path)
-        if reason:
+        if first_match(_FIXED, path) in fixed and not (path == "ema.decay" and old and value):
             raise UserError(
-                f"config.{path}: is {value!r}, the run in this workdir has {old!r}, and it decides {reason}; "
-                f"set it back, or take another --workdir"
+                f"config.{path}: is {value!r}, the run in this workdir has {old!r}, and it decides "
+                f"{first_match(_FIXED, path)}; set it back, or take another --workdir"
             )
         changes.append(f"{path}: {old!r} -> {value!r}")
     return changes

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from deit_jax import build, plots, sharding, steps
-from deit_jax.checkpoint import Checkpoints
+from deit_jax.checkpoint import Checkpoints, CorruptCheckpoint
+from deit_jax.config import SHAPE, check_same
 from deit_jax.data import Source, eval_batches
 from deit_jax.errors import UserError
 from deit_jax.schema import Config
@@ -152,14 +154,28 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     step = checkpoints.best()
     if step is None:
         raise UserError(f"--workdir: {workdir}/checkpoints has no finished checkpoint; train longer first")
-    class_names = tuple(checkpoints.meta(step)["class_names"])
+    try:
+        return _evaluate_step(config, workdir, checkpoints, step, mesh)
+    except CorruptCheckpoint as error:
+        raise UserError(f"{error}; train on, which takes the checkpoint before it, or bring it back") from error
+    finally:
+        checkpoints.close()
+
+
+def _evaluate_step(config: Config, workdir: Path, checkpoints: Checkpoints, step: int, mesh: Mesh) -> dict[str, Any]:
+    meta = checkpoints.meta(step)
+    class_names = tuple(meta["class_names"])
+    for change in check_same(meta["config"], config, fixed=[SHAPE]) if jax.process_index() == 0 else ():
+        print(f"differs from the run: {change}")
     source = build.eval_source(config, class_names)
     target = sharding.place(jax.eval_shape(build.init(config, len(class_names)), np.uint32(0)), mesh)
     state = checkpoints.restore(step, target)
-    checkpoints.close()
     results = Evaluator(config, build.model(config, len(class_names)), source, mesh)(weights_of(state))
     if jax.process_index() == 0:
-        report(results, class_names, workdir)
+        try:
+            report(results, class_names, workdir)
+        except OSError as error:
+            logging.warning("confusion.png and per_class.csv are not written: %s", error)
     return json_of(results)
 
 

@@ -17,6 +17,7 @@ from absl import flags
 
 from deit_jax import cli
 from deit_jax.config import for_platform, resolve
+from deit_jax.errors import UserError
 from deit_jax.evaluate import evaluate
 from deit_jax.interrupt import EXIT_INTERRUPTED, Interrupted
 from deit_jax.metrics import finite
@@ -33,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_enum("mode", "train", list(MODES), "what to do", flag_values=values)
 
     given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
+    if "://" in (given.workdir or ""):
+        raise UserError(f"--workdir: {given.workdir} is a URL; name a folder of this machine")
     workdir = Path(given.workdir or f"runs/{name}").absolute()
     config = resolve(config_dict)
     cli.set_compilation_cache()

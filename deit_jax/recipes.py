@@ -21,17 +21,20 @@ DATASETS = {
     "digits": ("train", "test"),
     "folder": ("train", "validation"),
 }
+# DeiT's models fit a device many times over, so that every mesh is data parallel; `fsdp` and `tensor` are the user's.
+_MESH = {"data": -1, "fsdp": 1, "tensor": 1}
 HARDWARE = {
-    "auto": {"dtype": "auto", "attention": "auto"},
-    "cpu": {"dtype": "float32", "attention": "einsum"},
-    "gpu": {"dtype": "bfloat16", "attention": "xla"},
-    "tpu": {"dtype": "bfloat16", "attention": "xla"},
+    "auto": {"dtype": "auto", "attention": "auto", "mesh": _MESH},
+    "cpu": {"dtype": "float32", "attention": "einsum", "mesh": _MESH},
+    "gpu": {"dtype": "bfloat16", "attention": "xla", "mesh": _MESH},
+    "tpu": {"dtype": "bfloat16", "attention": "xla", "mesh": _MESH},
 }
 
 
 def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") -> ConfigDict:
     """DeiT's 300 epochs at 224 px and batch 1024 for the model `name` on `dataset`."""
     train_split, eval_split = _choose(DATASETS, dataset, "dataset")
+    device = _choose(HARDWARE, hardware, "hardware")
     return ConfigDict(
         {
             "seed": 0,
@@ -46,7 +49,8 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "heads": 0,
                 "global_pool": "",
                 "drop_path": 0.1,
-                **_choose(HARDWARE, hardware, "hardware"),
+                "dtype": device["dtype"],
+                "attention": device["attention"],
                 "remat": False,
             },
             "data": {
@@ -91,7 +95,7 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
             "log": {**_duration("every", steps=50), "progress": True, "tensorboard": True, "wandb": False},
             "checkpoint": {**_duration("every", epochs=1), "keep": 2},
             "eval": {**_duration("every", epochs=5), "batch_size": 1024},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": device["mesh"],
         }
     )
 

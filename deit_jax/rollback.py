@@ -28,9 +28,11 @@ class Rollbacks:
         self._path, self._limit, self._batch_size = path, limit, batch_size
         self._jumps: list[dict[str, int]] = json.loads(path.read_text()) if path.exists() else []
 
-    def repeat(self, state: TrainState) -> TrainState:
-        """A state just restored, at the step where the run went on from it."""
-        ends = [jump["to"] for jump in self._jumps if jump["from"] == int(state.step)]
+    def resume(self, state: TrainState) -> TrainState:
+        """A state just restored or made, at the step where the run went on from it; jumps from later ones are void."""
+        step = int(state.step)
+        self._store([jump for jump in self._jumps if jump["from"] <= step])
+        ends = [jump["to"] for jump in self._jumps if jump["from"] == step]
         return _at(state, ends[-1]) if ends else state
 
     def roll_back(self, state: TrainState, checkpoints: Checkpoints, target: TrainState) -> TrainState:
@@ -39,22 +41,28 @@ class Rollbacks:
         Raises:
             UserError: there is no checkpoint, or the limit is reached.
         """
-        step, good = int(state.step), checkpoints.latest()
-        if good is None or len(self._jumps) >= self._limit:
-            burst = int(state.skipped_in_a_row)
+        step, burst = int(state.step), int(state.skipped_in_a_row)
+        restored = None
+        if len(self._jumps) < self._limit:
+            restored = checkpoints.restore_latest(target, check=lambda meta: None)
+        if restored is None:
             first, last = (step - burst) * self._batch_size, step * self._batch_size - 1
             raise UserError(
                 f"the loss or its gradient is not finite, {burst} steps in a row up to step {step} (stream positions "
-                f"{first} to {last}), after {len(self._jumps)} rollbacks; lower optim.learning_rate or set "
-                f"optim.clip_norm"
+                f"{first} to {last}), after {len(self._jumps)} rollbacks; lower config.optim.learning_rate or set "
+                f"config.optim.clip_norm"
             )
-        restored = checkpoints.restore(good, target)
-        self._jumps.append({"from": good, "to": step})
+        self._store([*self._jumps, {"from": int(restored.step), "to": step}])
+        return _at(restored, step)
+
+    def _store(self, jumps: list[dict[str, int]]) -> None:
+        if jumps == self._jumps:
+            return
+        self._jumps = jumps
         if jax.process_index() == 0:
             fresh = self._path.with_suffix(".tmp")
-            fresh.write_text(json.dumps(self._jumps))
+            fresh.write_text(json.dumps(jumps))
             fresh.replace(self._path)
-        return _at(restored, step)
 
 
 def _at(state: TrainState, step: int) -> TrainState:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from deit_jax import __version__, build, plots, sharding
 from deit_jax.checkpoint import Checkpoints, Meta
-from deit_jax.config import check_resume, to_dict
+from deit_jax.config import check_same, to_dict
 from deit_jax.errors import UserError
 from deit_jax.evaluate import Evaluator, Result, json_of, report, rows_of, weights_of
 from deit_jax.interrupt import Interrupt, Interrupted
@@ -39,6 +39,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     if config.log.wandb:
         require_wandb()
     mesh = build.mesh(config)
+    sharding.check_batch(mesh, config.batch_size, config.optim.accumulation)
     source = build.train_source(config)
     held_out = build.eval_source(config, source.class_names)
     classes = len(source.class_names)
@@ -53,7 +54,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     checkpoints = Checkpoints(_make(workdir) / "checkpoints", keep=config.checkpoint.keep)
     rollbacks = Rollbacks(workdir / "rollbacks.json", limit=config.guard.max_rollbacks, batch_size=config.batch_size)
     saved = checkpoints.restore_latest(target, functools.partial(_check_same_run, config, meta))
-    state: TrainState = rollbacks.repeat(saved) if saved else jax.jit(init, out_shardings=shardings)(seed)
+    state: TrainState = rollbacks.resume(saved or jax.jit(init, out_shardings=shardings)(seed))
     start = int(state.step)
 
     # 3. The steps, compiled over the mesh, and the batches from where the state is.
@@ -71,7 +72,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     # 4. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
     describe_run(config, workdir, state, mesh, total)
     monitor = _monitor(config, workdir, start, total, in_steps(config.log.every))
-    with closing(checkpoints), closing(monitor), closing(batches), Interrupt() as interrupt:
+    with Interrupt() as interrupt, closing(checkpoints), closing(monitor), closing(batches):
         for step in range(start + 1, total + 1):
             batch = monitor.wait_for(batches)
             state, metrics = train_step(state, batch, seed)
@@ -81,11 +82,14 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
             pause = due or stop or step % save_every == 0
             if pause:
                 monitor.settle(evaluate if due else None)
-            if monitor.burst >= config.guard.max_skipped:
+            if monitor.burst >= config.guard.max_skipped and not stop:
                 monitor.settle()
                 state, monitor.burst = rollbacks.roll_back(state, checkpoints, target), 0
-            elif pause and (monitor.healthy or step == total):  # within a burst the state is none to go back to
-                checkpoints.save(state, meta, top1=best_of(results) if due else None, last=step == total)
+                if step < total:
+                    continue
+                evaluate()
+            if (pause and monitor.healthy) or step == total:  # within a burst the state is none to go back to
+                checkpoints.save(state, meta, top1=best_of(results) if due else None, last=stop or step == total)
             if stop:
                 break
 
@@ -150,7 +154,7 @@ def _make(workdir: Path) -> Path:
 
 def _check_same_run(config: Config, meta: Meta, stored: Meta) -> None:
     """Refuses a checkpoint of another run; says what has changed otherwise."""
-    changes = check_resume(stored["config"], config)
+    changes = check_same(stored["config"], config)
     if stored["data"] != meta["data"] or stored["class_names"] != meta["class_names"]:
         raise UserError(
             "config.data.dir: the training split is not the one that this workdir was trained on (its files or classes "

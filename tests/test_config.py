@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from deit_jax import cli, config, recipes
-from deit_jax.config import check_resume, field_paths, flatten, for_platform, resolve, to_dict
+from deit_jax.config import check_same, field_paths, flatten, for_platform, resolve, to_dict
 from deit_jax.errors import UserError, nearest
 from deit_jax.schema import UNITS, Config, Duration
 
@@ -319,14 +319,13 @@ STORED = json.loads(json.dumps(to_dict(CONFIG)))  # as a checkpoint holds it
 
 
 def test_an_unchanged_config_resumes_in_silence():
-    assert check_resume(STORED, CONFIG) == []
+    assert check_same(STORED, CONFIG) == []
 
 
 CHANGES: dict[str, Any] = {
     "seed": 1,
     "batch_size": 512,
     "model__name": "deit_small_patch16_224",
-    "model__num_classes": 10,
     "model__patch_size": 8,
     "model__width": 96,
     "model__depth": 6,
@@ -351,7 +350,7 @@ CHANGES: dict[str, Any] = {
 def test_a_resume_may_not_change_the_stream_or_the_state(name):
     path, value = name.replace("__", "."), CHANGES[name]
     with pytest.raises(UserError) as error:
-        check_resume(STORED, resolve(recipe(**{name: value})))
+        check_same(STORED, resolve(recipe(**{name: value})))
     message = str(error.value)
     assert message.startswith(f"config.{path}: is {value!r}, ")
     assert repr(dict(flatten(to_dict(CONFIG)))[path]) in message
@@ -360,6 +359,7 @@ def test_a_resume_may_not_change_the_stream_or_the_state(name):
 
 FREE: dict[str, Any] = {
     "total_epochs": 400.0,
+    "model__num_classes": 10,
     "model__drop_path": 0.2,
     "model__dtype": "bfloat16",
     "model__attention": "xla",
@@ -405,13 +405,13 @@ FREE: dict[str, Any] = {
 def test_a_resume_announces_every_other_change(name):
     path = name.replace("__", ".")
     before = dict(flatten(to_dict(CONFIG)))[path]
-    assert check_resume(STORED, resolve(recipe(**{name: FREE[name]}))) == [f"{path}: {before!r} -> {FREE[name]!r}"]
+    assert check_same(STORED, resolve(recipe(**{name: FREE[name]}))) == [f"{path}: {before!r} -> {FREE[name]!r}"]
 
 
 def test_a_change_of_unit_is_announced_in_both():
     config = ConfigDict(recipe())
     recipes.set_duration(config, "total", steps=7)
-    assert check_resume(STORED, resolve(config)) == ["total_steps: 0 -> 7", "total_epochs: 300.0 -> 0.0"]
+    assert check_same(STORED, resolve(config)) == ["total_steps: 0 -> 7", "total_epochs: 300.0 -> 0.0"]
 
 
 def test_every_field_is_either_fixed_or_free():
@@ -461,7 +461,8 @@ def test_deit_is_the_papers_recipe():
 def test_the_recipe_is_complete_for_all_hardware_and_data(hardware, dataset):
     config = resolve(recipes.deit("deit_tiny_patch16_224", hardware=hardware, dataset=dataset))
     assert config.data.name == dataset
-    assert {"dtype": config.model.dtype, "attention": config.model.attention} == recipes.HARDWARE[hardware]
+    chosen = {"dtype": config.model.dtype, "attention": config.model.attention, "mesh": dataclasses.asdict(config.mesh)}
+    assert chosen == recipes.HARDWARE[hardware]
 
 
 @pytest.mark.parametrize(

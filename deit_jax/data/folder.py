@@ -9,6 +9,7 @@ to the class. Files that are not JPEG, PNG or WebP by suffix, and hidden ones, a
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -53,6 +54,8 @@ def open_folder(
     Raises `UserError` for a missing directory or split, a split without class folders, and a class folder without
     images.
     """
+    if not directory:
+        raise UserError("config.data.dir: missing; give the folder that holds split/class/* or class/*")
     root = os.path.abspath(os.path.expanduser(directory))
     if not os.path.isdir(root):
         raise UserError(f"config.data.dir: no directory {root}; give the folder that holds split/class/* or class/*")
@@ -122,7 +125,7 @@ def _scan(root: str, folder: str) -> dict[str, list[str]]:
 
 
 def _images(root: str, folder: str) -> Iterator[str]:
-    with os.scandir(os.path.join(root, folder)) as entries:
+    with _listed(os.path.join(root, folder)) as entries:
         for entry in entries:
             path = f"{folder}/{entry.name}"
             if entry.name.startswith("."):
@@ -134,5 +137,12 @@ def _images(root: str, folder: str) -> Iterator[str]:
 
 
 def _subfolders(directory: str) -> list[str]:
-    with os.scandir(directory) as entries:
+    with _listed(directory) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def _listed(directory: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+    try:
+        return os.scandir(directory)
+    except OSError as error:
+        raise UserError(f"config.data.dir: cannot list {directory}: {error.strerror}; make it readable") from error
