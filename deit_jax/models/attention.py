@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from deit_jax.models.layers import DType, linear
+from deit_jax.models.layers import DType, Linear
 
 Heads = Float[Array, "batch tokens heads head_dim"]
 
@@ -26,14 +26,20 @@ class Attention(nnx.Module):
             raise ValueError(f"attention {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
         if width % heads:
             raise ValueError(f"width {width} is not divisible by heads {heads}")
-        self.qkv = linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, dtype=dtype, rngs=rngs)
         self.heads = heads
         self.implementation = implementation
 
-    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-        out = IMPLEMENTATIONS[self.implementation](*self._queries_keys_values(x))
-        return self.proj(out.reshape(x.shape))
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], first: int | None = None
+    ) -> Float[Array, "batch queries dim"]:
+        """The result for all tokens, or for the `first` ones only."""
+        q, k, v = self._queries_keys_values(x)
+        # With a query or two there is nothing for a fused kernel to save, and not every one takes them.
+        attend = einsum_attention if first else IMPLEMENTATIONS[self.implementation]
+        out = attend(q[:, :first], k, v)
+        return self.proj(out.reshape(*out.shape[:2], -1))
 
     def maps(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch heads tokens tokens"]:
         """The attention weights in float32: row q is the distribution of query q over the keys."""
@@ -47,14 +53,28 @@ class Attention(nnx.Module):
 
 def attention_weights(q: Heads, k: Heads) -> Float[Array, "batch heads tokens tokens"]:
     """softmax(q k^T / sqrt(head_dim)) in float32."""
-    # Scaling the queries instead of the scores spares a pass over the largest array of the network.
-    q = q * (1 / math.sqrt(q.shape[-1]))
-    return jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32), axis=-1)
+    weights, total = _unnormalized_weights(q, k)
+    return weights / total[..., None]
 
 
 def einsum_attention(q: Heads, k: Heads, v: Heads) -> Heads:
-    """softmax(q k^T / sqrt(head_dim)) v."""
-    return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(q, k).astype(v.dtype), v)
+    """softmax(q k^T / sqrt(head_dim)) v, divided by the softmax's sum last.
+
+    The output is smaller than the weights by tokens / head_dim, and so is what the division and its gradient pass over.
+    """
+    weights, total = _unnormalized_weights(q, k)
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / total.swapaxes(1, 2)[..., None]).astype(v.dtype)
+
+
+def _unnormalized_weights(
+    q: Heads, k: Heads
+) -> tuple[Float[Array, "batch heads tokens tokens"], Float[Array, "batch heads tokens"]]:
+    """exp(score - largest score of the row) in float32, and the sum of each row."""
+    q = q * (1 / math.sqrt(q.shape[-1]))  # rather than the scores, which are larger by tokens / head_dim
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    return weights, weights.sum(axis=-1)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[Heads, Heads, Heads], Heads]] = {

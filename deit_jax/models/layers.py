@@ -13,14 +13,64 @@ from jaxtyping import Array, Float
 weight_init = nnx.initializers.normal(0.02)
 
 
-def linear(inputs: int, outputs: int, *, dtype: DType = jnp.float32, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer with DeiT's initialisation: weights N(0, 0.02^2), biases 0."""
-    return nnx.Linear(inputs, outputs, kernel_init=weight_init, dtype=dtype, rngs=rngs)
+class Linear(nnx.Module):
+    """A dense layer over the last axis; initial weights N(0, 0.02^2), biases 0."""
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(weight_init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        return affine(x, self.kernel[...], self.bias[...], self.dtype)
 
 
-def layer_norm(width: int, *, dtype: DType = jnp.float32, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer normalisation with epsilon 1e-6; statistics in float32, the result in `dtype`."""
-    return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
+def affine(
+    x: Float[Array, "*batch inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    bias: Float[Array, " outputs"],
+    dtype: jnp.dtype,
+) -> Float[Array, "*batch outputs"]:
+    """x kernel + bias, computed in `dtype`."""
+    # As one matrix: for more axes, XLA's CPU backend computes the kernel's gradient from a transposed copy of the
+    # output's, and a training step takes twice as long.
+    out = x.reshape(-1, x.shape[-1]).astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)
+    return out.reshape(*x.shape[:-1], -1)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (arXiv:1607.06450) over the last axis, epsilon 1e-6; statistics in float32."""
+
+    def __init__(self, width: int, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        return normalize(x, self.scale[...], self.bias[...]).astype(self.dtype)
+
+
+# Checkpointed, as is `gelu`: the backward pass keeps the input alone. XLA would else merge the kept intermediates into
+# every loop that reads them and compute them over and over: on CPU a step took 1.4 times as long.
+@jax.checkpoint
+def normalize(
+    x: Float[Array, "*batch dim"], scale: Float[Array, " dim"], bias: Float[Array, " dim"]
+) -> Float[Array, "*batch dim"]:
+    """Mean 0 and variance 1 over the last axis, then scaled and shifted; in float32."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-6) * scale + bias
+
+
+@jax.checkpoint
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the normal distribution function of x (arXiv:1606.08415), exact, computed in float32.
+
+    By erf, as torch does; `jax.nn.gelu` goes by erfc, which takes twice as long on CPU.
+    """
+    x32 = x.astype(jnp.float32)
+    return (0.5 * x32 * (1 + jax.lax.erf(x32 * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class PatchEmbedding(nnx.Module):
@@ -44,7 +94,7 @@ class PatchEmbedding(nnx.Module):
         )
         self.patch_size = patch_size
         self.form = form
-        self.dtype = dtype
+        self.dtype = jnp.dtype(dtype)
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch tokens dim"]:
         """Tokens in row-major order of the patches."""
@@ -52,30 +102,19 @@ class PatchEmbedding(nnx.Module):
         if self.form == "conv":
             return self.proj(images).reshape(batch, -1, self.proj.out_features)
         p = self.patch_size
-        patches = images.astype(self.dtype).reshape(batch, height // p, p, width // p, p, 3).swapaxes(2, 3)
-        patches = patches.reshape(batch, -1, p * p * 3)
-        kernel, bias = self.proj.kernel[...].astype(self.dtype), jnp.asarray(self.proj.bias, self.dtype)
-        return patches @ kernel.reshape(p * p * 3, -1) + bias
+        patches = images.reshape(batch, height // p, p, width // p, p, 3).swapaxes(2, 3).reshape(batch, -1, p * p * 3)
+        return affine(patches, self.proj.kernel[...].reshape(p * p * 3, -1), jnp.asarray(self.proj.bias), self.dtype)
 
 
 class Mlp(nnx.Module):
     """Two dense layers with an exact (erf) GELU between them."""
 
     def __init__(self, width: int, hidden: int, *, dtype: DType, rngs: nnx.Rngs):
-        self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         return self.fc2(gelu(self.fc1(x)))
-
-
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x times the normal distribution function of x (arXiv:1606.08415), exact, computed in float32.
-
-    By erf, as torch does; `jax.nn.gelu` goes by erfc, which takes four times as long on CPU.
-    """
-    x32 = x.astype(jnp.float32)
-    return (0.5 * x32 * (1 + jax.lax.erf(x32 * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def drop_path_scales(rates: Sequence[float], batch: int, key: Array) -> Float[Array, "depth 2 batch"]:

@@ -1,14 +1,12 @@
 """Models by timm's names."""
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from flax import nnx
 
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, nearest
 from deit_jax.models.vit import VisionTransformer
 
 
@@ -55,7 +53,7 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
         ValueError: the arguments contradict each other.
     """
     if name not in MODELS:
-        raise UserError(f"unknown model {name!r}{_nearest(name, MODELS)}")
+        raise UserError(f"unknown model {name!r}{nearest(name, MODELS)}")
     entry = MODELS[name]
     known = [
         parameter
@@ -64,10 +62,5 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     ]
     for override in overrides:
         if override not in known:
-            raise UserError(f"model {name} has no option {override!r}{_nearest(override, known)}")
+            raise UserError(f"model {name} has no option {override!r}{nearest(override, known)}")
     return entry.build(**entry.arguments | overrides, rngs=rngs)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(matches)}?" if matches else f"; known: {', '.join(known)}"

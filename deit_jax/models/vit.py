@@ -1,5 +1,7 @@
 """Vision Transformer (arXiv:2010.11929) and DeiT (arXiv:2012.12877), with timm's names for every parameter."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +11,16 @@ from jaxtyping import Array, Float
 from deit_jax.models.attention import Attention
 from deit_jax.models.layers import (
     DType,
+    LayerNorm,
+    Linear,
     Mlp,
     PatchEmbedding,
     drop_path,
     drop_path_scales,
-    layer_norm,
-    linear,
     weight_init,
 )
 
-Images = Float[Array, "batch height width channels"]
+Images = Float[Array | np.ndarray, "batch height width channels"]
 Tokens = Float[Array, "batch tokens dim"]
 Logits = Float[Array, "batch classes"]
 
@@ -36,15 +38,20 @@ class Block(nnx.Module):
         dtype: DType,
         rngs: nnx.Rngs,
     ):
-        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.attn = Attention(width, heads, implementation=attention, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, int(width * mlp_ratio), dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Tokens, scales: Float[Array, "2 batch"] | None = None) -> Tokens:
-        """`scales` multiplies each example's two branches, see `drop_path_scales`; None leaves both as they are."""
+    def __call__(
+        self, x: Tokens, scales: Float[Array, "2 batch"] | None = None, *, first: int | None = None
+    ) -> Float[Array, "batch outputs dim"]:
+        """The result for all tokens, or for the `first` ones only.
+
+        `scales` multiplies each example's two branches, see `drop_path_scales`; None leaves both as they are.
+        """
         attn_scale, mlp_scale = (None, None) if scales is None else scales
-        x = x + drop_path(self.attn(self.norm1(x)), attn_scale)
+        x = x[:, :first] + drop_path(self.attn(self.norm1(x), first), attn_scale)
         return x + drop_path(self.mlp(self.norm2(x)), mlp_scale)
 
 
@@ -52,9 +59,9 @@ class PreLogits(nnx.Module):
     """The ViT paper's extra layer before the classifier: dense, then tanh."""
 
     def __init__(self, width: int, outputs: int, *, rngs: nnx.Rngs):
-        self.fc = linear(width, outputs, rngs=rngs)
+        self.fc = Linear(width, outputs, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch dim"]) -> Float[Array, "batch out"]:
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch out"]:
         return jnp.tanh(self.fc(x))
 
 
@@ -130,13 +137,13 @@ class VisionTransformer(nnx.Module):
         )
         # From here on an image is one or two vectors: float32 costs nothing.
         if global_pool == "token":
-            self.norm = layer_norm(width, rngs=rngs)
+            self.norm = LayerNorm(width, rngs=rngs)
         else:
-            self.fc_norm = layer_norm(width, rngs=rngs)
+            self.fc_norm = LayerNorm(width, rngs=rngs)
         features = width if pre_logits is True else pre_logits or width
         self.pre_logits = PreLogits(width, features, rngs=rngs) if pre_logits else None
-        self.head = linear(features, num_classes, rngs=rngs) if num_classes else None
-        self.head_dist = linear(features, num_classes, rngs=rngs) if num_classes and distilled else None
+        self.head = Linear(features, num_classes, rngs=rngs) if num_classes else None
+        self.head_dist = Linear(features, num_classes, rngs=rngs) if num_classes and distilled else None
 
     def __call__(self, images: Images, *, train: bool = False, key: Array | None = None) -> Logits | tuple[Logits, ...]:
         """Logits in float32 `[batch, num_classes]` (`[batch, features]` when `num_classes` is 0).
@@ -160,7 +167,10 @@ class VisionTransformer(nnx.Module):
         scales = None
         if key is not None and any(self.drop_path):
             scales = drop_path_scales(self.drop_path, len(images), key)
+        # The heads read the class and distillation tokens: the last block need not compute the others.
+        first = [None] * (len(self.blocks) - 1) + [self.num_prefix_tokens if self.global_pool == "token" else None]
         for i, block in enumerate(self.blocks):
+            block = partial(block, first=first[i])
             x = (jax.checkpoint(block) if self.remat else block)(x, None if scales is None else scales[i])
         heads = (self.head, self.head_dist)
         return tuple(x if head is None else head(x) for head, x in zip(heads, self._pool(x), strict=False))
@@ -179,7 +189,7 @@ class VisionTransformer(nnx.Module):
         if images.ndim != 4 or images.shape[1:] != (*self.image_size, 3):
             height, width = self.image_size
             raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
-        patches = self.patch_embed(images)
+        patches = self.patch_embed(jnp.asarray(images))
         tokens = [token for token in (self.cls_token, self.dist_token) if token is not None]
         prefix = [jnp.tile(jnp.asarray(token, self.dtype), (len(images), 1, 1)) for token in tokens]
         return jnp.concatenate([*prefix, patches], axis=1) + jnp.asarray(self.pos_embed, self.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deit_jax.models.layers import PatchEmbedding, drop_path, drop_path_scales, gelu, layer_norm, linear
+from deit_jax.models.layers import LayerNorm, Linear, PatchEmbedding, drop_path, drop_path_scales, gelu
 
 
 def test_both_patch_embeddings_agree():
@@ -36,7 +36,7 @@ def test_gelu_is_exact():
 
 def test_initialisation_is_facebooks():
     """Dense weights N(0, 0.02^2), uncut; biases 0; the patch embedding uniform in +-1/sqrt(fan_in), its bias too."""
-    dense = linear(101, 1009, rngs=nnx.Rngs(0))
+    dense = Linear(101, 1009, rngs=nnx.Rngs(0))
     kernel = np.asarray(dense.kernel[...])
     assert kernel.std() == pytest.approx(0.02, rel=0.01)
     assert abs(kernel.mean()) < 3e-4
@@ -49,7 +49,7 @@ def test_initialisation_is_facebooks():
         assert 0.95 * bound < abs(value).max() <= bound
         assert value.std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
-    norm = layer_norm(7, rngs=nnx.Rngs(0))
+    norm = LayerNorm(7, rngs=nnx.Rngs(0))
     assert (norm.scale[...] == 1).all()
     assert not norm.bias[...].any()
 
