@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from deit_jax.models.layers import DType, Linear
 
-Heads = Float[Array, "batch tokens heads head_dim"]
+Queries = Float[Array, "batch queries heads head_dim"]
+Keys = Float[Array, "batch keys heads head_dim"]
 
 
 class Attention(nnx.Module):
@@ -46,18 +47,20 @@ class Attention(nnx.Module):
         q, k, _ = self._queries_keys_values(x)
         return attention_weights(q, k)
 
-    def _queries_keys_values(self, x: Float[Array, "batch tokens dim"]) -> list[Heads]:
+    def _queries_keys_values(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> list[Float[Array, "batch tokens heads head_dim"]]:
         # Split, not indexed: the gradient is one concatenation instead of a sum of three padded arrays.
         return [part.reshape(*part.shape[:2], self.heads, -1) for part in jnp.split(self.qkv(x), 3, axis=-1)]
 
 
-def attention_weights(q: Heads, k: Heads) -> Float[Array, "batch heads tokens tokens"]:
+def attention_weights(q: Queries, k: Keys) -> Float[Array, "batch heads queries keys"]:
     """softmax(q k^T / sqrt(head_dim)) in float32."""
     weights, total = _unnormalized_weights(q, k)
     return weights / total[..., None]
 
 
-def einsum_attention(q: Heads, k: Heads, v: Heads) -> Heads:
+def einsum_attention(q: Queries, k: Keys, v: Keys) -> Queries:
     """softmax(q k^T / sqrt(head_dim)) v, divided by the softmax's sum last.
 
     The output is smaller than the weights by tokens / head_dim, and so is what the division and its gradient pass over.
@@ -68,8 +71,8 @@ def einsum_attention(q: Heads, k: Heads, v: Heads) -> Heads:
 
 
 def _unnormalized_weights(
-    q: Heads, k: Heads
-) -> tuple[Float[Array, "batch heads tokens tokens"], Float[Array, "batch heads tokens"]]:
+    q: Queries, k: Keys
+) -> tuple[Float[Array, "batch heads queries keys"], Float[Array, "batch heads queries"]]:
     """exp(score - largest score of the row) in float32, and the sum of each row."""
     q = q * (1 / math.sqrt(q.shape[-1]))  # rather than the scores, which are larger by tokens / head_dim
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
@@ -77,7 +80,7 @@ def _unnormalized_weights(
     return weights, weights.sum(axis=-1)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Heads, Heads, Heads], Heads]] = {
+IMPLEMENTATIONS: dict[str, Callable[[Queries, Keys, Keys], Queries]] = {
     "einsum": einsum_attention,
     "xla": partial(jax.nn.dot_product_attention, implementation="xla"),
     "cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"),

@@ -170,8 +170,8 @@ class VisionTransformer(nnx.Module):
         # The heads read the class and distillation tokens: the last block need not compute the others.
         first = [None] * (len(self.blocks) - 1) + [self.num_prefix_tokens if self.global_pool == "token" else None]
         for i, block in enumerate(self.blocks):
-            block = partial(block, first=first[i])
-            x = (jax.checkpoint(block) if self.remat else block)(x, None if scales is None else scales[i])
+            run = partial(block, first=first[i])
+            x = (jax.checkpoint(run) if self.remat else run)(x, None if scales is None else scales[i])
         heads = (self.head, self.head_dist)
         return tuple(x if head is None else head(x) for head, x in zip(heads, self._pool(x), strict=False))
 

@@ -1,0 +1,358 @@
+"""Measures speed: of training, of inference, or of the data stream.
+
+    python -m deit_jax.benchmark train --model=NAME --batch_size=N --batches=K [--parts=core|full]
+    python -m deit_jax.benchmark infer --model=NAME --batch_size=N --batches=K
+    python -m deit_jax.benchmark data --config=FILE[:ARGUMENT] --batches=K [--config.section.field=value ...]
+
+`benchmark train --help` and so on list the other flags. The last line of stdout is one JSON object, which
+`--output=FILE.json` also writes to a file.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import os
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, UInt32
+
+from deit_jax import build, cli, recipes, rng, sharding
+from deit_jax.config import for_platform, resolve
+from deit_jax.data import train_batches
+from deit_jax.data.memory import MemorySource
+from deit_jax.errors import UserError, nearest
+from deit_jax.models import VisionTransformer, abstract_model, bind, flatten, list_models
+from deit_jax.rules import first_match
+from deit_jax.schema import Config
+from deit_jax.state import TrainState
+
+CLASSES, EXAMPLES = 1000, 1_281_167  # ImageNet-1k's
+WARM_UP = 2  # batches after the first, which compiles
+# Side of the square matrices and how many products are timed as one, so that starting them does not count.
+MATMULS_CPU, MATMULS_ACCELERATOR = (2048, 4), (8192, 16)
+
+Result = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the benchmark that the first argument names and prints what it measured; returns the exit status."""
+    name = argv[0] if argv else "nothing"
+    if name in ("--help", "-h", "-help", "--helpfull"):
+        print((__doc__ or "").strip())
+        return 0
+    if name not in BENCHMARKS:
+        raise UserError(f"the first argument is {name}, should be one of {', '.join(BENCHMARKS)}")
+    cli.set_compilation_cache()
+    result, output = BENCHMARKS[name](argv[1:])
+    result["command"] = shlex.join(["python", "-m", "deit_jax.benchmark", *argv])
+    print(json.dumps(result), flush=True)
+    if output:
+        try:
+            Path(output).write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--output: cannot write {output}: {error.strerror}; the result is above") from error
+    return 0
+
+
+def train(argv: Sequence[str]) -> tuple[Result, str]:
+    """Training steps on a batch that stays on the devices: images per second (of the median step) and utilisation.
+
+    Utilisation is the model's floating-point operations per second over those of large matrix products, measured in
+    the same type before and after. The first batch is stated apart, with its compilation or loading from the cache.
+
+    `core` is forward, backward and AdamW with drop path 0.1 on float images and soft targets; `full` is the step of
+    `deit_jax.main` with the DeiT recipe: uint8 images, normalisation, mixing, the guard, EMA.
+    """
+    given, config = _parse(train, argv, trains=True)
+    mesh = build.mesh(config)
+    if given.parts == "full":
+        step, batch = build.train_step(config, CLASSES, EXAMPLES), _recipe_batch(config, mesh)
+    else:
+        step, batch = _core_step(config), _float_batch(config, mesh)
+    state, jitted = _start(step, config, mesh)
+
+    def run() -> Any:
+        nonlocal state
+        state, metrics = jitted(state, batch, np.uint32(config.seed))
+        return metrics
+
+    # The usual count: a backward pass costs two forward ones; what `remat` computes again is not useful work.
+    flops = 3 * forward_flops(build.model(config, CLASSES))
+    return _measure(run, config, mesh, given.batches, flops, {"benchmark": "train", "parts": given.parts}), given.output
+
+
+def infer(argv: Sequence[str]) -> tuple[Result, str]:
+    """Forward passes over a batch of normalised float images that stays on the devices; figures as for `train`."""
+    given, config = _parse(infer, argv, trains=False)
+    mesh = build.mesh(config)
+    model, init, seed = build.model(config, CLASSES), build.init(config, CLASSES), np.uint32(config.seed)
+    shardings = sharding.shardings(jax.eval_shape(init, seed), mesh).params
+    params = jax.jit(lambda seed: init(seed).params, out_shardings=shardings)(seed)
+    forward = jax.jit(lambda params, images: bind(model, params)(images))
+    images = _float_batch(config, mesh)["image"]
+    flops = forward_flops(model)
+    result = _measure(lambda: forward(params, images), config, mesh, given.batches, flops, {"benchmark": "infer"})
+    return result, given.output
+
+
+def data(argv: Sequence[str]) -> tuple[Result, str]:
+    """The training stream of a config, on the host alone; every image is read and decoded for its place in the stream.
+
+    Images per second are those of the whole stream, from asking for its first batch until the last one is there: the
+    threads finish their batches in bursts, so that the time between two batches alone would mislead. Take several
+    times as many batches as the config has threads.
+    """
+    given, tree, name = cli.parse_with_config(inspect.getdoc(data) or "", _define_common, argv)
+    _check(given, "batches")
+    config = resolve(tree)
+    source = build.train_source(config)
+    augmentation = ("image_size", "crop_scale", "flip", "threads", "prefetch")
+    stream = train_batches(
+        source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rows=slice(0, config.batch_size),
+        first_step=0,
+        total_steps=given.batches,
+        **{field: getattr(config.data, field) for field in augmentation},
+    )
+    facts = {"benchmark": "data", "config": name, "data": config.data.name, "examples": len(source)}
+    facts |= {"batch_size": config.batch_size, "batches": given.batches, "image_size": config.data.image_size}
+    facts |= {"threads": config.data.threads, "prefetch": config.data.prefetch, **_machine()}
+    _show(facts)
+    replaced, stamps = 0, [time.perf_counter()]
+    for batch in stream:
+        stamps.append(time.perf_counter())
+        replaced += int(batch["replaced"].sum())
+    measured = {
+        "images_per_second": round(given.batches * config.batch_size / (stamps[-1] - stamps[0]), 2),
+        "first_batch_seconds": round(stamps[1] - stamps[0], 3),
+        "batch_ms": round(1e3 * statistics.median(np.diff(stamps).tolist()), 3),
+        "replaced": replaced,
+    }
+    _show(measured)
+    return measured | facts, given.output
+
+
+BENCHMARKS: dict[str, Callable[[Sequence[str]], tuple[Result, str]]] = {"train": train, "infer": infer, "data": data}
+
+
+def forward_flops(model: nnx.Module) -> int:
+    """Floating-point operations of one image's forward pass, two for a multiply-add, in matrix products alone.
+
+    Per block of width D on N tokens, 24 N D^2 in the dense layers and 4 N^2 D in attention (papers and timm count
+    multiply-adds: half of this). It is the usual count, in full for the last block too, which computes the class and
+    distillation tokens alone: about 4 % less of work than this at depth 12.
+
+    Raises:
+        TypeError: the model is no `VisionTransformer`.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise TypeError(f"{type(model).__name__}: only Vision Transformers are counted")
+    params = flatten(model, nnx.Param)
+    _, tokens, width = params["pos_embed"].shape
+    vectors = [(r"^patch_embed\.", tokens - model.num_prefix_tokens), (r"^blocks\.", tokens), (r"", 1)]
+    dense = sum(2 * first_match(vectors, path) * p.size for path, p in params.items() if path.endswith(".kernel"))
+    return dense + len(model.blocks) * 4 * tokens**2 * width
+
+
+def matmul_peak(mesh: Mesh, dtype: str) -> Callable[[], float]:
+    """A function that measures the FLOP/s of large square matrix products, one on every device: the best of a few.
+
+    The matrices are random: on zeros some devices draw less power and clock higher.
+    """
+    size, products = MATMULS_CPU if jax.default_backend() == "cpu" else MATMULS_ACCELERATOR
+    chain = jax.jit(lambda x: functools.reduce(lambda y, _: x @ y, range(products), x))
+    draw = jax.jit(
+        lambda key: jax.random.normal(key, (mesh.size, size, size), dtype) / math.sqrt(size),
+        out_shardings=NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+    )
+
+    def measure() -> float:
+        x = draw(jax.random.key(0))
+        seconds = min(_seconds(functools.partial(chain, x)) for _ in range(6))  # the first one compiles
+        return products * 2 * size**3 * mesh.size / seconds
+
+    return measure
+
+
+def _measure(
+    run: Callable[[], Any], config: Config, mesh: Mesh, batches: int, flops_per_image: int, facts: Mapping[str, Any]
+) -> Result:
+    """The result of a benchmark whose `run` starts one batch on the devices and returns what is ready at its end."""
+    facts = {
+        **facts,
+        "model": config.model.name,
+        "image_size": config.data.image_size,
+        "batch_size": config.batch_size,
+        "batches": batches,
+        **{name: getattr(config.model, name) for name in ("dtype", "attention", "remat")},
+        "device": jax.devices()[0].device_kind,
+        "device_count": mesh.size,
+        **_machine(),
+    }
+    _show(facts)
+    first = _seconds(run)
+    _intervals(run, WARM_UP)
+    memory = [device.memory_stats() or {} for device in jax.local_devices()]
+    peak_bytes = max(stats.get("peak_bytes_in_use", 0) for stats in memory)  # before the matrices are there
+    matmul = matmul_peak(mesh, config.model.dtype)
+    before = matmul()
+    times = _intervals(run, batches)
+    peak = max(before, matmul())
+    speed = config.batch_size / statistics.median(times)
+    measured = {
+        "images_per_second": round(speed, 2),
+        "batch_ms": round(1e3 * statistics.median(times), 3),
+        "batch_ms_range": [round(1e3 * bound, 3) for bound in (min(times), max(times))],
+        "first_batch_seconds": round(first, 2),
+        "flops_per_image": flops_per_image,
+        "flops_per_second": round(speed * flops_per_image),
+        "matmul_peak_flops": round(peak),
+        "utilisation": round(speed * flops_per_image / peak, 4),
+        "memory_peak_bytes": peak_bytes or None,
+    }
+    _show(measured)
+    return measured | facts
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    """From the start of a batch to its end."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def _intervals(run: Callable[[], Any], batches: int) -> list[float]:
+    """Seconds between the ends of successive batches.
+
+    The host starts each batch before it waits for the one before, as in training: an accelerator never waits for the
+    host unless the host is the slower one, and no batch counts before all of its results are there.
+    """
+    ahead, stamps = run(), []
+    for _ in range(batches):
+        done, ahead = ahead, run()
+        jax.block_until_ready(done)
+        stamps.append(time.perf_counter())
+    jax.block_until_ready(ahead)
+    return np.diff([*stamps, time.perf_counter()]).tolist()
+
+
+def _start(step: Callable, config: Config, mesh: Mesh) -> tuple[TrainState, Callable]:
+    """The first state on the mesh, and the step jitted as `deit_jax.train` does it."""
+    seed, init = np.uint32(config.seed), build.init(config, CLASSES)
+    shardings = sharding.shardings(jax.eval_shape(init, seed), mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    return jax.jit(init, out_shardings=shardings)(seed), jitted
+
+
+def _core_step(config: Config) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """`state, batch, seed -> next state, metrics`: nothing but forward, backward and AdamW."""
+    model: Any = build.model(config, CLASSES)
+    loss, optimizer, rate = build.loss(config), build.optimizer(config, CLASSES), build.peak_learning_rate(config)
+
+    def step(
+        state: TrainState, batch: Mapping[str, Array], seed: UInt32[Array, ""]
+    ) -> tuple[TrainState, dict[str, Array]]:
+        key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
+
+        def loss_of(params: dict[str, Array]) -> Array:
+            return loss(bind(model, params).head_logits(batch["image"], key=key), batch["target"])
+
+        value, grads = jax.value_and_grad(loss_of)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+        return state, {"loss": value}
+
+    return step
+
+
+def _float_batch(config: Config, mesh: Mesh) -> dict[str, Array]:
+    """`image` float32 [batch, size, size, 3], standard normal, and `target` float32 [batch, classes], on the mesh."""
+    random, size = np.random.default_rng(0), config.data.image_size
+    images = random.standard_normal((config.batch_size, size, size, 3), np.float32)
+    targets = random.dirichlet(np.ones(CLASSES), config.batch_size).astype(np.float32)
+    return sharding.put_batch({"image": images, "target": targets}, mesh)
+
+
+def _recipe_batch(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """A batch as `deit_jax.main` makes it, of images of noise."""
+    random, size = np.random.default_rng(0), config.data.image_size
+    images = random.integers(256, size=(64, size, size, 3), dtype=np.uint8)
+    source = MemorySource(images, random.integers(CLASSES, size=64), [str(i) for i in range(CLASSES)], name="noise")
+    batch, _ = next(build.batches(config, source, mesh, 0, 1))
+    return batch
+
+
+def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[flags.FlagValues, Config]:
+    """The flags of `train` or `infer`, and the DeiT recipe with what they change."""
+
+    def define(values: flags.FlagValues) -> None:
+        enum = functools.partial(flags.DEFINE_enum, flag_values=values)
+        flags.DEFINE_string("model", None, f"one of {', '.join(list_models())}", flag_values=values)
+        flags.DEFINE_integer("batch_size", None, "images in a batch, over all devices", 1, flag_values=values)
+        flags.DEFINE_integer("image_size", None, "side in pixels (default: the model's own)", 1, flag_values=values)
+        enum("dtype", "auto", ["auto", "float32", "bfloat16"], "of the computation (auto: float32 on CPU)")
+        enum("attention", "auto", ["auto", "einsum", "xla", "cudnn"], "implementation (auto: by device)")
+        if trains:
+            enum("parts", "core", ["core", "full"], "of a training step, see above")
+            flags.DEFINE_boolean("remat", False, "recompute the blocks in the backward pass", flag_values=values)
+        _define_common(values)
+
+    given, beside = cli.parse(inspect.getdoc(benchmark) or "", define, argv)
+    if beside:
+        raise UserError(f"{beside[0]}: not a flag; see --help")
+    _check(given, "model", "batch_size", "batches")
+    if given.model not in list_models():
+        raise UserError(f"--model: unknown model {given.model!r}{nearest(given.model, list_models())}")
+    if given.batch_size % jax.device_count():
+        raise UserError(f"--batch_size: {given.batch_size} is not divisible by the {jax.device_count()} devices")
+    named: Any = abstract_model(given.model)
+    tree = recipes.deit(given.model)
+    tree.batch_size = given.batch_size
+    tree.data.image_size = given.image_size or named.image_size[0]
+    tree.model.update(dtype=given.dtype, attention=given.attention, remat=trains and given.remat)
+    tree.mixing.group = math.gcd(tree.mixing.group, given.batch_size)
+    if not (trains and given.parts == "full"):
+        tree.ema.decay = 0.0
+    return given, for_platform(resolve(tree), jax.default_backend())
+
+
+def _define_common(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer("batches", None, "measured batches", 1, flag_values=values)
+    flags.DEFINE_string("output", "", "JSON file that the result is also written to", flag_values=values)
+
+
+def _check(given: flags.FlagValues, *required: str) -> None:
+    for name in required:
+        if given[name].value is None:
+            raise UserError(f"--{name}: missing; {given[name].help}")
+    if given.output and not Path(given.output).parent.is_dir():
+        raise UserError(f"--output: there is no folder {Path(given.output).parent}; make it first")
+
+
+def _machine() -> dict[str, Any]:
+    """What else decides the speed: the load is that of all programs in the minute before."""
+    return {"cpus": os.cpu_count(), "load_average": round(os.getloadavg()[0], 2), "jax": jax.__version__}
+
+
+def _show(facts: Mapping[str, Any]) -> None:
+    for name, value in facts.items():
+        print(f"{name:22}{value:,}" if type(value) in (int, float) else f"{name:22}{value}", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
