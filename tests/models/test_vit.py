@@ -21,7 +21,7 @@ SMALL = {
     "mlp_ratio": 1.5,
     "num_classes": 13,
 }
-IMAGES = np.random.default_rng(1).normal(size=(2, 15, 21, 3)).astype(np.float32)
+IMAGES = jax.random.normal(jax.random.key(0), (2, 15, 21, 3))
 
 
 def abstract(**options) -> nnx.Module:
@@ -105,6 +105,13 @@ def test_dropped_examples_pass_a_block_unchanged():
     np.testing.assert_allclose(out[2], (x + 2 * block.attn(block.norm1(x)))[2], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("attention", ["einsum", "xla"])
+def test_a_block_may_compute_its_first_tokens_only(attention):
+    block = model(attention=attention).blocks[1]
+    x, scales = jax.random.normal(jax.random.key(0), (3, 37, 22)), jnp.array([[0.0, 1.0, 2.0], [2.0, 1.0, 2.0]])
+    np.testing.assert_allclose(block(x, scales, first=2), block(x, scales)[:, :2], rtol=1e-5, atol=1e-5)
+
+
 def loss_and_gradients(**options):
     outline = abstract(drop_path=0.4, distilled=True, **options)
 
@@ -158,7 +165,7 @@ def test_attention_maps_are_those_of_the_blocks():
     assert maps.shape == (3, 2, 2, 37, 37)
     np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
     values = {name: np.asarray(value, np.float64) for name, value in params(distilled=True).items()}
-    x = np.stack([vit_reference.embed(values, image) for image in IMAGES.astype(np.float64)])
+    x = np.stack([vit_reference.embed(values, image) for image in np.asarray(IMAGES, np.float64)])
     normed = vit_reference.norm(values, "blocks.0.norm1", x)
     np.testing.assert_allclose(maps[0], vit_reference.attention(values, "blocks.0.attn", normed, 2)[1], atol=1e-5)
 
@@ -188,4 +195,4 @@ def test_contradictions_are_refused(options, message):
 @pytest.mark.parametrize("shape", [(2, 21, 15, 3), (2, 15, 21, 1)], ids=str)
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"this model takes \(batch, 15, 21, 3\)"):
-        model()(np.zeros(shape, np.float32))
+        model()(jnp.zeros(shape))

@@ -22,7 +22,7 @@ def head_logits(
 ) -> list[np.ndarray]:
     """The logits of each head, or the pooled features where there is no head."""
     p = {name: np.asarray(value, np.float64) for name, value in params.items()}
-    x = np.stack([embed(p, image) for image in images.astype(np.float64)])
+    x = np.stack([embed(p, image) for image in np.asarray(images, np.float64)])
     depth = 1 + max(int(name.split(".")[1]) for name in p if name.startswith("blocks."))
     for i in range(depth):
         x = x + attention(p, f"blocks.{i}.attn", norm(p, f"blocks.{i}.norm1", x), heads)[0]
