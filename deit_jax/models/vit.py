@@ -1,5 +1,6 @@
 """Vision Transformer (arXiv:2010.11929) and DeiT (arXiv:2012.12877), with timm's names for every parameter."""
 
+import math
 from functools import partial
 
 import jax
@@ -107,9 +108,9 @@ class VisionTransformer(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        height, width_ = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if height % patch_size or width_ % patch_size:
-            raise ValueError(f"image_size {height} x {width_} is not divisible by patch_size {patch_size}")
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if any(side < 1 or side % patch_size for side in size):
+            raise ValueError(f"image_size {size[0]} x {size[1]} is not divisible by patch_size {patch_size}")
         if global_pool not in ("token", "avg"):
             raise ValueError(f"global_pool {global_pool!r} is none of token, avg")
         if global_pool == "token" and not class_token:
@@ -118,7 +119,7 @@ class VisionTransformer(nnx.Module):
             raise ValueError('distilled=True classifies two tokens: it excludes global_pool="avg" and pre_logits')
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path {drop_path} is not in [0, 1)")
-        self.image_size = (height, width_)
+        self.image_size = size
         self.num_prefix_tokens = class_token + distilled
         self.global_pool = global_pool
         self.drop_path = tuple(np.linspace(0, drop_path, depth).tolist())
@@ -131,7 +132,7 @@ class VisionTransformer(nnx.Module):
         self.patch_embed = PatchEmbedding(patch_size, width, form=patch_embedding, dtype=self.dtype, rngs=rngs)
         self.cls_token = tokens(1) if class_token else None
         self.dist_token = tokens(1) if distilled else None
-        self.pos_embed = tokens(self.num_prefix_tokens + height * width_ // patch_size**2)
+        self.pos_embed = tokens(self.num_prefix_tokens + math.prod(size) // patch_size**2)
         self.blocks = nnx.List(
             Block(width, heads, mlp_ratio, attention=attention, dtype=self.dtype, rngs=rngs) for _ in range(depth)
         )

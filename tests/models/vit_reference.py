@@ -21,23 +21,30 @@ def head_logits(
     params: Params, images: np.ndarray, *, heads: int, pool: str = "token", prefix: int = 1
 ) -> list[np.ndarray]:
     """The logits of each head, or the pooled features where there is no head."""
-    p = {name: np.asarray(value, np.float64) for name, value in params.items()}
-    x = np.stack([embed(p, image) for image in np.asarray(images, np.float64)])
-    depth = 1 + max(int(name.split(".")[1]) for name in p if name.startswith("blocks."))
-    for i in range(depth):
-        x = x + attention(p, f"blocks.{i}.attn", norm(p, f"blocks.{i}.norm1", x), heads)[0]
-        hidden = gelu(dense(p, f"blocks.{i}.mlp.fc1", norm(p, f"blocks.{i}.norm2", x)))
-        x = x + dense(p, f"blocks.{i}.mlp.fc2", hidden)
+    p, x, _ = encode(params, images, heads=heads)
     if pool == "avg":
         pooled = [norm(p, "fc_norm", x[:, prefix:].mean(axis=1))]
     else:
         pooled = [norm(p, "norm", x[:, i]) for i in range(prefix)]
     if "pre_logits.fc.kernel" in p:
         pooled = [np.tanh(dense(p, "pre_logits.fc", f)) for f in pooled]
-    return [
-        dense(p, name, f) if f"{name}.kernel" in p else f
-        for name, f in zip(("head", "head_dist"), pooled, strict=False)
-    ]
+    names = ("head", "head_dist")[: len(pooled)]
+    return [dense(p, name, f) if f"{name}.kernel" in p else f for name, f in zip(names, pooled, strict=True)]
+
+
+def encode(params: Params, images: np.ndarray, *, heads: int) -> tuple[Params, np.ndarray, np.ndarray]:
+    """The parameters in float64, the tokens after the last block, and the attention weights of every block."""
+    p = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    x = np.stack([embed(p, image) for image in np.asarray(images, np.float64)])
+    depth = 1 + max(int(name.split(".")[1]) for name in p if name.startswith("blocks."))
+    maps = []
+    for i in range(depth):
+        mixed, weights = attention(p, f"blocks.{i}.attn", norm(p, f"blocks.{i}.norm1", x), heads)
+        maps.append(weights)
+        x = x + mixed
+        hidden = gelu(dense(p, f"blocks.{i}.mlp.fc1", norm(p, f"blocks.{i}.norm2", x)))
+        x = x + dense(p, f"blocks.{i}.mlp.fc2", hidden)
+    return p, x, np.stack(maps)
 
 
 def embed(p: Params, image: np.ndarray) -> np.ndarray:
