@@ -67,8 +67,9 @@ def test_drop_path_scales_have_the_right_rates_and_mean():
 
 
 def test_drop_path_rounds_once_in_bfloat16():
-    x = jnp.full((2, 1, 1), 3.0, jnp.bfloat16)
+    """11 / 0.7 = 15.71 is nearest to 15.6875; with 1 / 0.7 rounded first it would be 15.75."""
+    x = jnp.full((2, 1, 1), 11, jnp.bfloat16)
     scaled = drop_path(x, jnp.array([0.0, 1 / 0.7], jnp.float32))
     assert scaled.dtype == jnp.bfloat16
-    assert scaled.ravel().tolist() == [0.0, float(jnp.bfloat16(3 / 0.7))]
+    assert scaled.ravel().tolist() == [0.0, 15.6875]
     assert drop_path(x, None) is x
