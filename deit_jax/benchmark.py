@@ -162,8 +162,8 @@ def forward_flops(model: nnx.Module) -> int:
     if not isinstance(model, VisionTransformer):
         raise TypeError(f"{type(model).__name__}: only Vision Transformers are counted")
     params = flatten(model, nnx.Param)
-    _, tokens, width = params["pos_embed"].shape
-    vectors = [(r"^patch_embed\.", tokens - model.num_prefix_tokens), (r"^blocks\.", tokens), (r"", 1)]
+    tokens, width = model.num_prefix_tokens + model.num_patches, params["pos_embed"].shape[-1]
+    vectors = [(r"^patch_embed\.", model.num_patches), (r"^blocks\.", tokens), (r"", 1)]
     dense = sum(2 * first_match(vectors, path) * p.size for path, p in params.items() if path.endswith(".kernel"))
     return dense + len(model.blocks) * 4 * tokens**2 * width
 

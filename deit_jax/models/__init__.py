@@ -1,7 +1,19 @@
 """The networks, built by name, and their parameters as one flat dict."""
 
-from deit_jax.models.params import abstract_model, bind, flatten
-from deit_jax.models.registry import create_model, list_models
+from deit_jax.models.params import abstract_model, bind, check_fit, flatten
+from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models
 from deit_jax.models.vit import VisionTransformer
 
-__all__ = ["VisionTransformer", "abstract_model", "bind", "create_model", "flatten", "list_models"]
+__all__ = [
+    "Entry",
+    "Preprocessing",
+    "Pretrained",
+    "VisionTransformer",
+    "abstract_model",
+    "bind",
+    "check_fit",
+    "create_model",
+    "entry",
+    "flatten",
+    "list_models",
+]

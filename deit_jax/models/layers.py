@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike as DType
 from jaxtyping import Array, Float
@@ -39,28 +41,40 @@ def affine(
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation (arXiv:1607.06450) over the last axis, epsilon 1e-6; statistics in float32."""
+    """Layer normalisation (arXiv:1607.06450) over the last axis; statistics in float32."""
 
-    def __init__(self, width: int, *, dtype: DType = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, eps: float = 1e-6, dtype: DType = jnp.float32, rngs: nnx.Rngs):
         self.scale = nnx.Param(jnp.ones(width, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
+        self.eps = eps
         self.dtype = jnp.dtype(dtype)
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        return normalize(x, self.scale[...], self.bias[...]).astype(self.dtype)
+        return normalize(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
+
+
+class LayerScale(nnx.Module):
+    """One learned factor per channel (arXiv:2103.17239, equation 4), all `initial` at first."""
+
+    def __init__(self, width: int, initial: float):
+        self.gamma = nnx.Param(jnp.full(width, initial, jnp.float32))
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        """In float32: a factor rounded to bfloat16 would be off by up to 0.4 %, for every token alike."""
+        return (x.astype(jnp.float32) * self.gamma[...]).astype(x.dtype)
 
 
 # Checkpointed, as is `gelu`: the backward pass keeps the input alone. XLA would else merge the kept intermediates into
 # every loop that reads them and compute them over and over: on CPU a step took 1.4 times as long.
-@jax.checkpoint
+@partial(jax.checkpoint, static_argnums=3)
 def normalize(
-    x: Float[Array, "*batch dim"], scale: Float[Array, " dim"], bias: Float[Array, " dim"]
+    x: Float[Array, "*batch dim"], scale: Float[Array, " dim"], bias: Float[Array, " dim"], eps: float
 ) -> Float[Array, "*batch dim"]:
-    """Mean 0 and variance 1 over the last axis, then scaled and shifted; in float32."""
+    """Mean 0 and variance 1 over the last axis, then scaled and shifted; in float32. `eps` is added to the variance."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + 1e-6) * scale + bias
+    return centred * jax.lax.rsqrt(variance + eps) * scale + bias
 
 
 @jax.checkpoint
@@ -115,6 +129,19 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         return self.fc2(gelu(self.fc1(x)))
+
+
+def drop_path_rates(rate: float, depth: int, schedule: str) -> tuple[float, ...]:
+    """The stochastic depth rate of each block.
+
+    "linear" grows from 0 at the first block to `rate` at the last (arXiv:1603.09382), "constant" is `rate`
+    for all (arXiv:2204.07118, section 3).
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path {rate} is not in [0, 1)")
+    if schedule not in ("linear", "constant"):
+        raise ValueError(f"drop_path_schedule {schedule!r} is none of linear, constant")
+    return tuple(np.linspace(rate if schedule == "constant" else 0, rate, depth).tolist())
 
 
 def drop_path_scales(rates: Sequence[float], batch: int, key: Array) -> Float[Array, "depth 2 batch"]:

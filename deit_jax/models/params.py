@@ -43,12 +43,13 @@ def bind(abstract: M, variables: Mapping[str, jax.Array]) -> M:
     graphdef, state = nnx.split(abstract)
     # Values are put where the abstract model has its own, path by path: merging a dict would match leaves by position.
     slots = {_dotted(path): (path, variable) for path, variable in nnx.to_flat_state(state)}
-    _check(flatten(abstract), variables)
+    check_fit(flatten(abstract), variables)
     filled = [(path, variable.replace(variables[name])) for name, (path, variable) in slots.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def _check(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_fit(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises `ValueError` that lists the first few, where names, shapes or dtypes are not the expected ones."""
     problems = {
         "missing": [name for name in expected if name not in given],
         "unexpected": [name for name in given if name not in expected],

@@ -1,6 +1,7 @@
-"""Models by timm's names."""
+"""Models by timm's names: how each is built, how it wants its images, and where its published weights are."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,33 +12,131 @@ from deit_jax.models.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What weights expect of images: (pixel / 255 - mean) / std of a centre crop.
+
+    Attributes:
+        mean, std: of the red, green and blue channel, for pixels in [0, 1].
+        crop_ratio: side of the centre crop over the short side of the resized image.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_ratio: float = 0.875
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Preprocessing":
+        """From the content of a JSON object, which has lists for tuples; `KeyError` where a field is missing."""
+        mean, std = ((r, g, b) for r, g, b in (content["mean"], content["std"]))
+        return cls(mean, std, content["crop_ratio"])
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Where the published weights of a model are.
+
+    Attributes:
+        repository: on the Hugging Face hub, `owner/name`.
+        file: in that repository, timm's names in safetensors.
+        checkpoint: the authors' own file where its name carries the first digits of its SHA-256, else "".
+        licence: of the weights, as the hub writes it.
+    """
+
+    repository: str
+    file: str = "model.safetensors"
+    checkpoint: str = ""
+    licence: str = "apache-2.0"
+
+
+@dataclass(frozen=True)
 class Entry:
-    """How to build one model: a module class and its keyword arguments."""
+    """How to build one model, a module class and its keyword arguments, and what was published with it."""
 
     build: type[Any]
     arguments: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing = Preprocessing()
+    pretrained: Pretrained | None = None
 
 
 _TINY = {"width": 192, "depth": 12, "heads": 3}
 _SMALL = {"width": 384, "depth": 12, "heads": 6}
+_MEDIUM = {"width": 512, "depth": 12, "heads": 8}
 _BASE = {"width": 768, "depth": 12, "heads": 12}
+_LARGE = {"width": 1024, "depth": 24, "heads": 16}
+_HUGE = {"width": 1280, "depth": 32, "heads": 16, "patch_size": 14}
+_384 = {"image_size": 384}
 
-# arXiv:2012.12877, table 1; fine-tuned at 384 pixels: table 5.
+
+def _deit(name: str, digest: str, arguments: dict[str, Any]) -> Entry:
+    """DeiT, arXiv:2012.12877, tables 1 and 5; crops as facebook's evaluation takes them."""
+    pretrained = Pretrained(f"timm/{name}.fb_in1k", checkpoint=f"{name}-{digest}.pth")
+    crop_ratio = 1.0 if arguments.get("image_size") == 384 else 0.875
+    return Entry(VisionTransformer, arguments, Preprocessing(crop_ratio=crop_ratio), pretrained)
+
+
+def _deit3(name: str, arguments: dict[str, Any]) -> Entry:
+    """DeiT-III, arXiv:2204.07118, section 3; weights of ImageNet-1k alone, whose files carry no checksum."""
+    # Layers begin at facebook's 1e-4 (models_v2.py); timm's 1e-6 comes from CaiT.
+    arguments = arguments | {"layer_scale": 1e-4, "class_position": False, "drop_path_schedule": "constant"}
+    return Entry(VisionTransformer, arguments, Preprocessing(crop_ratio=1.0), Pretrained(f"timm/{name}.fb_in1k"))
+
+
+def _vit(name: str, tag: str, arguments: dict[str, Any]) -> Entry:
+    """ViT, arXiv:2010.11929; weights of arXiv:2106.10270 (AugReg): ImageNet-21k, fine-tuned on ImageNet-1k."""
+    half = (0.5, 0.5, 0.5)
+    crop_ratio = 1.0 if arguments.get("image_size") == 384 else 0.9
+    pretrained = Pretrained(f"timm/{name}.{tag}_in21k_ft_in1k")
+    return Entry(VisionTransformer, arguments, Preprocessing(half, half, crop_ratio), pretrained)
+
+
+_DISTILLED = {"distilled": True}
+_DEIT = {
+    "deit_tiny_patch16_224": ("a1311bcf", _TINY),
+    "deit_small_patch16_224": ("cd65a155", _SMALL),
+    "deit_base_patch16_224": ("b5f2ef4d", _BASE),
+    "deit_base_patch16_384": ("8de9b5d1", _BASE | _384),
+    "deit_tiny_distilled_patch16_224": ("b40b3cf7", _TINY | _DISTILLED),
+    "deit_small_distilled_patch16_224": ("649709d9", _SMALL | _DISTILLED),
+    "deit_base_distilled_patch16_224": ("df68dfff", _BASE | _DISTILLED),
+    "deit_base_distilled_patch16_384": ("d0272ac0", _BASE | _DISTILLED | _384),
+}
+_DEIT3 = {
+    "deit3_small_patch16_224": _SMALL,
+    "deit3_small_patch16_384": _SMALL | _384,
+    "deit3_medium_patch16_224": _MEDIUM,
+    "deit3_base_patch16_224": _BASE,
+    "deit3_base_patch16_384": _BASE | _384,
+    "deit3_large_patch16_224": _LARGE,
+    "deit3_large_patch16_384": _LARGE | _384,
+    "deit3_huge_patch14_224": _HUGE,
+}
+_VIT = {
+    "vit_tiny_patch16_224": ("augreg", _TINY),
+    "vit_tiny_patch16_384": ("augreg", _TINY | _384),
+    "vit_small_patch16_224": ("augreg", _SMALL),
+    "vit_small_patch16_384": ("augreg", _SMALL | _384),
+    "vit_base_patch16_224": ("augreg2", _BASE),  # the AugReg weights, fine-tuned again for timm
+    "vit_base_patch16_384": ("augreg", _BASE | _384),
+    "vit_large_patch16_224": ("augreg", _LARGE),
+    "vit_large_patch16_384": ("augreg", _LARGE | _384),
+}
 MODELS = {
-    "deit_tiny_patch16_224": Entry(VisionTransformer, _TINY),
-    "deit_small_patch16_224": Entry(VisionTransformer, _SMALL),
-    "deit_base_patch16_224": Entry(VisionTransformer, _BASE),
-    "deit_base_patch16_384": Entry(VisionTransformer, _BASE | {"image_size": 384}),
-    "deit_tiny_distilled_patch16_224": Entry(VisionTransformer, _TINY | {"distilled": True}),
-    "deit_small_distilled_patch16_224": Entry(VisionTransformer, _SMALL | {"distilled": True}),
-    "deit_base_distilled_patch16_224": Entry(VisionTransformer, _BASE | {"distilled": True}),
-    "deit_base_distilled_patch16_384": Entry(VisionTransformer, _BASE | {"distilled": True, "image_size": 384}),
+    **{name: _deit(name, *rest) for name, rest in _DEIT.items()},
+    **{name: _deit3(name, arguments) for name, arguments in _DEIT3.items()},
+    **{name: _vit(name, *rest) for name, rest in _VIT.items()},
 }
 
 
 def list_models() -> list[str]:
     """The names `create_model` knows."""
     return list(MODELS)
+
+
+def entry(name: str) -> Entry:
+    """What is known of a model; `UserError` with the nearest names where there is none of this name."""
+    if name not in MODELS:
+        raise UserError(f"unknown model {name!r}{nearest(name, MODELS)}")
+    return MODELS[name]
 
 
 def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
@@ -52,15 +151,13 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
         UserError: an unknown model or override; the message shows the nearest names.
         ValueError: the arguments contradict each other.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}{nearest(name, MODELS)}")
-    entry = MODELS[name]
+    known_model = entry(name)
     known = [
         parameter
-        for parameter in inspect.signature(entry.build.__init__).parameters
+        for parameter in inspect.signature(known_model.build.__init__).parameters
         if parameter not in ("self", "rngs")
     ]
     for override in overrides:
         if override not in known:
             raise UserError(f"model {name} has no option {override!r}{nearest(override, known)}")
-    return entry.build(**entry.arguments | overrides, rngs=rngs)
+    return known_model.build(**known_model.arguments | overrides, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Vision Transformer (arXiv:2010.11929) and DeiT (arXiv:2012.12877), with timm's names for every parameter."""
+"""ViT (arXiv:2010.11929), DeiT (arXiv:2012.12877) and DeiT-III (arXiv:2204.07118), every parameter by timm's name."""
 
 import math
 from functools import partial
@@ -13,10 +13,12 @@ from deit_jax.models.attention import Attention
 from deit_jax.models.layers import (
     DType,
     LayerNorm,
+    LayerScale,
     Linear,
     Mlp,
     PatchEmbedding,
     drop_path,
+    drop_path_rates,
     drop_path_scales,
     weight_init,
 )
@@ -27,7 +29,10 @@ Logits = Float[Array, "batch classes"]
 
 
 class Block(nnx.Module):
-    """Encoder block: attention and MLP, each normalised first and added to its input, with stochastic depth."""
+    """Encoder block: attention and MLP, each normalised first and added to its input, with stochastic depth.
+
+    `layer_scale` is the initial factor of both branches' channels; with 0 there are none.
+    """
 
     def __init__(
         self,
@@ -35,14 +40,18 @@ class Block(nnx.Module):
         heads: int,
         mlp_ratio: float,
         *,
+        layer_scale: float,
+        norm_eps: float,
         attention: str,
         dtype: DType,
         rngs: nnx.Rngs,
     ):
-        self.norm1 = LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(width, eps=norm_eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(width, heads, implementation=attention, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.ls1 = LayerScale(width, layer_scale) if layer_scale else None
+        self.norm2 = LayerNorm(width, eps=norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, int(width * mlp_ratio), dtype=dtype, rngs=rngs)
+        self.ls2 = LayerScale(width, layer_scale) if layer_scale else None
 
     def __call__(
         self, x: Tokens, scales: Float[Array, "2 batch"] | None = None, *, first: int | None = None
@@ -52,8 +61,12 @@ class Block(nnx.Module):
         `scales` multiplies each example's two branches, see `drop_path_scales`; None leaves both as they are.
         """
         attn_scale, mlp_scale = (None, None) if scales is None else scales
-        x = x[:, :first] + drop_path(self.attn(self.norm1(x), first), attn_scale)
-        return x + drop_path(self.mlp(self.norm2(x)), mlp_scale)
+        x = x[:, :first] + drop_path(_scaled(self.attn(self.norm1(x), first), self.ls1), attn_scale)
+        return x + drop_path(_scaled(self.mlp(self.norm2(x)), self.ls2), mlp_scale)
+
+
+def _scaled(branch: Tokens, layer_scale: LayerScale | None) -> Tokens:
+    return branch if layer_scale is None else layer_scale(branch)
 
 
 class PreLogits(nnx.Module):
@@ -67,17 +80,22 @@ class PreLogits(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """ViT / DeiT on normalised NHWC images.
+    """ViT, DeiT and DeiT-III on normalised NHWC images.
 
     Args:
         image_size: height and width in pixels, or one number for both; each divisible by `patch_size`.
         num_classes: classes of the head; 0 leaves the heads out, so that the model returns pooled features.
         width, depth, heads, mlp_ratio: size of the encoder; `width` divisible by `heads`.
         distilled: adds DeiT's distillation token and its head.
+        dist_head: False leaves that head out, though not the token; the class head alone decides.
         class_token: False leaves the class token out (with `global_pool="avg"` only).
+        class_position: False gives positions to the patches alone, not to the class and distillation tokens.
         global_pool: "token" classifies the class token; "avg" the mean of the patch tokens, normalised by `fc_norm`.
         pre_logits: an extra dense layer and tanh before the head, of this width (True: of the model's width).
-        drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first.
+        layer_scale: initial value of the factors of every branch, see `LayerScale`; 0: without them.
+        norm_eps: added to the variance in every layer normalisation.
+        drop_path: stochastic depth rate of the last block.
+        drop_path_schedule: of the others: "linear" grows from 0 at the first, "constant" is the last one's for all.
         dtype: of the computation; parameters, softmax, normalisation statistics and logits are float32 always.
         attention: "einsum", "xla" or "cudnn", see `Attention`.
         patch_embedding: "conv" or "linear", see `PatchEmbedding`.
@@ -98,10 +116,15 @@ class VisionTransformer(nnx.Module):
         heads: int = 12,
         mlp_ratio: float = 4.0,
         distilled: bool = False,
+        dist_head: bool = True,
         class_token: bool = True,
+        class_position: bool = True,
         global_pool: str = "token",
         pre_logits: bool | int = False,
+        layer_scale: float = 0.0,
+        norm_eps: float = 1e-6,
         drop_path: float = 0.0,
+        drop_path_schedule: str = "linear",
         dtype: DType = jnp.float32,
         attention: str = "einsum",
         patch_embedding: str = "linear",
@@ -117,12 +140,13 @@ class VisionTransformer(nnx.Module):
             raise ValueError('class_token=False leaves global_pool="token" nothing to classify: use global_pool="avg"')
         if distilled and (global_pool == "avg" or pre_logits):
             raise ValueError('distilled=True classifies two tokens: it excludes global_pool="avg" and pre_logits')
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path {drop_path} is not in [0, 1)")
         self.image_size = size
+        self.num_patches = math.prod(size) // patch_size**2
         self.num_prefix_tokens = class_token + distilled
+        self.num_heads = 1 + (distilled and dist_head)
+        self.class_position = class_position
         self.global_pool = global_pool
-        self.drop_path = tuple(np.linspace(0, drop_path, depth).tolist())
+        self.drop_path = drop_path_rates(drop_path, depth, drop_path_schedule)
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
 
@@ -132,19 +156,20 @@ class VisionTransformer(nnx.Module):
         self.patch_embed = PatchEmbedding(patch_size, width, form=patch_embedding, dtype=self.dtype, rngs=rngs)
         self.cls_token = tokens(1) if class_token else None
         self.dist_token = tokens(1) if distilled else None
-        self.pos_embed = tokens(self.num_prefix_tokens + math.prod(size) // patch_size**2)
-        self.blocks = nnx.List(
-            Block(width, heads, mlp_ratio, attention=attention, dtype=self.dtype, rngs=rngs) for _ in range(depth)
+        self.pos_embed = tokens(self.num_patches + self.num_prefix_tokens * class_position)
+        block = partial(
+            Block, width, heads, mlp_ratio, layer_scale=layer_scale, norm_eps=norm_eps, attention=attention, dtype=dtype
         )
+        self.blocks = nnx.List(block(rngs=rngs) for _ in range(depth))
         # From here on an image is one or two vectors: float32 costs nothing.
         if global_pool == "token":
-            self.norm = LayerNorm(width, rngs=rngs)
+            self.norm = LayerNorm(width, eps=norm_eps, rngs=rngs)
         else:
-            self.fc_norm = LayerNorm(width, rngs=rngs)
+            self.fc_norm = LayerNorm(width, eps=norm_eps, rngs=rngs)
         features = width if pre_logits is True else pre_logits or width
         self.pre_logits = PreLogits(width, features, rngs=rngs) if pre_logits else None
         self.head = Linear(features, num_classes, rngs=rngs) if num_classes else None
-        self.head_dist = Linear(features, num_classes, rngs=rngs) if num_classes and distilled else None
+        self.head_dist = Linear(features, num_classes, rngs=rngs) if num_classes and self.num_heads == 2 else None
 
     def __call__(self, images: Images, *, train: bool = False, key: Array | None = None) -> Logits | tuple[Logits, ...]:
         """Logits in float32 `[batch, num_classes]` (`[batch, features]` when `num_classes` is 0).
@@ -169,7 +194,7 @@ class VisionTransformer(nnx.Module):
         if key is not None and any(self.drop_path):
             scales = drop_path_scales(self.drop_path, len(images), key)
         # The heads read the class and distillation tokens: the last block need not compute the others.
-        first = [None] * (len(self.blocks) - 1) + [self.num_prefix_tokens if self.global_pool == "token" else None]
+        first = [None] * (len(self.blocks) - 1) + [self.num_heads if self.global_pool == "token" else None]
         for i, block in enumerate(self.blocks):
             run = partial(block, first=first[i])
             x = (jax.checkpoint(run) if self.remat else run)(x, None if scales is None else scales[i])
@@ -190,17 +215,19 @@ class VisionTransformer(nnx.Module):
         if images.ndim != 4 or images.shape[1:] != (*self.image_size, 3):
             height, width = self.image_size
             raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
-        patches = self.patch_embed(jnp.asarray(images))
+        patches, positions = self.patch_embed(jnp.asarray(images)), jnp.asarray(self.pos_embed, self.dtype)
         tokens = [token for token in (self.cls_token, self.dist_token) if token is not None]
         prefix = [jnp.tile(jnp.asarray(token, self.dtype), (len(images), 1, 1)) for token in tokens]
-        return jnp.concatenate([*prefix, patches], axis=1) + jnp.asarray(self.pos_embed, self.dtype)
+        if self.class_position:
+            return jnp.concatenate([*prefix, patches], axis=1) + positions
+        return jnp.concatenate([*prefix, patches + positions], axis=1)
 
     def _pool(self, x: Tokens) -> tuple[Float[Array, "batch features"], ...]:
         """Normalised float32 features, one array for each head."""
         if self.global_pool == "avg":
             pooled = self.fc_norm(x[:, self.num_prefix_tokens :].mean(axis=1, dtype=jnp.float32)[:, None])
         else:
-            pooled = self.norm(x[:, : self.num_prefix_tokens])
+            pooled = self.norm(x[:, : self.num_heads])
         if self.pre_logits is not None:
             pooled = self.pre_logits(pooled)
         return tuple(pooled[:, i] for i in range(pooled.shape[1]))

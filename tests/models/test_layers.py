@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deit_jax.models.layers import LayerNorm, Linear, PatchEmbedding, drop_path, drop_path_scales, gelu
+from deit_jax.models.layers import (
+    LayerNorm,
+    LayerScale,
+    Linear,
+    PatchEmbedding,
+    drop_path,
+    drop_path_rates,
+    drop_path_scales,
+    gelu,
+)
 
 
 def test_both_patch_embeddings_agree():
@@ -52,6 +61,24 @@ def test_initialisation_is_facebooks():
     norm = LayerNorm(7, rngs=nnx.Rngs(0))
     assert (norm.scale[...] == 1).all()
     assert not norm.bias[...].any()
+
+
+def test_layer_scale_rounds_once_in_bfloat16():
+    """11 / 0.7 = 15.71 is nearest to 15.6875; with 1 / 0.7 rounded first it would be 15.75."""
+    scale = LayerScale(3, 1e-6)
+    assert scale.gamma[...].dtype == jnp.float32
+    np.testing.assert_array_equal(scale.gamma[...], np.full(3, 1e-6, np.float32))
+    scale.gamma[...] = jnp.array([1 / 0.7, 1e-6, 0.0])
+    scaled = scale(jnp.full((2, 1, 3), 11, jnp.bfloat16))
+    assert scaled.dtype == jnp.bfloat16
+    expected = [15.6875, float(jnp.bfloat16(1.1e-5)), 0.0]
+    assert scaled.tolist() == [[expected], [expected]]
+
+
+def test_drop_path_grows_linearly_or_is_constant():
+    assert drop_path_rates(0.5, 3, "linear") == (0.0, 0.25, 0.5)
+    assert drop_path_rates(0.3, 1, "linear") == (0.0,)
+    assert drop_path_rates(0.3, 2, "constant") == (0.3, 0.3)
 
 
 def test_drop_path_scales_have_the_right_rates_and_mean():

@@ -1,15 +1,18 @@
 """Models by name: what is known, how large it is, and what a wrong name says."""
 
+import json
 import math
+import re
 
+import numpy as np
 import pytest
 from flax import nnx
 
 import deit_jax
 from deit_jax.errors import UserError
-from deit_jax.models import abstract_model, create_model, flatten
+from deit_jax.models import Preprocessing, abstract_model, create_model, entry, flatten
 
-# As published with the weights (github.com/facebookresearch/deit), to the last parameter.
+# As published with the weights (github.com/facebookresearch/deit, timm's results), to the last parameter.
 PARAMETERS = {
     "deit_tiny_patch16_224": 5_717_416,
     "deit_small_patch16_224": 22_050_664,
@@ -19,13 +22,41 @@ PARAMETERS = {
     "deit_small_distilled_patch16_224": 22_436_432,
     "deit_base_distilled_patch16_224": 87_338_192,
     "deit_base_distilled_patch16_384": 87_630_032,
+    "deit3_small_patch16_224": 22_059_496,
+    "deit3_small_patch16_384": 22_205_416,
+    "deit3_medium_patch16_224": 38_849_512,
+    "deit3_base_patch16_224": 86_585_320,
+    "deit3_base_patch16_384": 86_877_160,
+    "deit3_large_patch16_224": 304_374_760,
+    "deit3_large_patch16_384": 304_763_880,
+    "deit3_huge_patch14_224": 632_126_440,
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_tiny_patch16_384": 5_790_376,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_small_patch16_384": 22_196_584,
+    "vit_base_patch16_224": 86_567_656,
+    "vit_base_patch16_384": 86_859_496,
+    "vit_large_patch16_224": 304_326_632,
+    "vit_large_patch16_384": 304_715_752,
 }
 
+# SHA-256 begins with the digits in the names of facebook's files (github.com/facebookresearch/deit, README_deit.md).
+CHECKPOINTS = [
+    "deit_tiny_patch16_224-a1311bcf.pth",
+    "deit_small_patch16_224-cd65a155.pth",
+    "deit_base_patch16_224-b5f2ef4d.pth",
+    "deit_base_patch16_384-8de9b5d1.pth",
+    "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+    "deit_small_distilled_patch16_224-649709d9.pth",
+    "deit_base_distilled_patch16_224-df68dfff.pth",
+    "deit_base_distilled_patch16_384-d0272ac0.pth",
+]
 
-def test_every_model_has_the_published_number_of_parameters():
+
+def test_every_model_has_the_published_number_of_parameters(all_models):
     assert deit_jax.list_models() == list(PARAMETERS)
     for name, count in PARAMETERS.items():
-        shapes = flatten(abstract_model(name), nnx.Param)
+        shapes = flatten(all_models[name], nnx.Param)
         assert sum(math.prod(shape.shape) for shape in shapes.values()) == count, name
 
 
@@ -40,11 +71,65 @@ def test_parameters_have_timms_names():
     assert flatten(abstract_model("deit_small_distilled_patch16_224")).keys() == names
 
 
+def test_deit3_has_layer_scales_positions_of_patches_alone_and_constant_drop_path(all_models):
+    names = [name for name in PARAMETERS if name.startswith("deit3_")]
+    for name in names:
+        model = all_models[name]
+        shapes = flatten(model)
+        depth, width = len(model.blocks), shapes["cls_token"].shape[-1]
+        patches = math.prod(model.image_size) // model.patch_embed.patch_size**2
+        assert shapes["pos_embed"].shape == (1, patches, width)
+        gammas = {f"blocks.{i}.{branch}.gamma" for i in range(depth) for branch in ("ls1", "ls2")}
+        assert {path for path in shapes if path.endswith("gamma")} == gammas
+    assert len(names) == 8
+    small = create_model("deit3_huge_patch14_224", rngs=nnx.Rngs(0), width=6, heads=2, depth=2, drop_path=0.3)
+    assert small.drop_path == (0.3, 0.3)
+    np.testing.assert_array_equal(small.blocks[1].ls2.gamma[...], np.full(6, 1e-4, np.float32))
+
+
+def test_every_model_says_where_its_published_weights_are():
+    repositories = {name: entry(name).pretrained.repository for name in PARAMETERS}
+    assert all(repository.startswith(f"timm/{name}.") for name, repository in repositories.items())
+    assert repositories["deit_tiny_distilled_patch16_224"] == "timm/deit_tiny_distilled_patch16_224.fb_in1k"
+    assert repositories["deit3_huge_patch14_224"] == "timm/deit3_huge_patch14_224.fb_in1k"
+    # timm's default for each name: the base one at 224 alone was fine-tuned once more.
+    augreg = [repository for repository in repositories.values() if repository.endswith(".augreg_in21k_ft_in1k")]
+    assert len(augreg) == 7
+    assert repositories["vit_base_patch16_224"] == "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"
+    assert {(entry(n).pretrained.file, entry(n).pretrained.licence) for n in PARAMETERS} == {
+        ("model.safetensors", "apache-2.0")
+    }
+    assert [entry(n).pretrained.checkpoint for n in PARAMETERS] == CHECKPOINTS + [""] * 16
+    assert all(re.fullmatch(rf"{n}-[0-9a-f]{{8}}\.pth", c) for n, c in zip(PARAMETERS, CHECKPOINTS, strict=False))
+
+
+def test_preprocessing_is_that_of_the_published_weights():
+    for name in PARAMETERS:
+        preprocessing = entry(name).preprocessing
+        plain, large = name.startswith("vit_"), name.endswith("384")
+        assert preprocessing.mean == ((0.5,) * 3 if plain else (0.485, 0.456, 0.406))
+        assert preprocessing.std == ((0.5,) * 3 if plain else (0.229, 0.224, 0.225))
+        small = {"deit": 0.875, "deit3": 1.0, "vit": 0.9}[name.split("_")[0]]
+        assert preprocessing.crop_ratio == (1.0 if large else small)
+
+
+def test_preprocessing_comes_back_from_json():
+    preprocessing = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.95)
+    content = json.loads(json.dumps(vars(preprocessing)))
+    assert Preprocessing.from_json(content) == preprocessing
+    with pytest.raises(KeyError):
+        Preprocessing.from_json({"mean": [0, 0, 0], "std": [1, 1, 1]})
+
+
 def test_an_unknown_model_shows_the_nearest():
     with pytest.raises(UserError, match=r"unknown model 'deit_tiny_patch16'; did you mean deit_tiny_patch16_224"):
         create_model("deit_tiny_patch16", rngs=nnx.Rngs(0))
+    with pytest.raises(
+        UserError, match=r"did you mean deit3_small_patch16_(224|384) or deit3_small_patch16_(224|384)\?"
+    ):
+        entry("deit3_small_patch16")
     with pytest.raises(UserError, match=r"unknown model 'zzz'; known: deit_tiny_patch16_224, "):
-        create_model("zzz", rngs=nnx.Rngs(0))
+        entry("zzz")
 
 
 def test_an_unknown_override_shows_the_nearest():

@@ -18,32 +18,37 @@ def random_params(shapes: Mapping[str, object], seed: int = 0) -> dict[str, np.n
 
 
 def head_logits(
-    params: Params, images: np.ndarray, *, heads: int, pool: str = "token", prefix: int = 1
+    params: Params, images: np.ndarray, *, heads: int, pool: str = "token", prefix: int = 1, eps: float = 1e-6
 ) -> list[np.ndarray]:
-    """The logits of each head, or the pooled features where there is no head."""
-    p, x, _ = encode(params, images, heads=heads)
+    """The logits of each head, or the pooled features where there is no head.
+
+    `prefix` tokens are read by the heads of `pool="token"`, and left out of the mean of "avg".
+    """
+    p, x, _ = encode(params, images, heads=heads, eps=eps)
     if pool == "avg":
-        pooled = [norm(p, "fc_norm", x[:, prefix:].mean(axis=1))]
+        pooled = [norm(p, "fc_norm", x[:, prefix:].mean(axis=1), eps)]
     else:
-        pooled = [norm(p, "norm", x[:, i]) for i in range(prefix)]
+        pooled = [norm(p, "norm", x[:, i], eps) for i in range(prefix)]
     if "pre_logits.fc.kernel" in p:
         pooled = [np.tanh(dense(p, "pre_logits.fc", f)) for f in pooled]
     names = ("head", "head_dist")[: len(pooled)]
     return [dense(p, name, f) if f"{name}.kernel" in p else f for name, f in zip(names, pooled, strict=True)]
 
 
-def encode(params: Params, images: np.ndarray, *, heads: int) -> tuple[Params, np.ndarray, np.ndarray]:
+def encode(
+    params: Params, images: np.ndarray, *, heads: int, eps: float = 1e-6
+) -> tuple[Params, np.ndarray, np.ndarray]:
     """The parameters in float64, the tokens after the last block, and the attention weights of every block."""
     p = {name: np.asarray(value, np.float64) for name, value in params.items()}
     x = np.stack([embed(p, image) for image in np.asarray(images, np.float64)])
     depth = 1 + max(int(name.split(".")[1]) for name in p if name.startswith("blocks."))
     maps = []
     for i in range(depth):
-        mixed, weights = attention(p, f"blocks.{i}.attn", norm(p, f"blocks.{i}.norm1", x), heads)
+        mixed, weights = attention(p, f"blocks.{i}.attn", norm(p, f"blocks.{i}.norm1", x, eps), heads)
         maps.append(weights)
-        x = x + mixed
-        hidden = gelu(dense(p, f"blocks.{i}.mlp.fc1", norm(p, f"blocks.{i}.norm2", x)))
-        x = x + dense(p, f"blocks.{i}.mlp.fc2", hidden)
+        x = x + gamma(p, f"blocks.{i}.ls1") * mixed
+        hidden = gelu(dense(p, f"blocks.{i}.mlp.fc1", norm(p, f"blocks.{i}.norm2", x, eps)))
+        x = x + gamma(p, f"blocks.{i}.ls2") * dense(p, f"blocks.{i}.mlp.fc2", hidden)
     return p, x, np.stack(maps)
 
 
@@ -55,7 +60,9 @@ def embed(p: Params, image: np.ndarray) -> np.ndarray:
         for left in range(0, image.shape[1], size):
             patch = image[top : top + size, left : left + size]
             tokens.append(np.tensordot(patch, kernel, axes=3) + bias)
-    return np.stack(tokens) + p["pos_embed"][0]
+    positions = p["pos_embed"][0]
+    without = len(tokens) - len(positions)  # DeiT-III: the tokens before the patches have no position
+    return np.stack(tokens) + np.concatenate([np.zeros((without, len(bias))), positions])
 
 
 def attention(p: Params, name: str, x: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,13 +78,18 @@ def attention(p: Params, name: str, x: np.ndarray, heads: int) -> tuple[np.ndarr
     return dense(p, f"{name}.proj", np.concatenate(outputs, axis=-1)), np.stack(weights, axis=1)
 
 
+def gamma(p: Params, name: str) -> np.ndarray:
+    """The factors of a branch, 1 where the model has none."""
+    return p[f"{name}.gamma"] if f"{name}.gamma" in p else np.ones(1)
+
+
 def dense(p: Params, name: str, x: np.ndarray) -> np.ndarray:
     return x @ p[f"{name}.kernel"] + p[f"{name}.bias"]
 
 
-def norm(p: Params, name: str, x: np.ndarray) -> np.ndarray:
+def norm(p: Params, name: str, x: np.ndarray, eps: float) -> np.ndarray:
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * p[f"{name}.scale"] + p[f"{name}.bias"]
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * p[f"{name}.scale"] + p[f"{name}.bias"]
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

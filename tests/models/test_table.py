@@ -1,0 +1,65 @@
+"""The model table in the docs says what the code does."""
+
+import math
+import re
+from pathlib import Path
+
+from flax import nnx
+
+from deit_jax.benchmark import forward_flops
+from deit_jax.models import entry, flatten, list_models
+
+TEXT = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+PAPERS = {"deit": "2012.12877", "deit3": "2204.07118", "vit": "2010.11929"}
+
+
+def rows() -> dict[str, list[str]]:
+    """The cells of each model's row in the first table, its name left out."""
+    lines = [line.strip("| ").split(" | ") for line in TEXT.split("\n\n")[1].splitlines()]
+    assert lines[0] == ["Model", "Parameters (M)", "GMACs", "Top-1 (%)", "Trained on", "Paper"]
+    return {cells[0].strip("`"): cells[1:] for cells in lines[2:]}
+
+
+def rounded(number: float, printed: str) -> str:
+    """`number` with as many digits after the point as `printed` has."""
+    return f"{number:.{len(printed.partition('.')[2])}f}"
+
+
+def test_every_model_has_its_row():
+    assert list(rows()) == list_models()
+
+
+def test_parameters_are_those_of_the_code(all_models):
+    for name, (printed, *_) in rows().items():
+        count = sum(math.prod(shape.shape) for shape in flatten(all_models[name], nnx.Param).values())
+        assert printed == rounded(count / 1e6, printed), name
+
+
+def test_gmacs_are_those_of_the_code(all_models):
+    wrong = {}
+    for name, (_, printed, *_) in rows().items():
+        counted = rounded(forward_flops(all_models[name]) / 2e9, printed)
+        if printed != counted:
+            wrong[name] = (printed, counted)
+    assert wrong == {}
+
+
+def test_gmacs_are_those_of_the_papers_formula():
+    """With D the width and N the tokens, 12 N D^2 + 2 N^2 D in a block, 3 P^2 D for a patch, 1,000 D in a head."""
+    for name, (_, printed, *_) in rows().items():
+        arguments = entry(name).arguments
+        patch, size = map(int, re.search(r"patch(\d+)_(\d+)", name).groups())
+        width, heads = arguments["width"], 1 + ("distilled" in name)
+        patches = (size // patch) ** 2
+        tokens = patches + heads
+        block = 12 * tokens * width**2 + 2 * tokens**2 * width
+        count = arguments["depth"] * block + patches * 3 * patch**2 * width + heads * 1000 * width
+        assert printed == rounded(count / 1e9, printed), name
+
+
+def test_data_and_papers_are_those_of_the_registry():
+    for name, (*_, top1, data, paper) in rows().items():
+        assert re.fullmatch(r"[78]\d\.\d", top1), name
+        assert data == ("21k, 1k" if "_in21k_" in entry(name).pretrained.repository else "1k"), name
+        number = PAPERS[name.split("_")[0]]
+        assert paper == f"[{number}](https://arxiv.org/abs/{number})", name
