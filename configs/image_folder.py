@@ -17,7 +17,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     recipes.set_duration(config, "total", epochs=100)
     config.data.update(crop_scale=(0.25, 1.0), threads=4)
     config.mixing.update(mixup=0.2, cutmix=0.5)
-    config.optim.update(learning_rate=2e-3, schedule_per_epoch=False)
+    config.optim.update(learning_rate=4e-3, schedule_per_epoch=False)
+    recipes.set_duration(config.optim, "warmup", epochs=1)
     config.ema.decay = 0.998
     recipes.set_duration(config.log, "every", steps=5)
     return config

@@ -1,11 +1,12 @@
 """From a resolved config to the parts that training, evaluation and the commands put together."""
 
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,9 +15,10 @@ from jaxtyping import Array
 from deit_jax import losses, mixing, optim, sharding, steps
 from deit_jax.data import Source, examples_per_epoch, open_source, train_batches
 from deit_jax.errors import UserError
-from deit_jax.models import abstract_model, create_model, flatten
+from deit_jax.models import Preprocessing, abstract_model, create_model, flatten
 from deit_jax.schema import Config, Duration
-from deit_jax.state import TrainState, init_state
+from deit_jax.state import TrainState, Variables, init_state
+from deit_jax.weights import Card, Weights, adapt, read_weights
 
 
 def mesh(config: Config) -> Mesh:
@@ -37,8 +39,8 @@ def train_source(config: Config) -> Source:
     return source
 
 
-def eval_source(config: Config, class_names: tuple[str, ...]) -> Source:
-    """The evaluation split, its labels counted by `class_names`."""
+def eval_source(config: Config, class_names: tuple[str, ...] | None) -> Source:
+    """The evaluation split, its labels counted by `class_names` (None: by its own)."""
     data = config.data
     return open_source(
         name=data.name,
@@ -51,17 +53,20 @@ def eval_source(config: Config, class_names: tuple[str, ...]) -> Source:
 
 def model_arguments(config: Config, num_classes: int) -> dict[str, Any]:
     """Keyword arguments of `create_model`; what the config leaves open stays as the named model has it."""
-    own = ("patch_size", "width", "depth", "heads", "global_pool")
-    chosen = {name: getattr(config.model, name) for name in own if getattr(config.model, name)}
     return {
-        "image_size": config.data.image_size,
-        "num_classes": num_classes,
+        **network_arguments(config, num_classes),
         "drop_path": config.model.drop_path,
         "dtype": config.model.dtype,
         "attention": config.model.attention,
         "remat": config.model.remat,
-        **chosen,
     }
+
+
+def network_arguments(config: Config, num_classes: int) -> dict[str, Any]:
+    """Those of `model_arguments` that decide which function the weights compute."""
+    own = ("patch_size", "width", "depth", "heads", "global_pool")
+    chosen = {name: getattr(config.model, name) for name in own if getattr(config.model, name)}
+    return {"image_size": config.data.image_size, "num_classes": num_classes, **chosen}
 
 
 def model(config: Config, num_classes: int) -> nnx.Module:
@@ -108,9 +113,15 @@ def loss(config: Config) -> Callable[[tuple[Array, ...], Array], Array]:
     return lambda logits, targets: criterion(jnp.mean(jnp.stack(logits), axis=0), targets)
 
 
+def learning_rates(config: Config, num_classes: int) -> dict[str, float]:
+    """The factor of the learning rate for each parameter that is trained."""
+    paths = flatten(model(config, num_classes), nnx.Param)
+    return optim.learning_rates(paths, trainable=config.optim.trainable, layer_decay=config.optim.layer_decay)
+
+
 def optimizer(config: Config, num_classes: int) -> optax.GradientTransformation:
     return optim.adamw(
-        flatten(model(config, num_classes), nnx.Param),
+        learning_rates(config, num_classes),
         b1=config.optim.b1,
         b2=config.optim.b2,
         eps=config.optim.eps,
@@ -118,16 +129,69 @@ def optimizer(config: Config, num_classes: int) -> optax.GradientTransformation:
     )
 
 
-def init(config: Config, num_classes: int) -> Callable[[Array], TrainState]:
-    """The function, not yet jitted, `seed -> first state`."""
-    arguments, optimize = model_arguments(config, num_classes), optimizer(config, num_classes)
+def init(config: Config, num_classes: int) -> Callable[..., TrainState]:
+    """The function, not yet jitted, `seed, given -> first state`; the variables that are given are not drawn."""
+    abstract, draw = model(config, num_classes), fresh_variables(config, num_classes)
+    optimize, trained = optimizer(config, num_classes), learning_rates(config, num_classes)
 
-    def first_state(seed: Array) -> TrainState:
-        fresh = create_model(config.model.name, rngs=nnx.Rngs(jax.random.key(seed)), **arguments)
-        params, stats = flatten(fresh, nnx.Param), flatten(fresh, nnx.BatchStat)
-        return init_state(params, stats, optimize, keep_ema=config.ema.decay > 0)
+    def first_state(seed: Array, given: Variables | None = None) -> TrainState:
+        variables = draw(seed) | (given or {})
+        params = {path: variables[path] for path in flatten(abstract, nnx.Param)}
+        stats = {path: variables[path] for path in flatten(abstract, nnx.BatchStat)}
+        opt_state = optimize.init({path: params[path] for path in trained})
+        return init_state(params, stats, opt_state, keep_ema=config.ema.decay > 0)
 
     return first_state
+
+
+def fresh_variables(config: Config, num_classes: int) -> Callable[[Array], Variables]:
+    """The function, not yet jitted, `seed -> variables` of a model that has learnt nothing."""
+    arguments = model_arguments(config, num_classes)
+    return lambda seed: flatten(create_model(config.model.name, rngs=nnx.Rngs(jax.random.key(seed)), **arguments))
+
+
+def initial_variables(config: Config, class_names: Sequence[str]) -> tuple[Variables, list[str]]:
+    """The variables of `config.init_from` for the run's model, and how they differ from what is stored, in words.
+
+    Raises:
+        UserError: the weights cannot be read, or are those of another network.
+    """
+    draw = fresh_variables(config, len(class_names))
+
+    def fresh(paths: Sequence[str]) -> Variables:
+        return jax.jit(lambda seed: {path: draw(seed)[path] for path in paths})(np.uint32(config.seed))
+
+    return fit(config, read_init(config), class_names, fresh)
+
+
+def read_init(config: Config) -> Weights:
+    """The weights of `config.init_from`."""
+    try:
+        return read_weights(config.init_from, model=config.model.name)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
+
+
+def fit(
+    config: Config, weights: Weights, class_names: Sequence[str], fresh: Callable[[Sequence[str]], Variables]
+) -> tuple[Variables, list[str]]:
+    """The weights fitted to the config's model, see `adapt`; also tells where they expect other images."""
+    try:
+        variables, notes = adapt(weights, model(config, len(class_names)), fresh=fresh, class_names=class_names)
+    except UserError as error:
+        raise UserError(f"config.init_from: {config.init_from}: {error}") from error
+    expected = weights.card.preprocessing
+    for name in ("mean", "std"):
+        if expected and getattr(expected, name) != getattr(config.data, name):
+            notes.append(f"they were trained with data.{name}={getattr(expected, name)}, which the config changes")
+    return variables, notes
+
+
+def card(config: Config, class_names: Sequence[str]) -> Card:
+    """What a run's weights say of themselves."""
+    arguments = network_arguments(config, len(class_names))
+    preprocessing = Preprocessing(config.data.mean, config.data.std, config.data.crop_ratio)
+    return Card(config.model.name, arguments, tuple(class_names), preprocessing)
 
 
 def train_step(config: Config, num_classes: int, examples: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -139,6 +203,7 @@ def train_step(config: Config, num_classes: int, examples: int) -> Callable[...,
         loss=loss(config),
         optimizer=optimizer(config, num_classes),
         learning_rate=schedule(config, examples),
+        rates=learning_rates(config, num_classes),
         num_classes=num_classes,
         label_smoothing=config.mixing.label_smoothing,
         accumulation=config.optim.accumulation,

@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 from orbax.checkpoint import checkpoint_managers as policies
 
 from deit_jax.errors import UserError
-from deit_jax.state import TrainState
+from deit_jax.state import TrainState, Variables
 
 Meta = dict[str, Any]
 METRIC = "top1"
@@ -114,6 +115,39 @@ class Checkpoints:
                 raise CorruptCheckpoint(f"{self.directory / str(step)}: {path} is not what was saved")
         return state
 
+    def variables(self, step: int, *, ema: bool | None = None) -> tuple[Variables, Meta]:
+        """The weights alone of `step`, parameters and statistics as host arrays, and what was saved beside them.
+
+        Args:
+            ema: True for the moving average, False for the raw weights, None for the average where there is one.
+
+        Raises:
+            UserError: there is no such step, or no average in it.
+            CorruptCheckpoint: the arrays cannot be read, or differ from what was saved.
+        """
+        if step not in self._manager.all_steps():
+            raise UserError(f"{self.directory}: has no step {step}; there are {self._manager.all_steps()}")
+        meta = self.meta(step)
+        groups = {"ema": _group(meta["arrays"], "ema")}
+        if ema and not groups["ema"]:
+            raise UserError(f"{self.directory}: step {step} has no moving average; take the raw weights")
+        if ema is False or not groups["ema"]:
+            groups = {name: _group(meta["arrays"], name) for name in ("params", "stats")}
+        groups = {name: group for name, group in groups.items() if group}
+        arguments = ocp.args.PyTreeRestore(
+            groups,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), groups),
+            partial_restore=True,
+        )
+        where = self.directory / str(step) / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            read = self._read(lambda: reader.restore(where, args=arguments), step)
+        for name, group in read.items():
+            for path, checksum in jax.device_get(_checksums(group)).items():
+                if int(checksum) != meta["arrays"][f".{name}{path}"]["checksum"]:
+                    raise CorruptCheckpoint(f"{where}: {path} is not what was saved")
+        return {path: value for group in read.values() for path, value in group.items()}, meta
+
     def _read(self, read: Callable[[], Any], step: int) -> Any:
         try:
             return read()
@@ -158,6 +192,44 @@ class Checkpoints:
         self._manager.close()
 
 
+def has_steps(directory: Path) -> bool:
+    """Whether a checkpoint, whole or not, is in the directory; makes nothing."""
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
+def read_variables(directory: Path, *, step: int | str = "best", ema: bool | None = None) -> tuple[Variables, Meta]:
+    """The weights in a checkpoint directory, see `Checkpoints.variables`.
+
+    Args:
+        step: a number, "latest", or "best": by evaluation, or the latest where none was evaluated.
+
+    Raises:
+        UserError: they are not there, or cannot be read.
+    """
+    checkpoints = Checkpoints(directory, read_only=True)
+    try:
+        named = {"best": checkpoints.best, "latest": checkpoints.latest}
+        number = named[step]() if isinstance(step, str) else step
+        if number is None:
+            raise UserError(f"{directory}: has no finished checkpoint; train longer first")
+        return checkpoints.variables(number, ema=ema)
+    except CorruptCheckpoint as error:
+        raise UserError(f"{error}; name another step of it, as in {directory}@STEP, or bring it back") from error
+    finally:
+        checkpoints.close()
+
+
+def write_variables(directory: Path, variables: Variables, meta: Meta) -> None:
+    """Writes weights alone as step 0 of a new checkpoint directory."""
+    zero = np.int32(0)
+    state = TrainState(zero, variables, stats={}, opt_state=(), ema={}, skipped=zero, skipped_in_a_row=zero)
+    checkpoints = Checkpoints(directory)
+    try:
+        checkpoints.save(state, meta, last=True)
+    finally:
+        checkpoints.close()
+
+
 class CorruptCheckpoint(Exception):
     """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
 
@@ -175,8 +247,18 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def _group(arrays: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """The described arrays of one field of the state, by their path in it."""
+    head, tail = f".{name}['", "']"
+    return {
+        path.removeprefix(head).removesuffix(tail): jax.ShapeDtypeStruct(entry["shape"], entry["dtype"])
+        for path, entry in arrays.items()
+        if path.startswith(head)
+    }
+
+
 @jax.jit
-def _checksums(state: TrainState) -> dict[str, Array]:
+def _checksums(state: Any) -> dict[str, Array]:
     """The sum of each array's words modulo 2^32: the same on any mesh, and changed by any single flipped bit.
 
     Restoring does not notice a flipped byte in array data by itself.

@@ -14,13 +14,14 @@ from deit_jax.errors import UserError, nearest
 from deit_jax.rules import first_match
 from deit_jax.schema import UNITS, Config, Duration
 
-STREAM, SHAPE = "the data stream", "the state's shape"
+STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
 
 # What a resume may not change, and why. Everything else may change, and is announced.
 _FIXED = [
     (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^mixing\.", STREAM),
     (r"^model\.(name|patch_size|width|depth|heads|global_pool)$", SHAPE),
-    (r"^ema\.decay$", SHAPE),  # on or off, that is
+    (r"^optim\.trainable$|^ema\.decay$", SHAPE),  # the average: on or off, that is
+    (r"^init_from$", BEGINNING),
     (r"", None),
 ]
 
@@ -34,7 +35,7 @@ _RANGES = [
     (r"\.(learning_rate|eps|std\.\d)$", 1e-12, math.inf),
     (r"\.(probability|switch_probability|flip|max_corrupt)$", 0, 1),
     (r"\.(label_smoothing|drop_path|decay|b1|b2)$", 0, 1 - 1e-9),
-    (r"\.(crop_ratio|crop_scale\.\d)$", 1e-3, 1),
+    (r"\.(crop_ratio|crop_scale\.\d|layer_decay)$", 1e-3, 1),
     (r"", -math.inf, math.inf),
 ]
 
@@ -79,11 +80,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def check_same(stored: Mapping[str, Any], config: Config, fixed: Collection[str] = (STREAM, SHAPE)) -> list[str]:
+def check_same(
+    stored: Mapping[str, Any], config: Config, fixed: Collection[str] = (STREAM, SHAPE, BEGINNING)
+) -> list[str]:
     """What differs from the config `stored` in a checkpoint, a line each.
 
     Args:
-        fixed: what must be the same, of `STREAM` and `SHAPE`.
+        fixed: what must be the same, of `STREAM`, `SHAPE` and `BEGINNING`.
 
     Raises:
         UserError: a field that decides something fixed differs.

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Result:
         heads: int64 [heads], examples that each head alone gets right.
         loss_sum: of the cross-entropies in nats.
         corrupt: examples that could not be decoded and are in none of the above.
+        predictions: for each example its index in the split, its class, the predicted class and that one's probability.
     """
 
     confusion: Int[np.ndarray, "classes classes"]
@@ -40,6 +41,7 @@ class Result:
     top5: int = 0
     loss_sum: float = 0.0
     corrupt: int = 0
+    predictions: list[tuple[int, int, int, float]] = dataclasses.field(default_factory=list)
 
     def add(self, out: Mapping[str, np.ndarray]) -> None:
         """Counts a batch."""
@@ -50,6 +52,8 @@ class Result:
         self.heads += (out["heads"][:, real] == label).sum(axis=1)
         self.loss_sum += float(out["loss"][real].astype(np.float64).sum())
         self.corrupt += int(out["corrupt"].sum())
+        columns = (out["index"][real], label, top[:, 0], out["probability"][real])
+        self.predictions += zip(*(column.tolist() for column in columns), strict=True)
 
     @property
     def examples(self) -> int:
@@ -130,26 +134,41 @@ def json_of(results: Mapping[str, Result]) -> dict[str, Any]:
     return {**results["eval"].summary(), **ema}
 
 
-def report(results: Mapping[str, Result], class_names: Sequence[str], workdir: Path) -> None:
-    """Writes `confusion.png` and `per_class.csv` of the weights that are handed on: the average where there is one."""
-    best = results.get("eval_ema", results["eval"])
-    plots.save_confusion(best.confusion, class_names, workdir / "confusion.png")
-    with (workdir / "per_class.csv").open("w", newline="") as file:
+def report(results: Mapping[str, Result], source: Source, workdir: Path) -> None:
+    """Writes the last evaluation, of the weights that are handed on: the average where there is one.
+
+    Files: `confusion.png`, `per_class.csv` and, a row an image, `predictions.csv`.
+    """
+    best, names = results.get("eval_ema", results["eval"]), source.class_names
+    plots.save_confusion(best.confusion, names, workdir / "confusion.png")
+    classes = zip(names, best.confusion.sum(axis=1), best.per_class().round(2), strict=True)
+    _write_table(workdir / "per_class.csv", ("class", "examples", "top1"), classes)
+    images = ((source.name(i), names[true], names[said], f"{p:.4f}") for i, true, said, p in best.predictions)
+    _write_table(workdir / "predictions.csv", ("image", "class", "predicted", "probability"), images)
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["class", "examples", "top1"])
-        counts = best.confusion.sum(axis=1)
-        table.writerows(zip(class_names, counts, best.per_class().round(2), strict=True))
+        table.writerow(header)
+        table.writerows(rows)
 
 
 def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """Evaluates the best checkpoint of a workdir, raw and average weights; the training split stays closed.
 
+    Where the workdir has no checkpoints, the weights of `config.init_from`.
+
     Raises:
-        UserError: there is no checkpoint, or it is of another model.
+        UserError: there are no weights, or they are those of another model.
     """
     mesh = build.mesh(config)
     if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"--workdir: {workdir} has no checkpoints; train first, or name the workdir of a run")
+        if config.init_from:
+            return _evaluate_init(config, workdir, mesh)
+        raise UserError(
+            f"--workdir: {workdir} has no checkpoints; train first, name the workdir of a run, or set config.init_from"
+        )
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.best()
     if step is None:
@@ -164,18 +183,43 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
 def _evaluate_step(config: Config, workdir: Path, checkpoints: Checkpoints, step: int, mesh: Mesh) -> dict[str, Any]:
     meta = checkpoints.meta(step)
-    class_names = tuple(meta["class_names"])
+    class_names = tuple(meta["card"]["class_names"])
     for change in check_same(meta["config"], config, fixed=[SHAPE]) if jax.process_index() == 0 else ():
         print(f"differs from the run: {change}")
     source = build.eval_source(config, class_names)
     target = sharding.place(jax.eval_shape(build.init(config, len(class_names)), np.uint32(0)), mesh)
     state = checkpoints.restore(step, target)
-    results = Evaluator(config, build.model(config, len(class_names)), source, mesh)(weights_of(state))
+    return _evaluate_weights(config, workdir, source, mesh, weights_of(state))
+
+
+def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
+    weights = build.read_init(config)
+    source = build.eval_source(config, weights.card.class_names or None)
+
+    def refuse(paths: Sequence[str]) -> Variables:
+        raise UserError(
+            f"the weights have no classifier for the {len(source.class_names)} classes of the data; train one"
+        )
+
+    variables, notes = build.fit(config, weights, source.class_names, refuse)
+    for note in notes if jax.process_index() == 0 else ():
+        print(f"{config.init_from}: {note}")
+    shardings = sharding.shardings(variables, mesh)
+    placed = jax.jit(lambda given: given, out_shardings=shardings)(variables)
+    return _evaluate_weights(config, workdir, source, mesh, {"eval": placed})
+
+
+def _evaluate_weights(
+    config: Config, workdir: Path, source: Source, mesh: Mesh, weights: Mapping[str, Variables]
+) -> dict[str, Any]:
+    model = build.model(config, len(source.class_names))
+    results = Evaluator(config, model, source, mesh)(weights)
     if jax.process_index() == 0:
         try:
-            report(results, class_names, workdir)
+            workdir.mkdir(parents=True, exist_ok=True)
+            report(results, source, workdir)
         except OSError as error:
-            logging.warning("confusion.png and per_class.csv are not written: %s", error)
+            logging.warning("confusion.png, per_class.csv and predictions.csv are not written: %s", error)
     return json_of(results)
 
 

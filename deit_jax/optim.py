@@ -3,16 +3,25 @@
 The schedule is a function of `state.step`, not of the optimizer's own count: a skipped update does not shift it.
 """
 
+import re
 from collections.abc import Iterable
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from deit_jax.rules import match_all
+from deit_jax.rules import first_match, match_all
 
-# facebook's and timm's rule: no decay on vectors (biases, norms) nor on the tokens and the position embedding.
-DECAY_RULES = [(r"(^|\.)(bias|scale|cls_token|dist_token|pos_embed)$", False), (r"", True)]
+# facebook's and timm's rule: no decay on vectors (biases, norms, layer scales), tokens and the position embedding.
+DECAY_RULES = [(r"(^|\.)(bias|scale|gamma|cls_token|dist_token|pos_embed)$", False), (r"", True)]
+
+# What is trained. "attention" is arXiv:2203.09795, section 4: the attention layers, with the position embedding and the
+# heads as facebook's `--attn-only` does; "head" is a linear probe.
+TRAINABLE_RULES = {
+    "all": [(r"", True)],
+    "attention": [(r"\.attn\.|^pos_embed$|^head(_dist)?\.", True), (r"", False)],
+    "head": [(r"^head(_dist)?\.", True), (r"", False)],
+}
 
 
 def learning_rate(
@@ -59,3 +68,24 @@ def adamw(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=match_all(DECAY_RULES, paths)),
     )
+
+
+def learning_rates(paths: Iterable[str], *, trainable: str, layer_decay: float) -> dict[str, float]:
+    """What each trained parameter's learning rate is multiplied by; a path that is left out is not trained.
+
+    Args:
+        paths: the parameters' dotted paths.
+        trainable: a key of `TRAINABLE_RULES`.
+        layer_decay: d in (0, 1]: d^(L + 1 - l) for layer l of L blocks, where the embeddings are layer 0, block i is
+            layer i + 1, and what comes after the blocks is layer L + 1 (arXiv:2106.08254, section 3.2; BEiT, MAE).
+    """
+    paths = list(paths)
+    depth = 1 + max((int(path.split(".")[1]) for path in paths if path.startswith("blocks.")), default=-1)
+
+    def layer(path: str) -> int:
+        if path.startswith("blocks."):
+            return int(path.split(".")[1]) + 1
+        return 0 if re.match(r"patch_embed\.|(cls_token|dist_token|pos_embed)$", path) else depth + 1
+
+    trained = [path for path in paths if first_match(TRAINABLE_RULES[trainable], path)]
+    return {path: layer_decay ** (depth + 1 - layer(path)) for path in trained}

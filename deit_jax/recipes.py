@@ -4,12 +4,14 @@
 package goes today: random resized crops, flips, mixup, cutmix, label smoothing, stochastic depth and EMA.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TypeVar
 
 from ml_collections import ConfigDict
 
 from deit_jax.errors import UserError, nearest
+from deit_jax.models import entry
 
 T = TypeVar("T")
 
@@ -40,6 +42,7 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
             "seed": 0,
             "batch_size": 1024,
             **_duration("total", epochs=300),
+            "init_from": "",
             "model": {
                 "name": name,
                 "num_classes": -1,
@@ -89,6 +92,8 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "eps": 1e-8,
                 "clip_norm": 0.0,
                 "accumulation": 1,
+                "layer_decay": 1.0,
+                "trainable": "all",
             },
             "ema": {"decay": 0.99996},
             "guard": {"max_skipped": 20, "max_rollbacks": 3},
@@ -98,6 +103,27 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
             "mesh": device["mesh"],
         }
     )
+
+
+def finetune(name: str, *, hardware: str = "auto", dataset: str = "folder") -> ConfigDict:
+    """Fine-tuning the published weights of `name` on a data set of its own, of hundreds to tens of thousands of images.
+
+    The DeiT recipe with less of everything: 30 epochs, gentler crops and mixing, and steps that shrink from the head
+    down (layer-wise decay of the learning rate, arXiv:2106.08254), since lower layers serve any photo.
+    """
+    config = deit(name, hardware=hardware, dataset=dataset)
+    published = entry(name).preprocessing
+    config.init_from = "pretrained"
+    config.batch_size = 64
+    config.data.update(crop_scale=(0.3, 1.0), threads=4, **dataclasses.asdict(published))
+    config.mixing.update(mixup=0.2, cutmix=0.5, probability=0.5)
+    config.optim.update(learning_rate=2e-3, min_learning_rate=1e-6, schedule_per_epoch=False, layer_decay=0.75)
+    config.ema.decay = 0.995
+    set_duration(config, "total", epochs=30)
+    set_duration(config.optim, "warmup", epochs=2)
+    set_duration(config.eval, "every", epochs=1)
+    set_duration(config.log, "every", steps=10)
+    return config
 
 
 def arguments(text: str | None, **defaults: str) -> dict[str, str]:

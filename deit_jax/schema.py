@@ -86,6 +86,8 @@ class Optim:
     eps: float
     clip_norm: float  # 0: no clipping
     accumulation: int
+    layer_decay: float  # factor of the learning rate from a block to the one below it; 1: the same for all
+    trainable: Literal["all", "attention", "head"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Config:
     seed: int
     batch_size: int
     total: Duration
+    init_from: str  # weights to begin with, "pretrained" for the published ones; "": fresh ones
     model: Model
     data: Data
     mixing: Mixing

@@ -27,15 +27,13 @@ class TrainState:
     skipped_in_a_row: Leaf
 
 
-def init_state(
-    params: Variables, stats: Variables, optimizer: optax.GradientTransformation, *, keep_ema: bool
-) -> TrainState:
-    """The state before the first step."""
+def init_state(params: Variables, stats: Variables, opt_state: optax.OptState, *, keep_ema: bool) -> TrainState:
+    """The state before the first step; `opt_state` is the optimizer's for the parameters that are trained."""
     return TrainState(
         step=jnp.int32(0),
         params=params,
         stats=stats,
-        opt_state=optimizer.init(params),
+        opt_state=opt_state,
         # A copy: the step donates the state, and a buffer cannot be donated twice.
         ema={path: jnp.array(value, copy=True) for path, value in (params | stats).items()} if keep_ema else {},
         skipped=jnp.int32(0),

@@ -42,6 +42,7 @@ def train_step(
     loss: Callable[[tuple[Array, ...], Array], Array],
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[Array], Array],
+    rates: Mapping[str, float],
     num_classes: int,
     label_smoothing: float,
     accumulation: int,
@@ -55,6 +56,8 @@ def train_step(
         seed: the run's; an argument, not a constant, so that another seed needs no compilation.
         model: the abstract model that parameters are bound to.
         loss: of (logits of each head, targets [batch, classes]).
+        learning_rate: of the step.
+        rates: what it is multiplied by for each parameter that is trained; the others stay as they are.
         accumulation: micro-batches that the batch is cut into; it is mixed before.
         clip_norm: bound of the gradient's global norm; 0 for none.
 
@@ -64,22 +67,24 @@ def train_step(
     images = mixing.mix_images(normalize(batch["image"]), batch["mix"])
     targets = mixing.mix_targets(batch["label"], batch["mix"], num_classes=num_classes, smoothing=label_smoothing)
 
+    trained = {path: state.params[path] for path in rates}
+
     def loss_fn(
-        params: Variables, stats: Variables, images: Array, targets: Array, key: Array
+        trained: Variables, stats: Variables, images: Array, targets: Array, key: Array
     ) -> tuple[Array, Variables]:
-        bound = bind(model, params | stats)
+        bound = bind(model, state.params | trained | stats)
         return loss(bound.head_logits(images, key=key), targets), flatten(bound, nnx.BatchStat)
 
     key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
-    value, grads, stats = _accumulate(loss_fn, state, images, targets, key, accumulation)
+    value, grads, stats = _accumulate(loss_fn, trained, state.stats, images, targets, key, accumulation)
     norm = optax.tree.norm(grads)
     if clip_norm:
         grads = jax.tree.map(lambda g: g * jnp.minimum(1, clip_norm / (norm + 1e-6)), grads)
     rate = learning_rate(state.step)
 
     def update() -> TrainState:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = state.params | {path: trained[path] - rate * factor * updates[path] for path, factor in rates.items()}
         latest = params | stats
         ema = {path: ema_decay * old + (1 - ema_decay) * latest[path] for path, old in state.ema.items()}
         return dataclasses.replace(
@@ -103,7 +108,8 @@ def train_step(
 
 def _accumulate(
     loss_fn: Callable[..., tuple[Array, Variables]],
-    state: TrainState,
+    params: Variables,
+    stats: Variables,
     images: Array,
     targets: Array,
     key: Array,
@@ -112,7 +118,7 @@ def _accumulate(
     """(loss, gradients, statistics): means over micro-batches, the statistics carried from one to the next."""
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulation == 1:
-        (value, stats), grads = value_and_grad(state.params, state.stats, images, targets, key)
+        (value, stats), grads = value_and_grad(params, stats, images, targets, key)
         return value, grads, stats
 
     def split(x: Array) -> Array:
@@ -122,10 +128,10 @@ def _accumulate(
     def add(carry: Any, micro: Any) -> tuple[Any, None]:
         total, total_grads, stats = carry
         images, targets, index = micro
-        (value, stats), grads = value_and_grad(state.params, stats, images, targets, jax.random.fold_in(key, index))
+        (value, stats), grads = value_and_grad(params, stats, images, targets, jax.random.fold_in(key, index))
         return (total + value, jax.tree.map(jnp.add, total_grads, grads), stats), None
 
-    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params), state.stats)
+    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), stats)
     micro_batches = (split(images), split(targets), jnp.arange(accumulation))
     (value, grads, stats), _ = jax.lax.scan(add, start, micro_batches)
     return value / accumulation, jax.tree.map(lambda g: g / accumulation, grads), stats
@@ -141,8 +147,8 @@ def eval_step(
 
     Returns:
         The batch without its images, and of the mean of the heads' logits `loss` float32 [batch], the cross-entropy in
-        nats, and `top` int32 [batch, min(5, classes)], the best classes, best first; `heads` int32 [heads, batch], the
-        class that each head alone says.
+        nats, `top` int32 [batch, min(5, classes)], the best classes, best first, and `probability` float32 [batch] of
+        the best; `heads` int32 [heads, batch], the class that each head alone says.
     """
     heads = jnp.stack(bind(model, variables).head_logits(normalize(batch["image"])))
     log_probs = jax.nn.log_softmax(jnp.mean(heads, axis=0))
@@ -150,5 +156,6 @@ def eval_step(
         **{name: value for name, value in batch.items() if name != "image"},
         "loss": -jnp.take_along_axis(log_probs, batch["label"][:, None], axis=-1)[:, 0],
         "top": jax.lax.top_k(log_probs, min(5, log_probs.shape[-1]))[1],
+        "probability": jnp.exp(jnp.max(log_probs, axis=-1)),
         "heads": jnp.argmax(heads, axis=-1),
     }

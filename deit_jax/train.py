@@ -3,7 +3,7 @@
 import functools
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deit_jax import __version__, build, plots, sharding
-from deit_jax.checkpoint import Checkpoints, Meta
+from deit_jax.checkpoint import Checkpoints, Meta, has_steps
 from deit_jax.config import check_same, to_dict
 from deit_jax.errors import UserError
 from deit_jax.evaluate import Evaluator, Result, json_of, report, rows_of, weights_of
@@ -22,7 +22,7 @@ from deit_jax.interrupt import Interrupt, Interrupted
 from deit_jax.metrics import Monitor, Writer, read_rows, require_wandb
 from deit_jax.rollback import Rollbacks
 from deit_jax.schema import Config
-from deit_jax.state import TrainState
+from deit_jax.state import TrainState, Variables
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
@@ -46,15 +46,20 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     in_steps = functools.partial(build.in_steps, config, len(source))
     total, eval_every, save_every = map(in_steps, (config.total, config.eval.every, config.checkpoint.every))
 
-    # 2. The state: from the seed, or from where the run stopped.
+    # 2. The state: from where the run stopped, else from the weights to begin with, else from the seed.
     seed, init = np.uint32(config.seed), build.init(config, classes)
+    given: Variables = {}
+    notes: list[str] = []
+    if config.init_from and not has_steps(workdir / "checkpoints"):
+        given, notes = build.initial_variables(config, source.class_names)
     target = sharding.place(jax.eval_shape(init, seed), mesh)
     shardings = sharding.shardings(target, mesh)
-    meta = {"config": to_dict(config), "class_names": list(source.class_names), "data": source.fingerprint}
+    card = build.card(config, source.class_names)
+    meta = {"config": to_dict(config), "card": card.to_json(), "data": source.fingerprint}
     checkpoints = Checkpoints(_make(workdir) / "checkpoints", keep=config.checkpoint.keep)
     rollbacks = Rollbacks(workdir / "rollbacks.json", limit=config.guard.max_rollbacks, batch_size=config.batch_size)
     saved = checkpoints.restore_latest(target, functools.partial(_check_same_run, config, meta))
-    state: TrainState = rollbacks.resume(saved or jax.jit(init, out_shardings=shardings)(seed))
+    state: TrainState = rollbacks.resume(saved or jax.jit(init, out_shardings=shardings)(seed, given))
     start = int(state.step)
 
     # 3. The steps, compiled over the mesh, and the batches from where the state is.
@@ -70,7 +75,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         return rows_of(results)
 
     # 4. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
-    describe_run(config, workdir, state, mesh, total)
+    describe_run(config, workdir, state, mesh, total, notes)
     monitor = _monitor(config, workdir, start, total, in_steps(config.log.every))
     with Interrupt() as interrupt, closing(checkpoints), closing(monitor), closing(batches):
         for step in range(start + 1, total + 1):
@@ -100,7 +105,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         evaluate()
     if jax.process_index() == 0:
         plots.save_curves(read_rows(workdir / "metrics.jsonl"), workdir / "curves.png")
-        report(results, source.class_names, workdir)
+        report(results, held_out, workdir)
     return json_of(results)
 
 
@@ -109,7 +114,9 @@ def best_of(results: Mapping[str, Result]) -> float:
     return results.get("eval_ema", results["eval"]).summary()["top1"]
 
 
-def describe_run(config: Config, workdir: Path, state: TrainState, mesh: Mesh, total: int) -> None:
+def describe_run(
+    config: Config, workdir: Path, state: TrainState, mesh: Mesh, total: int, notes: Sequence[str]
+) -> None:
     """Prints what is about to run, and writes `config.json` and `run.json`."""
     if jax.process_index():
         return
@@ -120,6 +127,7 @@ def describe_run(config: Config, workdir: Path, state: TrainState, mesh: Mesh, t
         "devices": f"{jax.device_count()} x {kind}, {jax.process_count()} process(es), mesh {dict(mesh.shape)}",
         "model": f"{config.model.name}, {parameters:,} parameters, {per_device / 1e6:.1f} MB of them a device",
         "compute": f"{config.model.dtype}, {config.model.attention} attention",
+        "weights": "; ".join([config.init_from or "new", *notes]) if start == 0 else "of the checkpoint",
         "steps": f"{start:,} to {total:,}, {config.batch_size} images each",
         "learning rate": f"{build.peak_learning_rate(config):.3g} after warm-up",
         "workdir": str(workdir),
@@ -155,7 +163,7 @@ def _make(workdir: Path) -> Path:
 def _check_same_run(config: Config, meta: Meta, stored: Meta) -> None:
     """Refuses a checkpoint of another run; says what has changed otherwise."""
     changes = check_same(stored["config"], config)
-    if stored["data"] != meta["data"] or stored["class_names"] != meta["class_names"]:
+    if stored["data"] != meta["data"] or stored["card"]["class_names"] != meta["card"]["class_names"]:
         raise UserError(
             "config.data.dir: the training split is not the one that this workdir was trained on (its files or classes "
             "differ); bring the data back, or take another --workdir"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deit_jax import sharding
-from deit_jax.checkpoint import Checkpoints, CorruptCheckpoint
+from deit_jax.checkpoint import Checkpoints, CorruptCheckpoint, read_variables, write_variables
 from deit_jax.errors import UserError
 from deit_jax.optim import adamw
 from deit_jax.state import init_state
@@ -21,7 +21,7 @@ OPTIMIZER = adamw(PATHS, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1)
 
 def a_state(step=1, mesh=None):
     params = {path: jax.random.normal(jax.random.key(step), shape) for path, shape in PATHS.items()}
-    state = init_state(params, {"bn.mean": jnp.arange(3.0)}, OPTIMIZER, keep_ema=True)
+    state = init_state(params, {"bn.mean": jnp.arange(3.0)}, OPTIMIZER.init(params), keep_ema=True)
     state = dataclasses.replace(state, step=jnp.int32(step), skipped=jnp.int32(7))
     return jax.device_put(state, sharding.shardings(state, mesh or sharding.make_mesh(8)))
 
@@ -33,7 +33,7 @@ def target(mesh=None, **changes):
 
 def init_like():
     params = {path: jnp.zeros(shape) for path, shape in PATHS.items()}
-    return init_state(params, {"bn.mean": jnp.zeros(3)}, OPTIMIZER, keep_ema=True)
+    return init_state(params, {"bn.mean": jnp.zeros(3)}, OPTIMIZER.init(params), keep_ema=True)
 
 
 def saved(directory, steps=(1,), top1=None, keep=2):
@@ -59,6 +59,35 @@ def test_round_trip_onto_any_mesh(tmp_path, shape):
     equal(jax.device_get(state), jax.device_get(a_state(1)))
     assert jax.tree.map(lambda x: x.sharding, state) == sharding.shardings(state, mesh)
     assert checkpoints.meta(1)["of"] == 1
+
+
+def test_weights_alone_come_back_by_name_and_kind(tmp_path):
+    saved(tmp_path, (1, 2, 3), top1={2: 60.0}, keep=3).close()
+    first, best, latest = (jax.device_get(a_state(step)) for step in (1, 2, 3))
+    for step, state in ((1, first), ("best", best), ("latest", latest)):
+        average, meta = read_variables(tmp_path, step=step)
+        equal(average, state.ema)
+        assert meta["of"] == state.step
+    raw, _ = read_variables(tmp_path, step=2, ema=False)
+    equal(raw, best.params | best.stats)
+    with pytest.raises(UserError, match=r"no step 5; there are \[1, 2, 3\]"):
+        read_variables(tmp_path, step=5)
+
+
+def test_weights_alone_are_written_in_their_own_types(tmp_path):
+    random = np.random.default_rng(0)
+    variables = {
+        f"blocks.{i}.kernel": random.normal(size=(2, 3)).astype(kind)
+        for i, kind in enumerate([np.float32, np.float16, jnp.bfloat16] * 4)
+    }
+    write_variables(tmp_path / "out", variables, {"card": {"model": "x"}})
+    read, meta = read_variables(tmp_path / "out")
+    equal(read, variables)
+    assert meta["card"] == {"model": "x"}
+    with pytest.raises(UserError, match="step 0 has no moving average"):
+        read_variables(tmp_path / "out", ema=True)
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        read_variables(tmp_path)
 
 
 def test_latest_and_best_are_kept(tmp_path):
@@ -135,6 +164,8 @@ def test_damage_is_seen_and_the_one_before_is_taken(tmp_path, damage, caplog):
     damage(directory / "2")
     with pytest.raises(CorruptCheckpoint):
         Checkpoints(directory, keep=2).restore(2, target())
+    with pytest.raises(UserError, match=r"2.*name another step"):
+        read_variables(directory)
     checkpoints = Checkpoints(directory, keep=2)
     state = checkpoints.restore_latest(target(), fine)
     equal(jax.device_get(state), jax.device_get(a_state(1)))

@@ -147,3 +147,27 @@ def test_schedule_per_epoch_lags_an_epoch_behind():
     assert (got[:6] == got[0]).all()  # the first two epochs
     assert got[0] == pytest.approx(PLACES["start"], rel=1e-6)
     assert got[6] == pytest.approx(PLACES["start"] + (PLACES["peak"] - PLACES["start"]) / 5, rel=1e-6)
+
+
+def test_rates_decay_from_the_head_down():
+    paths = flatten(abstract_model("deit_tiny_distilled_patch16_224", depth=11), nnx.Param)
+    factors = optim.learning_rates(paths, trainable="all", layer_decay=0.5)
+    assert factors.keys() == paths.keys()
+    for bottom in ("patch_embed.proj.kernel", "cls_token", "dist_token", "pos_embed"):
+        assert factors[bottom] == 0.5**12
+    assert factors["blocks.0.attn.qkv.bias"] == 0.5**11
+    assert factors["blocks.2.norm1.scale"] == 0.5**9
+    assert factors["blocks.10.mlp.fc2.kernel"] == 0.5
+    assert {factors[top] for top in ("norm.scale", "head.kernel", "head_dist.bias")} == {1.0}
+    assert set(optim.learning_rates(paths, trainable="all", layer_decay=1.0).values()) == {1.0}
+
+
+def test_what_is_trained():
+    paths = flatten(abstract_model("deit_tiny_distilled_patch16_224", depth=2), nnx.Param)
+    heads = {f"{head}.{leaf}" for head in ("head", "head_dist") for leaf in ("kernel", "bias")}
+    assert optim.learning_rates(paths, trainable="head", layer_decay=1.0).keys() == heads
+    parts = [
+        f"blocks.{i}.attn.{part}.{leaf}" for i in (0, 1) for part in ("qkv", "proj") for leaf in ("kernel", "bias")
+    ]
+    attention = optim.learning_rates(paths, trainable="attention", layer_decay=1.0)
+    assert attention.keys() == heads | {"pos_embed", *parts}

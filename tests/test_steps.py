@@ -1,5 +1,6 @@
 """The train step against its parts: accumulation, clipping, average, guard, statistics."""
 
+import dataclasses
 import functools
 
 import jax
@@ -33,7 +34,8 @@ class Net(nnx.Module):
 
 ABSTRACT = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
 NET = Net(nnx.Rngs(1))
-OPTIMIZER = optim.adamw(flatten(ABSTRACT, nnx.Param), b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1)
+adamw = functools.partial(optim.adamw, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1)
+OPTIMIZER = adamw(flatten(ABSTRACT, nnx.Param))
 NORMALIZE = steps.Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
@@ -42,15 +44,16 @@ def criterion(logits, targets):
 
 
 @functools.cache
-def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75):
+def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75, rates=None):
     return jax.jit(
         functools.partial(
             steps.train_step,
             model=ABSTRACT,
             normalize=NORMALIZE,
             loss=criterion,
-            optimizer=OPTIMIZER,
+            optimizer=adamw(dict(rates)) if rates else OPTIMIZER,
             learning_rate=lambda step: 0.01 * (step + 1),
+            rates=dict(rates) if rates else dict.fromkeys(flatten(NET, nnx.Param), 1.0),
             num_classes=CLASSES,
             label_smoothing=0.1,
             accumulation=accumulation,
@@ -61,7 +64,8 @@ def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75):
 
 
 def first_state():
-    return init_state(flatten(NET, nnx.Param), flatten(NET, nnx.BatchStat), OPTIMIZER, keep_ema=True)
+    params = flatten(NET, nnx.Param)
+    return init_state(params, flatten(NET, nnx.BatchStat), OPTIMIZER.init(params), keep_ema=True)
 
 
 def a_batch(poison=1.0):
@@ -113,6 +117,21 @@ def test_one_step_equals_its_parts():
     assert (after.step, after.skipped, after.skipped_in_a_row) == (1, 0, 0)
 
 
+def test_each_parameter_has_its_own_rate_and_the_others_stay():
+    """Of the first update, which is independent of the gradient's scale, so that freezing does not change it."""
+    params = flatten(NET, nnx.Param)
+    rates = {"norm.scale": 0.5, "head.kernel": 0.25, "head.bias": 1.0}
+    opt_state = adamw(rates).init({path: params[path] for path in rates})
+    start = dataclasses.replace(first_state(), opt_state=opt_state)
+    after, _ = jitted(rates=tuple(rates.items()))(start, a_batch(), SEED)
+    whole, _ = jitted()(first_state(), a_batch(), SEED)
+    for path, before in params.items():
+        change, full = after.params[path] - before, whole.params[path] - before
+        np.testing.assert_allclose(change, rates.get(path, 0) * full, rtol=1e-4, atol=1e-6)
+        assert np.abs(full).max() > 1e-3
+    assert after.ema.keys() == params.keys() | after.stats.keys()
+
+
 def test_statistics_follow_the_batch():
     after, _ = jitted()(first_state(), a_batch(), SEED)
     assert after.stats.keys() == {"norm.mean", "norm.var"}
@@ -133,7 +152,7 @@ def test_clipping_scales_to_the_bound():
 def test_accumulation_averages_losses_and_gradients():
     """With frozen statistics micro-batches change nothing but the order of sums."""
     state, batch = first_state(), a_batch()
-    step = functools.partial(steps._accumulate, state=state, key=jax.random.key(0))
+    step = functools.partial(steps._accumulate, params=state.params, stats=state.stats, key=jax.random.key(0))
     images, targets = jnp.float32(batch["image"]) / 255, jnp.eye(CLASSES)[batch["label"]]
 
     def loss(params, stats, images, targets, key):
@@ -153,15 +172,11 @@ def test_micro_batches_draw_their_own_keys_and_rows():
         jax.debug.callback(lambda *x: seen.append(x), images[:, 0], jax.random.key_data(key), ordered=True)
         return jnp.sum(params["w"] * images), stats
 
-    state = init_state({"w": jnp.ones(())}, {}, OPTIMIZER_OF_W, keep_ema=False)
     images = jnp.arange(6.0)[:, None]
-    steps._accumulate(loss, state, images, images, jax.random.key(1), 2)
+    steps._accumulate(loss, {"w": jnp.ones(())}, {}, images, images, jax.random.key(1), 2)
     jax.effects_barrier()
     assert [rows.tolist() for rows, _ in seen] == [[0, 2, 4], [1, 3, 5]]
     assert seen[0][1].tolist() != seen[1][1].tolist()
-
-
-OPTIMIZER_OF_W = optim.adamw(["w"], b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0)
 
 
 def test_non_finite_update_is_skipped_and_counted():
@@ -198,5 +213,6 @@ def test_eval_step(classes):
     log_probs = mean - np.log(np.exp(mean).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(out["loss"], -log_probs[np.arange(4), batch["label"]], rtol=1e-5)
     np.testing.assert_array_equal(out["top"], np.argsort(-mean, axis=1)[:, :5])
+    np.testing.assert_allclose(out["probability"], np.exp(log_probs.max(axis=1)), rtol=1e-5)
     np.testing.assert_array_equal(out["heads"], logits.argmax(axis=-1))
-    assert out.keys() == {"loss", "top", "heads", "label", "mask"}
+    assert out.keys() == {"loss", "top", "probability", "heads", "label", "mask"}

@@ -21,7 +21,6 @@ from deit_jax.errors import UserError
 from deit_jax.evaluate import evaluate
 from deit_jax.interrupt import Interrupted
 from deit_jax.metrics import Monitor, read_rows
-from deit_jax.optim import adamw
 from deit_jax.rollback import Rollbacks
 from deit_jax.schema import Duration
 from deit_jax.state import init_state
@@ -193,8 +192,8 @@ def test_changed_data_is_refused(finished, monkeypatch):
 def test_what_may_change_is_announced(finished, tmp_path, capsys):
     train._check_same_run(
         replace(CONFIG, "optim", learning_rate=0.5),
-        {"data": 1, "class_names": []},
-        {"data": 1, "class_names": [], "config": to_dict(CONFIG)},
+        {"data": 1, "card": {"class_names": []}},
+        {"data": 1, "card": {"class_names": []}, "config": to_dict(CONFIG)},
     )
     assert "optim.learning_rate: 0.01 -> 0.5" in capsys.readouterr().out
 
@@ -246,7 +245,7 @@ def test_gives_up_after_the_last_rollback(tmp_path, monkeypatch):
 def test_jumps_from_later_steps_are_void(tmp_path):
     path = tmp_path / "rollbacks.json"
     path.write_text('[{"from": 3, "to": 5}, {"from": 6, "to": 9}]')
-    state = init_state({}, {}, adamw([], b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.0), keep_ema=False)
+    state = init_state({}, {}, (), keep_ema=False)
     back = Rollbacks(path, limit=2, batch_size=1).resume(dataclasses.replace(state, step=jnp.int32(3)))
     assert int(back.step) == 5
     assert json.loads(path.read_text()) == [{"from": 3, "to": 5}]

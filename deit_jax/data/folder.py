@@ -40,10 +40,12 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
+    def name(self, index: int) -> str:
+        return self._files[index]
+
     def __getitem__(self, index: int) -> Record:
-        name = self._files[index]
-        with open(os.path.join(self._root, name), "rb") as file:
-            return Record(file.read(), int(self._labels[index]), name)
+        with open(os.path.join(self._root, self._files[index]), "rb") as file:
+            return Record(file.read(), int(self._labels[index]), self.name(index))
 
 
 def open_folder(

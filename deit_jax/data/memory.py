@@ -33,8 +33,11 @@ class MemorySource:
     def __len__(self) -> int:
         return len(self._images)
 
+    def name(self, index: int) -> str:
+        return f"{self._name}[{index}]"
+
     def __getitem__(self, index: int) -> Record:
-        return Record(self._images[index], int(self._labels[index]), f"{self._name}[{index}]")
+        return Record(self._images[index], int(self._labels[index]), self.name(index))
 
 
 def open_digits(split: str, *, class_names: Sequence[str] | None = None, field: str = "split") -> MemorySource:

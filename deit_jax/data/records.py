@@ -37,6 +37,10 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, index: int) -> str:
+        """The name of the record at `index`, which need not be read for it."""
+        ...
+
     def __getitem__(self, index: int) -> Record:
         """The example at `index` in `0..len-1`; `OSError` when it cannot be read."""
         ...

@@ -39,11 +39,14 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self._examples)
 
+    def name(self, index: int) -> str:
+        return f"{self._name}[{index}]"
+
     def __getitem__(self, index: int) -> Record:
         example = self._examples[index]
         if example["label"] < 0:  # how TFDS marks a test set whose labels are kept secret
             raise UserError(f"{self._field}: {self._name} has no labels; choose another split")
-        return Record(example["image"], int(self._labels[example["label"]]), f"{self._name}[{index}]")
+        return Record(example["image"], int(self._labels[example["label"]]), self.name(index))
 
 
 def open_tfds(

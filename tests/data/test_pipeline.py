@@ -36,6 +36,9 @@ class Broken:
         self.source, self.faults = source, faults
         self.reads: list[int] = []
 
+    def name(self, index: int) -> str:
+        return f"photos/{index}.jpg"
+
     def __len__(self) -> int:
         return len(self.source)
 
