@@ -3,16 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-long lint format clean
+.PHONY: quickstart test test-long parity lint format clean
 
 quickstart: .venv/runtime.stamp
 	$(BIN)/python -m deit_jax.main --config=configs/quickstart.py
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long and not parity"
 
 test-long: .venv/dev.stamp
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m "long and not parity"
+
+# Against torch and transformers, side by side; these are large and stay out of .venv.
+parity: .venv-parity/dev.stamp
+	.venv-parity/bin/python -m pytest -m parity tests/parity
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check
@@ -24,7 +28,7 @@ format: .venv/dev.stamp
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .mypy_cache build *.egg-info
 
 # Not .venv/bin/python: that exists, too, where the venv module failed for want of pip.
 $(BIN)/pip:
@@ -40,4 +44,10 @@ $(BIN)/pip:
 .venv/dev.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing into .venv (about a minute)"
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv-parity/dev.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[dev,torch]' 'transformers==5.23.0'
 	@touch $@

@@ -10,7 +10,10 @@ from deit_jax.models import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What is known of weights beside the arrays. It travels with them: in the meta of checkpoints, in the header of safetensors files."""
+    """What is known of weights beside the arrays.
+
+    It travels with them: in the meta of checkpoints, in the header of safetensors files.
+    """
 
     model: str = ""  # a name of the registry; "" where the weights do not tell
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # overrides of `create_model`

@@ -12,7 +12,7 @@ from deit_jax.errors import UserError
 from deit_jax.models import check_fit, flatten
 from deit_jax.weights.card import Card, Weights
 
-HEADS = ("head", "head_dist")
+HEADS = ("head", "head_dist", "head.fc", "fc", "classifier")  # of Vision Transformers, RegNets, ResNets, EfficientNets
 
 Fresh = Callable[[Sequence[str]], Mapping[str, Array]]
 
@@ -41,7 +41,7 @@ def adapt(
     notes = _fit_positions(fitted, weights.card, model)
     notes += _fit_heads(fitted, weights.card.class_names, expected, class_names, fresh)
     known = {path: np.asarray(value) for path, value in fitted.items()}
-    cast = {path: value.astype(expected[path].dtype) if path in expected else value for path, value in known.items()}
+    cast = {path: value.astype(expected[path].dtype, copy=False) if path in expected else value for path, value in known.items()}
     try:
         check_fit(expected, cast)
     except ValueError as error:
@@ -70,10 +70,12 @@ def resize_positions(
 
 def _fit_positions(fitted: dict[str, Any], card: Card, model: Any) -> list[str]:
     """Resizes the position embedding where its grid is not the model's."""
+    if "pos_embed" not in fitted or not hasattr(model, "patch_embed"):
+        return []
     prefix = model.num_prefix_tokens if model.class_position else 0
     patch = model.patch_embed.patch_size
     after = (model.image_size[0] // patch, model.image_size[1] // patch)
-    before = _grid(np.shape(fitted["pos_embed"])[1] - prefix, card) if "pos_embed" in fitted else None
+    before = _grid(np.shape(fitted["pos_embed"])[1] - prefix, card)
     if before is None or before == after:
         return []
     fitted["pos_embed"] = resize_positions(fitted["pos_embed"], prefix, before, after)
@@ -94,8 +96,9 @@ def _fit_heads(
     """Fits the classifiers from classes named `before` to those named `after`."""
     wanted = [name for name in HEADS if f"{name}.kernel" in expected]
     if not wanted:  # the model gives features
-        for path in [path for path in fitted if path.startswith(HEADS)]:
-            del fitted[path]
+        for name in HEADS:
+            for leaf in ("kernel", "bias"):
+                fitted.pop(f"{name}.{leaf}", None)
         return []
     sources = {name: _columns(fitted, name, expected, before, after) for name in wanted}
     anew = [f"{name}.{leaf}" for name, columns in sources.items() if columns is not None for leaf in ("kernel", "bias")]

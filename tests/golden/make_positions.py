@@ -2,8 +2,8 @@
 
     pip install torch==2.13.0 numpy && python tests/golden/make_positions.py
 
-Each case `N` has `before_N` [1, prefix + rows * columns, width], `grids_N` (prefix, rows, columns, new rows, new columns)
-and `after_N`.
+Each case `N` has `before_N` [1, prefix + rows * columns, width], `grids_N` (prefix, rows, columns, new rows, new
+columns) and `after_N`.
 """
 
 from pathlib import Path

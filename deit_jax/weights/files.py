@@ -1,0 +1,178 @@
+"""Weight files as dicts of host arrays: safetensors in and out, torch's pickles in."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from deit_jax.errors import UserError
+
+Tensors = dict[str, np.ndarray]
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+# Under which a training script's file keeps the weights: facebook's, timm's.
+RAW, AVERAGE = ("model", "state_dict"), ("model_ema", "state_dict_ema")
+MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
+DTYPES = ("F64", "F32", "F16", "BF16", "I64")  # I64 for counters, which are no weights but stand beside them
+
+
+def read_tensors(path: Path, *, ema: bool | None = None) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of a file by their names in it, and the text metadata of its header.
+
+    float16, bfloat16 and float32 come as they are stored; float64 as float32, with a warning.
+
+    Args:
+        path: `.safetensors`, or `.pth`, `.pt`, `.bin`, which take torch to read.
+        ema: True for the moving average beside the weights, as training scripts save it; else the weights.
+
+    Raises:
+        UserError: the file is missing, damaged, or would run code when read; or it has no average.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; name a weight file that is there") from error
+    if path.suffix in TORCH_SUFFIXES:
+        return _single(_read_torch(path, ema), path), {}
+    if ema:
+        raise UserError(f"{path}: a safetensors file has one set of weights, no moving average; leave out the choice")
+    metadata = _read_header(path)
+    try:
+        # Not mapped into memory: the pages would be held beside the copies.
+        return _single(safetensors.numpy.load_file(path, backend="pread"), path), metadata
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: is damaged: {error}; fetch it anew") from error
+
+
+def write_safetensors(path: Path, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]) -> None:
+    """Writes tensors under their names; a write that fails leaves nothing.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        whole = {name: np.ascontiguousarray(value) for name, value in tensors}
+        # "pt" is what transformers and timm ask of a file: the layouts are torch's.
+        safetensors.numpy.save_file(whole, beside, {"format": "pt", **metadata})
+        beside.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot be written: {error}; choose another place") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    """The metadata; `UserError` where the header is none, or names a tensor twice, which the library lets pass."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        room = path.stat().st_size - 8
+        if not 2 <= size <= min(room, MAX_HEADER):
+            raise UserError(f"{path}: is no safetensors file, or cut off within its header; fetch it anew")
+        header = file.read(size)
+    try:
+        entries = json.loads(header, object_pairs_hook=_unique)
+        metadata = entries.pop("__metadata__", {})
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        others = sorted({entry["dtype"] for entry in entries.values()} - set(DTYPES))
+    except _Twice as error:
+        raise UserError(f"{path}: its header has {error} twice; write the file anew") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise UserError(f"{path}: its header is no safetensors header; fetch it anew") from error
+    if end != room - size:
+        raise UserError(
+            f"{path}: its header tells of {end:,} bytes of tensors, there are {room - size:,}; fetch it anew"
+        )
+    if others:
+        raise UserError(f"{path}: has tensors of type {', '.join(others)}; write them as float32 first")
+    return dict(metadata)
+
+
+class _Twice(Exception):
+    """A JSON object has a key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    whole = dict(pairs)
+    if len(whole) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(next(key for key in keys if keys.count(key) > 1))
+    return whole
+
+
+def _single(tensors: Tensors, path: Path) -> Tensors:
+    """float64, which nothing here computes in, as float32."""
+    double = [name for name, value in tensors.items() if value.dtype == np.float64]
+    if double:
+        logging.warning("%s: %d tensors are float64, taken as float32: %s, ...", path, len(double), double[0])
+    return tensors | {name: tensors[name].astype(np.float32) for name in double}
+
+
+def _read_torch(path: Path, ema: bool | None) -> Tensors:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path}: takes torch to read: pip install 'deit_jax[torch]', or use a safetensors file"
+        ) from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # facebook's files carry their arguments
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch has no exception of its own for what it cannot read
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        if culprit:
+            raise UserError(
+                f"{path}: refused: reading it would run code ({culprit[1]}); take the weights as safetensors"
+            ) from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: is damaged or no file of torch's: {reason}; fetch it anew") from error
+    state = _unwrapped(content, path, ema)
+    strangers = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if strangers:
+        raise UserError(f"{path}: {strangers[0]} is no tensor; save the model's state_dict() alone")
+    return {name: _to_numpy(value) for name, value in _unprefixed(state, path).items()}
+
+
+def _unwrapped(content: Any, path: Path, ema: bool | None) -> dict[str, Any]:
+    """The state dict in what a training script saved."""
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: holds {type(content).__name__}, no state dict; save the model's state_dict()")
+    for key in AVERAGE if ema else RAW:
+        if isinstance(content.get(key), dict):
+            return content[key]
+    if ema:
+        raise UserError(f"{path}: has no moving average ({' or '.join(AVERAGE)}); take the raw weights")
+    return content
+
+
+def _unprefixed(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Without the `module.` that torch's data parallelism puts in front."""
+    names = [name.removeprefix("module.") for name in state]
+    twice = [name for name in state if f"module.{name}" in state]
+    if twice:
+        raise UserError(
+            f"{path}: {len(twice)} tensors duplicated: {twice[0]} is there as module.{twice[0]} too; save one of them"
+        )
+    return dict(zip(names, state.values(), strict=True))
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # numpy has none of its own
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()

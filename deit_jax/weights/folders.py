@@ -1,0 +1,94 @@
+"""Folders as transformers and timm keep models: configs and a weight file."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deit_jax.errors import UserError
+from deit_jax.models import Preprocessing, entry
+from deit_jax.weights import files, huggingface, tables
+from deit_jax.weights.card import Card, Weights
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_folder(folder: Path) -> tuple[Path, Card]:
+    """The weight file of a folder in Hugging Face's or timm's layout, and what its configs say.
+
+    Raises:
+        UserError: no weight file is there, or a config tells of a network that there is none of here.
+    """
+    config = _read_json(folder / CONFIG)
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder}: has {CONFIG} but none of {', '.join(WEIGHT_FILES)}; name the weight file itself")
+    if "architecture" in config:
+        return file, timm_card(config, str(folder / CONFIG))
+    processor = _read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else None
+    return file, huggingface.card_of(config, processor, str(folder))
+
+
+def timm_card(config: Mapping[str, Any], where: str) -> Card:
+    """The card of a timm config.json; `UserError` where its model is none of those here, or is changed."""
+    model = config["architecture"].partition(".")[0]
+    entry(model)
+    changed = set(config.get("model_args", {})) - {"img_size"}
+    if changed:
+        raise UserError(
+            f"{where}: model_args has {', '.join(sorted(changed))}, which cannot be read; take plain {model}"
+        )
+    published = config.get("pretrained_cfg", {})
+    arguments = {"num_classes": config["num_classes"]} if config.get("num_classes", 1000) != 1000 else {}
+    size = config.get("model_args", {}).get("img_size") or published.get("input_size", [])[1:]
+    if size:
+        arguments["image_size"] = huggingface.image_size_of(size)
+    known = {"mean", "std", "crop_pct"} <= published.keys()
+    preprocessing = Preprocessing.from_json({**published, "crop_ratio": published["crop_pct"]}) if known else None
+    resolved = huggingface.resolve(Card(model))
+    return Card(
+        model,
+        {name: value for name, value in arguments.items() if value != resolved[name]},
+        tuple(config.get("label_names") or ()),
+        preprocessing,
+    )
+
+
+def write_folder(folder: Path, weights: Weights) -> None:
+    """Writes a folder that transformers' `from_pretrained` reads, whole or not at all.
+
+    Args:
+        folder: must not exist, or be empty.
+        weights: with a card that names the model.
+
+    Raises:
+        UserError: transformers has no class for this network, or the folder cannot be written.
+    """
+    architecture = huggingface.architecture_of(weights.card)
+    config = huggingface.config_of(weights, architecture)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        processor = huggingface.processor_of(weights.card)
+        (beside / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
+        tensors = tables.scatter(weights.variables, tables.HUGGING_FACE[architecture])
+        files.write_safetensors(beside / WEIGHT_FILES[0], tensors, {})
+        beside.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another place") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}; fetch it anew") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no JSON object; fetch it anew")
+    return content

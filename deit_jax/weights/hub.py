@@ -1,0 +1,117 @@
+"""Where weights are that are named rather than given as files: on the Hugging Face hub, or published for a model."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from deit_jax.errors import UserError
+from deit_jax.models import entry
+from deit_jax.weights.folders import CONFIG, PROCESSOR, WEIGHT_FILES
+
+PREFIX = "hf://"
+
+
+def fetch(address: str) -> Path:
+    """The folder with the configs and weights of `hf://owner/name[@revision]`.
+
+    It is that of huggingface_hub's cache, which also serves where there is no network.
+
+    Raises:
+        UserError: the address is malformed, unknown, or neither on this machine nor within reach; or a file in the
+            cache is not what was published.
+    """
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
+    if not match:
+        raise UserError(f"{address}: is no address of the hub; write {PREFIX}owner/name or {PREFIX}owner/name@revision")
+    repository, revision = match.groups()
+    safetensors, pickled = WEIGHT_FILES
+    folder = _snapshot(repository, revision, [CONFIG, PROCESSOR, safetensors])
+    if not (folder / safetensors).exists():
+        folder = _snapshot(repository, revision, [CONFIG, PROCESSOR, pickled])
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{address}: has no {CONFIG}, which tells the model; fetch its weight file and name that")
+    for name in WEIGHT_FILES:
+        if (folder / name).exists():
+            _check_blob(folder / name)
+    return folder
+
+
+def pretrained(model: str) -> Path:
+    """The file with the published weights of a model.
+
+    Looked for in `own_folder()`, as NAME.safetensors or under the authors' own file name, then in the cache of
+    huggingface_hub, then on the hub.
+
+    Raises:
+        UserError: none are published or within reach, or a file is not what was published.
+    """
+    published = entry(model).pretrained
+    if published is None:
+        raise UserError(f"{model}: no published weights are known; name a file, or train it")
+    own = own_folder()
+    if (own / f"{model}.safetensors").is_file():
+        return own / f"{model}.safetensors"
+    if published.checkpoint and (own / published.checkpoint).is_file():
+        _check_digest(own / published.checkpoint, published.checkpoint.rpartition("-")[2].removesuffix(".pth"))
+        return own / published.checkpoint
+    authors = f", or the authors' {published.checkpoint}," if published.checkpoint else ""
+    mend = f"or put its file {published.file} as {model}.safetensors{authors} into {own}"
+    file = _snapshot(published.repository, None, [published.file], mend) / published.file
+    if not file.is_file():
+        raise UserError(f"{published.repository} has no {published.file} any more; {mend[3:]}")
+    _check_blob(file)
+    return file
+
+
+def own_folder() -> Path:
+    """`~/.cache/deit_jax/weights` (under XDG_CACHE_HOME where that is set), for files that a user fetched herself."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "deit_jax" / "weights"
+
+
+def _snapshot(repository: str, revision: str | None, names: list[str], mend: str = "or name a file") -> Path:
+    """The folder in the cache that has those of the named files that the repository has."""
+    # Not at the top: a second to import, and it fixes its cache by the environment of that moment.
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    at = f"{repository}@{revision}" if revision else repository
+    try:
+        return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=names))
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{PREFIX}{at}: its owner gives access on request; log in with `hf auth login`, {mend}"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        raise UserError(
+            f"{PREFIX}{at}: there is no such repository or revision on the hub; check it, {mend}"
+        ) from error
+    except (OSError, errors.HfHubHTTPError) as error:  # LocalEntryNotFoundError is one
+        raise UserError(
+            f"{PREFIX}{at}: {names[-1]} is not in this machine's cache and cannot be fetched "
+            f"({_reason(error)}); connect to the network, {mend}"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
+
+
+def _check_blob(file: Path) -> None:
+    """A large file of the cache is a link to one that is named by its SHA-256."""
+    blob = file.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        _check_digest(blob, blob.name)
+
+
+def _check_digest(file: Path, digest: str) -> None:
+    """`UserError` unless the file's SHA-256 begins with `digest`."""
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if not found.startswith(digest):
+        raise UserError(
+            f"{file}: is not what was published: its SHA-256 begins {found[:8]}, not {digest[:8]}; "
+            f"delete it and fetch it anew"
+        )

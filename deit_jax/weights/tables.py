@@ -1,0 +1,198 @@
+"""Other projects' names for our parameters: a table each, from our path to their tensors.
+
+Reading gathers along a table, writing scatters along the same one. A table is a list of first-match rules over our
+path without its leaf, such as `blocks.3.attn.qkv`. Layouts are torch's everywhere: dense weights `[outputs, inputs]`,
+convolutions `[outputs, inputs, height, width]`; ours are `[inputs, outputs]` and `[height, width, inputs, outputs]`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deit_jax.rules import first_match
+
+# A regex, and their name for what it matches: `*` is the block's number. Several names share our array's last axis.
+Rule = tuple[str, tuple[str, ...]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+SAME: Rule = ("", ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """The names that one project gives the parameters."""
+
+    title: str
+    rules: Sequence[Rule]
+    torch: bool = True  # whether leaves have torch's names and layouts, or ours
+
+    def names(self, path: str) -> tuple[str, ...]:
+        """Their tensors that make up our variable `path`; ours for what this scheme has no name for."""
+        if not self.torch:
+            return (path,)
+        owner, _, leaf = path.rpartition(".")
+        if leaf not in LEAVES:
+            owner = path
+        number = re.search(r"\.(\d+)\.", owner)
+        templates = first_match(self.rules, owner) or (owner,)
+        names = (template.replace("*", number[1] if number else "*") for template in templates)
+        return tuple(f"{name}.{LEAVES[leaf]}" if leaf in LEAVES else name for name in names)
+
+
+def _rules(prefix: str, names: Mapping[str, str]) -> list[Rule]:
+    """A rule for each of our dotted names, `*` being any number; several of theirs stand apart by spaces."""
+
+    def pattern(name: str) -> str:
+        return f"^{name.replace('.', '[.]').replace('*', '[0-9]+')}$"
+
+    return [(pattern(ours), tuple(prefix + name for name in theirs.split())) for ours, theirs in names.items()]
+
+
+_EMBEDDINGS = {
+    "cls_token": "embeddings.cls_token",
+    "dist_token": "embeddings.distillation_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+}
+_ATTENTION = "encoder.layer.*.attention.attention"
+_PUBLISHED = {
+    "blocks.*.norm1": "encoder.layer.*.layernorm_before",
+    "blocks.*.attn.qkv": f"{_ATTENTION}.query {_ATTENTION}.key {_ATTENTION}.value",
+    "blocks.*.attn.proj": "encoder.layer.*.attention.output.dense",
+    "blocks.*.norm2": "encoder.layer.*.layernorm_after",
+    "blocks.*.mlp.fc1": "encoder.layer.*.intermediate.dense",
+    "blocks.*.mlp.fc2": "encoder.layer.*.output.dense",
+}
+_IN_MEMORY = {
+    "blocks.*.norm1": "layers.*.layernorm_before",
+    "blocks.*.attn.qkv": "layers.*.attention.q_proj layers.*.attention.k_proj layers.*.attention.v_proj",
+    "blocks.*.attn.proj": "layers.*.attention.o_proj",
+    "blocks.*.norm2": "layers.*.layernorm_after",
+    "blocks.*.mlp.fc1": "layers.*.mlp.fc1",
+    "blocks.*.mlp.fc2": "layers.*.mlp.fc2",
+}
+_CLASSIFIERS = {
+    "ViTForImageClassification": ("vit.", {"head": "classifier"}),
+    "DeiTForImageClassification": ("deit.", {"head": "classifier"}),
+    "DeiTForImageClassificationWithTeacher": (
+        "deit.",
+        {"head": "cls_classifier", "head_dist": "distillation_classifier"},
+    ),
+}
+
+
+def _hugging_face(architecture: str, blocks: Mapping[str, str]) -> list[Rule]:
+    prefix, heads = _CLASSIFIERS[architecture]
+    return [*_rules(prefix, _EMBEDDINGS), *_rules(prefix, blocks), *_rules("", heads), SAME]
+
+
+OURS = Scheme("the names of this package", [], torch=False)
+TIMM = Scheme("timm's names", [SAME])
+SCHEMES = [
+    TIMM,
+    Scheme(
+        "facebook's names of DeiT-III",
+        [*_rules("", {"blocks.*.ls1.gamma": "blocks.*.gamma_1", "blocks.*.ls2.gamma": "blocks.*.gamma_2"}), SAME],
+    ),
+    *(Scheme(f"the names of Hugging Face's {name}", _hugging_face(name, _PUBLISHED)) for name in _CLASSIFIERS),
+    *(Scheme(f"the names of {name} in memory", _hugging_face(name, _IN_MEMORY)) for name in _CLASSIFIERS),
+]
+HUGGING_FACE = dict(zip(_CLASSIFIERS, SCHEMES[2:], strict=False))
+
+_FAMILIES = [
+    (r"\.(gamma_1|ls1\.gamma)$", "DeiT-III's (deit3_*)"),
+    (r"dist(illation)?_token$", "a distilled DeiT's (deit_*_distilled_*)"),
+    (r"^(blocks\.0\.attn\.qkv|(vit|deit)\..*layernorm_before)\.weight$", "a ViT's or an undistilled DeiT's"),
+    (r"^layers?\d?\.0\.blocks\.", "a Swin Transformer's"),
+    (r"^s1\.b1\.|^trunk_output\.", "a RegNet's"),
+    (r"^layer1\.0\.conv1\.", "a ResNet's"),
+]
+
+
+def best_scheme(names: Collection[str], paths: Collection[str]) -> Scheme:
+    """The scheme by whose names most of our `paths` are among `names`."""
+    return max(SCHEMES, key=lambda scheme: sum(name in names for path in paths for name in scheme.names(path)))
+
+
+def gather(tensors: dict[str, np.ndarray], scheme: Scheme, paths: Iterable[str]) -> dict[str, np.ndarray]:
+    """Our variables, contiguous, from their tensors; these leave the dict, so that nothing is held twice."""
+    variables = {}
+    for path in paths:
+        parts = [_to_ours(path, tensors.pop(name), scheme) for name in scheme.names(path)]
+        variables[path] = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1))
+    return variables
+
+
+def shapes(tensors: Mapping[str, Any], scheme: Scheme, paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes that our variables would have."""
+    blank = {name: np.broadcast_to(np.int8(0), tensor.shape) for name, tensor in tensors.items()}
+    return {path: value.shape for path, value in gather(blank, scheme, paths).items()}
+
+
+def scatter(variables: Mapping[str, np.ndarray], scheme: Scheme) -> Iterator[tuple[str, np.ndarray]]:
+    """Their tensors from our variables, by name: views, not contiguous."""
+    for path, value in variables.items():
+        names = scheme.names(path)
+        for name, part in zip(names, np.split(value, len(names), axis=-1), strict=True):
+            yield name, _to_theirs(path, part, scheme)
+
+
+def vit_paths(names: Iterable[str]) -> list[str]:
+    """Every variable that a Vision Transformer of ours could have, with as many blocks as `names` have numbers for."""
+    numbers = [int(number) for name in names for number in re.findall(r"\.(\d{1,3})\.", name)]
+    dense = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    block = [f"{layer}.{leaf}" for layer in dense for leaf in ("kernel", "bias")]
+    block += [f"{layer}.{leaf}" for layer in ("norm1", "norm2") for leaf in ("scale", "bias")]
+    block += ["ls1.gamma", "ls2.gamma"]
+    paths = ["cls_token", "dist_token", "pos_embed"]
+    paths += [f"blocks.{i}.{rest}" for i in range(max(numbers, default=-1) + 1) for rest in block]
+    paths += [f"{layer}.{leaf}" for layer in ("norm", "fc_norm") for leaf in ("scale", "bias")]
+    layers = ("patch_embed.proj", "pre_logits.fc", "head", "head_dist")
+    return paths + [f"{layer}.{leaf}" for layer in layers for leaf in ("kernel", "bias")]
+
+
+def misfit(tensors: Mapping[str, Any], scheme: Scheme, expected: Shapes) -> str:
+    """What keeps `tensors` from being our variables of the `expected` shapes, by their names; "" if nothing."""
+    blank = {path: np.broadcast_to(np.float32(0), shape) for path, shape in expected.items()}
+    wanted = {name: value.shape for name, value in scatter(blank, scheme)}
+    extra = [name for name in tensors if name not in wanted]
+    twice = {name for other in SCHEMES for path in expected for name in other.names(path)} if extra else set()
+    problems = {
+        "missing": [name for name in wanted if name not in tensors],
+        "extra": [name for name in extra if name not in twice],
+        "duplicated under other names": [name for name in extra if name in twice],
+        "of another shape": [
+            f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
+            for name, shape in wanted.items()
+            if name in tensors and tuple(tensors[name].shape) != shape
+        ],
+    }
+    lines = [
+        f"{len(names)} {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for problem, names in problems.items()
+        if names
+    ]
+    return "; ".join(lines) + f"; they look like {family(tensors)}" if lines else ""
+
+
+def family(names: Iterable[str]) -> str:
+    """Whose weights tensors of such names are, in words."""
+    names = list(names)
+    return next((whose for pattern, whose in _FAMILIES if any(re.search(pattern, n) for n in names)), "no model's here")
+
+
+def _to_ours(path: str, tensor: np.ndarray, scheme: Scheme) -> np.ndarray:
+    if scheme.torch and path.endswith("kernel"):
+        return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
+    return tensor
+
+
+def _to_theirs(path: str, value: np.ndarray, scheme: Scheme) -> np.ndarray:
+    if scheme.torch and path.endswith("kernel"):
+        return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+    return value

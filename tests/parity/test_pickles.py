@@ -1,0 +1,97 @@
+"""torch's pickles, with torch itself."""
+
+import argparse
+import collections
+import os
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from deit_jax.errors import UserError
+from deit_jax.weights.files import read_tensors
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
+
+RAW = collections.OrderedDict(w=torch.arange(6.0).reshape(2, 3), b=torch.tensor([1.5, 2.5]))
+AVERAGE = {name: value + 100 for name, value in RAW.items()}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "w.pth"
+
+
+def assert_is(tensors, expected):
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(tensors[name], value.numpy(), strict=True)
+
+
+@pytest.mark.parametrize(("raw", "average"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
+def test_checkpoints_of_training_scripts(path, raw, average):
+    arguments = argparse.Namespace(lr=0.1, output_dir="x")
+    torch.save({raw: RAW, average: AVERAGE, "optimizer": {"state": {}}, "epoch": 3, "args": arguments}, path)
+    assert_is(read_tensors(path)[0], RAW)
+    assert_is(read_tensors(path, ema=False)[0], RAW)
+    assert_is(read_tensors(path, ema=True)[0], AVERAGE)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_bare_state_dicts(path, zipped):
+    torch.save(RAW, path, _use_new_zipfile_serialization=zipped)
+    assert_is(read_tensors(path)[0], RAW)
+    with pytest.raises(UserError, match=r"has no moving average \(model_ema or state_dict_ema\)"):
+        read_tensors(path, ema=True)
+
+
+def test_bfloat16_keeps_its_bits(path):
+    torch.save({"x": torch.tensor([[1.5, 3e38], [2.5, 0]]).bfloat16().T}, path)
+    x = read_tensors(path)[0]["x"]
+    assert x.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(x, np.array([[1.5, 2.5], [3e38, 0]], ml_dtypes.bfloat16))
+
+
+def test_data_parallel_prefix(path):
+    torch.save({"model": {f"module.{name}": value for name, value in RAW.items()}}, path)
+    assert_is(read_tensors(path)[0], RAW)
+    torch.save({"model": {**RAW, "module.b": RAW["b"]}}, path)
+    with pytest.raises(UserError, match=r"1 tensors duplicated: b is there as module\.b too"):
+        read_tensors(path)
+
+
+class Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_is_refused(path, tmp_path, zipped):
+    torch.save({"model": RAW, "x": Hostile(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"w\.pth: refused: reading it would run code \(posix\.mkdir\)") as error:
+        read_tensors(path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damage_is_told(path):
+    torch.save(RAW, path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"These are no weights.", b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"w\.pth: is damaged or no file of torch's: .*; fetch it anew") as error:
+            read_tensors(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [([1], "holds list"), ({}, "holds dict"), ({"epoch": 3}, "epoch is no")]
+)
+def test_what_is_no_state_dict(path, content, message):
+    torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        read_tensors(path)

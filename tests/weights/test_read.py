@@ -1,0 +1,262 @@
+"""Weights by name: files, folders, checkpoints, and the models they are put into."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from weight_samples import FAMILIES, HALF, SIZES, assert_same_arrays, bare, sample
+
+import deit_jax
+from deit_jax import convert
+from deit_jax.checkpoint import Checkpoints
+from deit_jax.errors import UserError
+from deit_jax.models import Preprocessing, abstract_model, flatten
+from deit_jax.state import init_state
+from deit_jax.weights import Card, Weights, files, folders, load_weights, open_model, places, read_weights, tables
+from deit_jax.weights.imagenet import WNIDS
+
+TINY, DISTILLED, DEIT3 = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"
+
+
+def changed(weights, **fields):
+    return Weights(weights.variables, dataclasses.replace(weights.card, **fields))
+
+
+@pytest.mark.parametrize("scheme", tables.SCHEMES[:2], ids=["timm", "facebook"])
+def test_a_bare_file_has_the_card_that_can_be_told_from_its_shapes(tmp_path, small, scheme):
+    weights = sample(DEIT3, image_size=10)
+    path = bare(tmp_path / "w.safetensors", weights, scheme)
+    found = read_weights(path, model=DEIT3)
+    assert_same_arrays(weights.variables, found.variables)
+    assert found.card == Card(DEIT3, {"num_classes": 3, "image_size": 10})
+    unknown = read_weights(path)
+    assert_same_arrays(weights.variables, unknown.variables)
+    assert unknown.card == Card()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_card_in_the_header_tells_everything(tmp_path, name):
+    weights = sample(name)
+    convert.write_timm(tmp_path / "w.safetensors", weights)
+    found = read_weights(str(tmp_path / "w.safetensors"))
+    assert_same_arrays(weights.variables, found.variables)
+    assert found.card == weights.card
+
+
+def test_features_and_a_thousand_classes(tmp_path, small):
+    path = bare(tmp_path / "f.safetensors", sample(TINY, num_classes=0, image_size=20))
+    assert read_weights(path, model=TINY).card == Card(TINY, {"num_classes": 0})
+    path = bare(tmp_path / "i.safetensors", sample(TINY, num_classes=1000, image_size=20))
+    assert read_weights(path, model=TINY).card == Card(TINY, {}, WNIDS)
+    assert read_weights(path).card == Card("", {}, WNIDS)
+
+
+@pytest.mark.parametrize(
+    ("of", "model", "problems"),
+    [
+        (DEIT3, TINY, r"4 extra: blocks\.0\.ls1\.gamma.* pos_embed \[1, 6, 6\] instead of .*DeiT-III's"),
+        (TINY, DEIT3, r"4 missing: blocks\.0\.ls1\.gamma, .*look like a ViT's or an undistilled DeiT's"),
+        (DISTILLED, TINY, r"3 extra: .*dist_token.*look like a distilled DeiT's"),
+        (TINY, DISTILLED, r"3 missing: dist_token, head_dist\.bias, head_dist\.weight; "),
+        (TINY, "deit_small_patch16_224", r"missing: blocks\.2.*of another shape: .* \[6\] instead of \[384\]"),
+    ],
+)
+def test_weights_of_another_model_are_refused_by_the_files_names(tmp_path, small, of, model, problems):
+    path = bare(tmp_path / "w.safetensors", sample(of))
+    with pytest.raises(UserError, match=rf"w\.safetensors: is not {model}'s \(timm's names\): .*{problems}") as error:
+        read_weights(path, model=model)
+    assert "\n" not in str(error.value)
+    abstract = abstract_model(model, num_classes=3)
+    with pytest.raises(UserError, match=r"w\.safetensors: is not this model's"):
+        load_weights(abstract, path)
+
+
+def test_an_extra_tensor_is_refused_where_the_model_is_not_known_too(tmp_path):
+    weights = sample(TINY)
+    with_more = Weights({**weights.variables, "blocks.0.attn.rope.bias": np.zeros(3, np.float32)}, weights.card)
+    path = bare(tmp_path / "w.safetensors", with_more)
+    with pytest.raises(UserError, match=r"1 extra: blocks\.0\.attn\.rope\.bias; they look like a ViT's"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("abstract", [True, False])
+def test_loading_into_a_model(tmp_path, abstract):
+    weights = sample(DISTILLED)
+    path = bare(tmp_path / "w.safetensors", weights)
+    model = abstract_model(DISTILLED, **SIZES)
+    if not abstract:
+        model = deit_jax.create_model(DISTILLED, rngs=nnx.Rngs(0), **SIZES)
+    loaded = flatten(deit_jax.load_weights(model, path))
+    for name, value in weights.variables.items():
+        assert loaded[name].dtype == jnp.float32
+        np.testing.assert_array_equal(loaded[name], value.astype(np.float32))
+
+
+def test_opening_gives_a_model_and_a_complete_card(tmp_path, small):
+    weights = sample(DISTILLED)
+    convert.write_timm(tmp_path / "w.safetensors", weights)
+    model, card = open_model(tmp_path / "w.safetensors", attention="xla", remat=True)
+    assert card == weights.card
+    assert (model.blocks[0].attn.implementation, model.remat) == ("xla", True)
+    expected = {path: value.astype(np.float32) for path, value in weights.variables.items()}
+    assert_same_arrays(expected, flatten(model))
+
+    path = bare(tmp_path / "bare.safetensors", sample(TINY, image_size=20))
+    _, card = open_model(path, model=TINY)
+    assert card == Card(TINY, {"num_classes": 3}, (), Preprocessing())
+
+
+def test_opening_for_features_or_another_image_size(tmp_path):
+    convert.write_timm(tmp_path / "w.safetensors", sample(DISTILLED))
+    model, card = open_model(tmp_path / "w.safetensors", num_classes=0, image_size=(15, 20))
+    assert jax.eval_shape(model, np.zeros((1, 15, 20, 3), np.float32)).shape == (1, 6)
+    assert card.arguments["image_size"] == (15, 20)
+    assert card.class_names == ()
+    with pytest.raises(UserError, match=r"w\.safetensors: has no head\.kernel for num_classes=4; leave that out"):
+        open_model(tmp_path / "w.safetensors", num_classes=4)
+
+
+def test_a_model_that_is_not_known_is_asked_for(tmp_path, small):
+    path = bare(tmp_path / "w.safetensors", sample(TINY))
+    with pytest.raises(UserError, match=rf"does not say which model it is of; .*\(by its shapes: {TINY}\)"):
+        open_model(path)
+
+
+def test_the_model_given_has_to_fit_what_the_card_says(tmp_path, small):
+    convert.write_timm(tmp_path / "w.safetensors", Weights(sample(TINY).variables, Card(TINY, {"num_classes": 3})))
+    with pytest.raises(UserError, match=r"of another shape"):  # the card's own model does not fit: 10 x 15 pixels
+        open_model(tmp_path / "w.safetensors")
+    convert.write_timm(tmp_path / "x.safetensors", changed(sample(TINY), arguments={"image_size": (10, 15)}))
+    with pytest.raises(UserError, match=rf"is not {DISTILLED}'s"):
+        open_model(tmp_path / "x.safetensors", model=DISTILLED)
+
+
+def test_damaged_cards_are_told(tmp_path):
+    for content in ("{", "[]", '{"model": 3}'):
+        tensors = tables.scatter(sample(TINY).variables, tables.TIMM)
+        files.write_safetensors(tmp_path / "w.safetensors", tensors, {places.KEY: content})
+        with pytest.raises(UserError, match=r"w\.safetensors: .*write (it|the file) anew"):
+            read_weights(tmp_path / "w.safetensors")
+
+
+# Checkpoints
+
+
+def train_state(step):
+    """A state of which raw weights, average and step can be told by the value of one scale."""
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in sample(TINY).variables.items()}
+    params["norm.scale"] = jnp.full(6, step, jnp.float32)
+    state = init_state(params, {}, {"momentum": jnp.zeros(2)}, keep_ema=True)
+    average = state.ema | {"norm.scale": jnp.full(6, -step, jnp.float32)}
+    return dataclasses.replace(state, step=jnp.int32(step), ema=average)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Steps 1, 2, 3; the second is the best. As a workdir it has a config.json, too."""
+    directory = tmp_path_factory.mktemp("run")
+    (directory / "config.json").write_text(json.dumps({"model": {"name": TINY}}))
+    checkpoints = Checkpoints(directory / "checkpoints", keep=3)
+    for step, top1 in ((1, 10.0), (2, 90.0), (3, 20.0)):
+        checkpoints.save(train_state(step), {"card": sample(TINY).card.to_json()}, top1=top1)
+    checkpoints.close()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("suffix", "ema", "scale"),
+    [
+        ("", None, -2),
+        ("", False, 2),
+        ("@latest", None, -3),
+        ("@1", True, -1),
+        ("#raw", None, 2),
+        ("@3#raw", False, 3),
+        ("@latest#ema", None, -3),
+        ("/checkpoints", None, -2),
+        ("/checkpoints@1#raw", None, 1),
+    ],
+)
+def test_checkpoints_are_chosen_by_step_and_kind(workdir, suffix, ema, scale):
+    weights = read_weights(f"{workdir}{suffix}", ema=ema)
+    assert weights.card == sample(TINY).card
+    assert weights.variables.keys() == sample(TINY).variables.keys()
+    assert set(weights.variables["norm.scale"]) == {scale}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [
+        ("@7", r"has no step 7; there are \[1, 2, 3\]"),
+        ("@first", "is not there; name a workdir"),
+        ("/checkpoints/2", "has neither checkpoints nor config.json"),
+        ("/nothing", "is not there"),
+    ],
+)
+def test_checkpoints_that_are_not_there(workdir, suffix, message):
+    with pytest.raises(UserError, match=message):
+        read_weights(f"{workdir}{suffix}")
+
+
+def test_contradicting_choices_are_refused(workdir, tmp_path):
+    with pytest.raises(UserError, match="asks for raw weights and a flag for the others"):
+        read_weights(f"{workdir}#raw", ema=True)
+    path = bare(tmp_path / "w.safetensors", sample(TINY))
+    with pytest.raises(UserError, match="only a checkpoint directory has steps; leave out @3"):
+        read_weights(f"{path}@3")
+    with pytest.raises(UserError, match="no moving average"):
+        read_weights(f"{path}#ema")
+
+
+def test_a_file_may_have_signs_in_its_name(tmp_path):
+    path = bare(tmp_path / "w@3#raw.safetensors", sample(TINY))
+    assert_same_arrays(sample(TINY).variables, read_weights(path).variables)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_our_names(workdir):
+    with pytest.raises(UserError, match=r"3 missing: dist_token, head_dist\.bias, head_dist\.kernel; "):
+        load_weights(abstract_model(DISTILLED, **SIZES), workdir)
+
+
+def test_urls_and_empty_folders(tmp_path):
+    for spec in (str(tmp_path), "https://example.org/w.safetensors", "s3://bucket/run"):
+        with pytest.raises(UserError, match=r"neither checkpoints nor|is not there"):
+            read_weights(spec)
+    with pytest.raises(UserError, match="pretrained: of which model"):
+        read_weights("pretrained")
+
+
+def test_folders_of_timm(tmp_path, small):
+    bare(tmp_path / "model.safetensors", sample(TINY, image_size=20))
+    config = {
+        "architecture": TINY,
+        "num_classes": 3,
+        "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+    }
+    config["pretrained_cfg"] |= {"crop_pct": 0.5, "input_size": [3, 20, 20]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_weights(tmp_path).card == Card(TINY, {"num_classes": 3}, (), HALF)
+
+
+def test_folders_that_lack_a_part(tmp_path):
+    folder = tmp_path / "hf"
+    folders.write_folder(folder, sample(TINY, image_size=10))
+    (folder / "preprocessor_config.json").unlink()
+    assert read_weights(folder).card.preprocessing is None
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has config\.json but none of model\.safetensors, pytorch_model\.bin"):
+        read_weights(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"hf/config\.json: cannot be read as JSON"):
+        read_weights(folder)
+
+
+def test_gradients_flow_through_an_opened_model(tmp_path):
+    """It is concrete: nothing of it is left abstract."""
+    convert.write_timm(tmp_path / "w.safetensors", sample(TINY))
+    model, _ = open_model(tmp_path / "w.safetensors")
+    assert all(isinstance(value, jax.Array) and value.dtype == jnp.float32 for value in flatten(model).values())

@@ -1,0 +1,105 @@
+"""Naming tables: names, layouts, both directions, and what does not fit."""
+
+import numpy as np
+import pytest
+from weight_samples import FAMILIES, PUBLISHED, assert_same_arrays, sample
+
+from deit_jax.weights import huggingface, tables
+
+
+def shapes(variables):
+    return {path: value.shape for path, value in variables.items()}
+
+
+def test_timms_names_and_layouts():
+    variables = sample("deit_tiny_distilled_patch16_224").variables
+    theirs = dict(tables.scatter(variables, tables.TIMM))
+    assert len(theirs) == len(variables)
+    np.testing.assert_array_equal(theirs["blocks.1.mlp.fc2.weight"], variables["blocks.1.mlp.fc2.kernel"].T)
+    np.testing.assert_array_equal(theirs["norm.weight"], variables["norm.scale"])
+    conv, kernel = theirs["patch_embed.proj.weight"], variables["patch_embed.proj.kernel"]
+    assert conv.shape == (6, 3, 5, 5)
+    for out, channel, row, column in ((0, 1, 2, 3), (5, 2, 4, 0)):
+        assert conv[out, channel, row, column] == kernel[row, column, channel, out]
+
+
+def test_batch_norms_statistics_have_torchs_names():
+    assert tables.TIMM.names("stem.bn.mean") == ("stem.bn.running_mean",)
+    assert tables.TIMM.names("stem.bn.var") == ("stem.bn.running_var",)
+
+
+def test_queries_keys_and_values_are_thirds_of_qkv():
+    variables = sample("vit_tiny_patch16_224").variables
+    theirs = dict(tables.scatter(variables, tables.HUGGING_FACE["ViTForImageClassification"]))
+    for i, part in enumerate(("query", "key", "value")):
+        name = f"vit.encoder.layer.1.attention.attention.{part}"
+        third = slice(6 * i, 6 * i + 6)
+        np.testing.assert_array_equal(theirs[f"{name}.weight"], variables["blocks.1.attn.qkv.kernel"][:, third].T)
+        np.testing.assert_array_equal(theirs[f"{name}.bias"], variables["blocks.1.attn.qkv.bias"][third])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gathering_undoes_scattering(name):
+    """At depth 12, where "10" sorts before "2", and whatever the order of the tensors in the file."""
+    variables = sample(name, depth=12).variables
+    for scheme in [tables.OURS, *tables.SCHEMES]:
+        theirs = list(reversed(list(tables.scatter(variables, scheme))))
+        assert len(dict(theirs)) == len(theirs)
+        assert_same_arrays(variables, tables.gather(dict(theirs), scheme, variables))
+
+
+def test_the_scheme_is_known_by_the_names():
+    for name in PUBLISHED:
+        weights = sample(name)
+        scheme = tables.HUGGING_FACE[huggingface.architecture_of(weights.card)]
+        theirs = dict(tables.scatter(weights.variables, scheme))
+        assert tables.best_scheme(theirs, weights.variables) is scheme
+    variables = sample("deit3_small_patch16_224").variables
+    for scheme in tables.SCHEMES[:2]:
+        theirs = dict(tables.scatter(variables, scheme))
+        assert tables.best_scheme(theirs, variables) is scheme
+    assert "blocks.1.gamma_2" in theirs
+
+
+def test_a_vit_has_no_other_variables_than_those_that_are_looked_for():
+    for name in FAMILIES:
+        variables = sample(name, depth=12).variables
+        assert variables.keys() <= set(tables.vit_paths(dict(tables.scatter(variables, tables.TIMM))))
+    pooled = sample("vit_tiny_patch16_224", global_pool="avg", pre_logits=True).variables
+    assert pooled.keys() <= set(tables.vit_paths(pooled))
+
+
+def test_what_does_not_fit_is_listed_by_the_files_names():
+    variables = sample("deit_tiny_distilled_patch16_224").variables
+    scheme = tables.HUGGING_FACE["DeiTForImageClassificationWithTeacher"]
+    theirs = dict(tables.scatter(variables, scheme))
+    assert tables.misfit(theirs, scheme, shapes(variables)) == ""
+    layer = "deit.encoder.layer.1."
+    del theirs[f"{layer}attention.attention.key.bias"]
+    theirs[f"{layer}output.dense.weight"] = theirs[f"{layer}output.dense.weight"].T
+    theirs |= {f"pooler.{i}": np.zeros(1) for i in range(5)}
+    theirs["norm.bias"] = theirs["deit.layernorm.bias"]
+    assert tables.misfit(theirs, scheme, shapes(variables)) == (
+        f"1 missing: {layer}attention.attention.key.bias; 5 extra: pooler.0, pooler.1, pooler.2, ...; "
+        f"1 duplicated under other names: norm.bias; "
+        f"1 of another shape: {layer}output.dense.weight [24, 6] instead of [6, 24]; "
+        f"they look like a distilled DeiT's (deit_*_distilled_*)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "family"),
+    [
+        (["cls_token", "blocks.0.gamma_1"], "DeiT-III"),
+        (["cls_token", "blocks.0.ls1.gamma"], "DeiT-III"),
+        (["deit.embeddings.distillation_token"], "a distilled DeiT"),
+        (["blocks.0.attn.qkv.weight"], "a ViT's or an undistilled DeiT's"),
+        (["vit.layers.0.layernorm_before.weight"], "a ViT's or an undistilled DeiT's"),
+        (["s1.b1.conv1.conv.weight"], "a RegNet's"),
+        (["layer1.0.conv1.weight"], "a ResNet's"),
+        (["layers.0.blocks.0.norm1.weight"], "a Swin"),
+        (["bert.pooler.weight"], "no model's here"),
+    ],
+)
+def test_families_are_told_by_their_names(names, family):
+    assert tables.family(names).startswith(family)

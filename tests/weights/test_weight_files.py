@@ -1,0 +1,120 @@
+"""Weight files: what is read as it was written, and what is refused."""
+
+import builtins
+import json
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from weight_samples import assert_same_arrays
+
+from deit_jax.errors import UserError
+from deit_jax.weights.files import read_tensors, write_safetensors
+
+TENSORS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "half": np.array([1.5, np.nan, np.inf], np.float16),
+    "brain": np.array([1.5, 3e38], ml_dtypes.bfloat16),
+    "empty": np.zeros((0, 5), np.float32),
+}
+
+
+def test_values_types_and_metadata_come_back(tmp_path):
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, TENSORS.items(), {"key": "value"})
+    tensors, metadata = read_tensors(path)
+    assert_same_arrays(TENSORS, tensors)
+    assert metadata == {"key": "value", "format": "pt"}
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_float64_becomes_float32_and_is_told(tmp_path, caplog):
+    safetensors.numpy.save_file({"x": np.array([1 / 3])}, tmp_path / "w.safetensors")
+    tensors, _ = read_tensors(tmp_path / "w.safetensors")
+    assert_same_arrays({"x": np.array([1 / 3], np.float32)}, tensors)
+    assert "1 tensors are float64, taken as float32: x" in caplog.text
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    path.write_text("before")
+
+    def half(tensors, path, metadata):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", half)
+    with pytest.raises(UserError, match=r"w\.safetensors: cannot be written: disk full"):
+        write_safetensors(path, TENSORS.items(), {})
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
+
+
+def file_of(header, data=b"\0" * 8):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+TWICE = b'{"a":%s,"a":%s}' % (json.dumps(ENTRY).encode(), json.dumps(ENTRY).encode())
+HUGE = {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+OVERLAPPING = {"a": ENTRY, "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}
+BAD = {
+    "text": (b"These are no weights, though the name says so.", "is no safetensors file, or cut off"),
+    "html": (b"<!doctype html>" + b" " * 500, "is no safetensors file, or cut off"),
+    "empty": (b"", "is no safetensors file, or cut off"),
+    "cut header": (file_of({"a": ENTRY})[:20], "is no safetensors file, or cut off"),
+    "cut data": (file_of({"a": ENTRY})[:-3], "its header tells of 8 bytes of tensors, there are 5"),
+    "more data": (file_of({"a": ENTRY}) + b"\0", "its header tells of 8 bytes of tensors, there are 9"),
+    "header of terabytes": (struct.pack("<Q", 2**42) + b"{}", "is no safetensors file, or cut off"),
+    "tensor of terabytes": (file_of(HUGE), "its header tells of 4,398,046,511,104 bytes of tensors, there are 8"),
+    "no JSON": (file_of(b"{'a': 1}"), "its header is no safetensors header"),
+    "other JSON": (file_of([1, 2]), "its header is no safetensors header"),
+    "deep JSON": (file_of(b"[" * 100_000), "its header is no safetensors header"),
+    "no entry": (file_of({"a": 3}), "its header is no safetensors header"),
+    "not text": (file_of(b"\xff\xfe\x00"), "its header is no safetensors header"),
+    "twice": (file_of(TWICE), "its header has a twice"),
+    "wrong shape": (file_of({"a": ENTRY | {"shape": [3]}}), "is damaged: .*"),
+    "overlapping": (file_of(OVERLAPPING), "is damaged: .*"),
+    "type": (file_of({"a": ENTRY | {"dtype": "F8_E4M3", "shape": [8]}}), "has tensors of type F8_E4M3; write"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
+def test_damaged_files_are_told_in_one_line(tmp_path, content, message):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=rf"w\.safetensors: {message}") as error:
+        read_tensors(tmp_path / "w.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_there_or_have_no_known_name(tmp_path):
+    with pytest.raises(UserError, match=r"w\.safetensors: cannot be read: No such file"):
+        read_tensors(tmp_path / "w.safetensors")
+    (tmp_path / "d.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"d\.safetensors: cannot be read: Is a directory"):
+        read_tensors(tmp_path / "d.safetensors")
+    with pytest.raises(UserError, match=r"w\.npz: its name ends in none of \.safetensors, \.pth"):
+        read_tensors(tmp_path / "w.npz")
+
+
+def test_there_is_no_average_in_safetensors(tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", TENSORS.items(), {})
+    with pytest.raises(UserError, match="one set of weights, no moving average"):
+        read_tensors(tmp_path / "w.safetensors", ema=True)
+
+
+def test_without_torch_a_pickle_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "w.pth").touch()
+    real = builtins.__import__
+
+    def without_torch(name, *rest, **kwargs):
+        if name == "torch":
+            raise ImportError(name)
+        return real(name, *rest, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    with pytest.raises(UserError, match=r"w\.pth: takes torch to read: pip install 'deit_jax\[torch\]'"):
+        read_tensors(tmp_path / "w.pth")
