@@ -13,21 +13,22 @@ import deit_jax
 PACKAGE = Path(__file__).parents[1] / "deit_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-COMMANDS = {"convert", "predict", "attention", "export", "precompute", "prepare", "preview", "benchmark"}
+COMMANDS = {"convert", "predict", "attention", "export", "precompute", "prepare", "preview", "benchmark", "serve"}
 # A file or folder of the package may import those of earlier lines, not its neighbours.
 LAYERS = [
     {"errors", "rules", "rng", "schema"},
     {"models", "losses", "mixing", "state"},  # the state is a plain type, which checkpoints and steps carry
     {"data", "optim", "sharding", "checkpoint", "metrics", "plots", "interrupt", "config", "recipes"},
     {"weights", "distill", "steps", "rollback", "cli"},
-    {"build"},
+    {"build", "trained"},
+    {"teachers"},
     {"evaluate"},
     {"train"},
     COMMANDS,
     {"main", "__init__"},
 ]
 LAYER = {unit: i for i, units in enumerate(LAYERS) for unit in units}
-RUNS = {"build", "evaluate", "train", "main"} | COMMANDS
+RUNS = {"build", "teachers", "evaluate", "train", "main"} | COMMANDS
 READERS = {"schema": RUNS | {"config", "cli"}, "config": RUNS | {"cli"}, "recipes": RUNS, "cli": {"main"} | COMMANDS}
 
 

@@ -14,6 +14,12 @@ from PIL import Image, UnidentifiedImageError
 # A whitelist: Pillow also opens formats that start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ORIENTATION_TAG = 0x0112
+# By the brands that an ISO media file (ISO/IEC 14496-12) states: of HEIF (ISO/IEC 23008-12, annex B) and of AVIF. An
+# AVIF file states a brand of HEIF's, too, hence the order.
+BRANDS = {
+    "AVIF": {b"avif", b"avis"},
+    "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"},
+}
 
 
 class CorruptImage(Exception):
@@ -27,7 +33,8 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
         data: a JPEG, PNG, WebP, GIF (its first frame) or BMP file, or uint8 `[height, width]` or `[height, width, 3]`.
 
     Raises:
-        CorruptImage: unknown format, truncated or damaged data, or more than Pillow's limit of about 180 megapixels.
+        CorruptImage: unknown format, truncated or damaged data, or more than Pillow's limit of about 180 megapixels;
+            of HEIC, HEIF and AVIF the message says how to convert them.
     """
     if isinstance(data, np.ndarray):
         return data if data.ndim == 3 else np.stack([data] * 3, axis=-1)
@@ -35,11 +42,28 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _upright(_pixels(image, data), _orientation(image))
     except UnidentifiedImageError as error:
-        raise CorruptImage(f"these {len(data)} bytes are no JPEG, PNG, WebP, GIF or BMP image") from error
+        raise CorruptImage(_what_it_is(data)) from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's parsers raise whatever damaged data makes them run into
         raise CorruptImage(f"cannot decode {len(data)} bytes: {error}") from error
+
+
+def _what_it_is(data: bytes) -> str:
+    """What to say of data in none of the formats: for phones' photos how to convert them."""
+    # A box `ftyp`: its length, its name, the major brand, a version, and the brands that the file is compatible with.
+    length = int.from_bytes(data[:4], "big")
+    if data[4:8] == b"ftyp":
+        box = data[8 : min(length, 256)]
+        stated = {box[i : i + 4] for i in range(0, len(box), 4)}
+        for name, brands in BRANDS.items():
+            if stated & brands:
+                suffix = name.lower()
+                return (
+                    f"{name} photos are not read; convert them to JPEG: `magick photo.{suffix} photo.jpg` "
+                    f"(ImageMagick), or on a Mac `sips -s format jpeg photo.{suffix} --out photo.jpg`"
+                )
+    return f"these {len(data)} bytes are no JPEG, PNG, WebP, GIF or BMP image"
 
 
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray:

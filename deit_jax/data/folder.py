@@ -4,9 +4,11 @@
 subfolders have such names; every visible subfolder is then a split. Otherwise its subfolders are the classes, and a
 tenth of each (at least one image where there are two) is the split `validation`, the rest `train`. Which tenth
 depends on the file names alone, so it is never trained on, whatever the seed. Folders within a class folder belong
-to the class. Files that are not JPEG, PNG or WebP by suffix, and hidden ones, are ignored.
+to the class. Files that are not JPEG, PNG or WebP by suffix, and hidden ones, are ignored, but for HEIC and AVIF
+photos not without a word.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,8 +20,11 @@ from deit_jax.data.splits import parse_split, unknown_split
 from deit_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+UNREAD = (".heic", ".heif", ".hif", ".avif")  # what phones make, and nothing here decodes
 SPLIT_NAMES = ("train", "val", "validation", "test")
 ALIASES = {"val": "validation", "validation": "val"}
+
+log = logging.getLogger(__name__)
 
 
 class FolderSource:
@@ -117,12 +122,15 @@ def _scan(root: str, folder: str) -> dict[str, list[str]]:
     classes = {}
     for name in names:
         path = f"{folder}/{name}" if folder else name
-        classes[name] = list(_images(root, path))
+        found = list(_images(root, path))
+        classes[name] = [image for image in found if not image.lower().endswith(UNREAD)]
+        unread = len(found) - len(classes[name])
+        where, convert = os.path.join(root, path), "convert them to JPEG: `magick mogrify -format jpg *.heic`"
         if not classes[name]:
-            raise UserError(
-                f"config.data.dir: class folder {os.path.join(root, path)} has no JPEG, PNG or WebP image; "
-                f"fill or remove it"
-            )
+            mend = f" but {unread} in HEIC or AVIF; {convert}" if unread else "; fill or remove it"
+            raise UserError(f"config.data.dir: class folder {where} has no JPEG, PNG or WebP image{mend}")
+        if unread:
+            log.warning("%s: %d photos in HEIC or AVIF are left out; %s", where, unread, convert)
     return classes
 
 
@@ -132,7 +140,7 @@ def _images(root: str, folder: str) -> Iterator[str]:
             path = f"{folder}/{entry.name}"
             if entry.name.startswith("."):
                 continue
-            if entry.name.lower().endswith(SUFFIXES):
+            if entry.name.lower().endswith(SUFFIXES + UNREAD):
                 yield path
             elif entry.is_dir():
                 yield from _images(root, path)

@@ -217,7 +217,7 @@ class VisionTransformer(nnx.Module):
             raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
         patches, positions = self.patch_embed(jnp.asarray(images)), jnp.asarray(self.pos_embed, self.dtype)
         tokens = [token for token in (self.cls_token, self.dist_token) if token is not None]
-        prefix = [jnp.tile(jnp.asarray(token, self.dtype), (len(images), 1, 1)) for token in tokens]
+        prefix = [jnp.tile(jnp.asarray(token, self.dtype), (images.shape[0], 1, 1)) for token in tokens]
         if self.class_position:
             return jnp.concatenate([*prefix, patches], axis=1) + positions
         return jnp.concatenate([*prefix, patches + positions], axis=1)

@@ -121,6 +121,40 @@ def test_no_image_at_all(data: bytes) -> None:
         decode(data)
 
 
+def iso_media(*brands: bytes) -> bytes:
+    """The start of an ISO media file: `ftyp` with the major brand, a version and the compatible brands, then data."""
+    major, *compatible = brands
+    content = b"ftyp" + major + bytes(4) + b"".join(compatible)
+    return (4 + len(content)).to_bytes(4, "big") + content + b"\0\0\0\x10meta" + bytes(99)
+
+
+@pytest.mark.parametrize(
+    ("brands", "kind"),
+    [
+        ((b"heic", b"mif1", b"heic"), "HEIC"),
+        ((b"mif1", b"mif1", b"heix"), "HEIC"),
+        ((b"heis",), "HEIC"),
+        ((b"avif", b"mif1", b"miaf"), "AVIF"),
+        ((b"mif1", b"miaf", b"avif"), "AVIF"),
+    ],
+)
+def test_heic_and_avif_name_the_mend(brands: tuple[bytes, ...], kind: str) -> None:
+    command = f"`magick photo.{kind.lower()} photo.jpg`"
+    with pytest.raises(CorruptImage, match=f"^{kind} photos are not read; convert them to JPEG: {command}"):
+        decode(iso_media(*brands))
+    with pytest.raises(CorruptImage, match=f"^{kind} photos"):  # cut off after the first brand that tells
+        decode(iso_media(*brands)[: 8 + 4 * (1 + len(brands))])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [iso_media(b"isom", b"mp41"), iso_media(b"heic")[:8], iso_media(b"isom") + iso_media(b"heic"), b"\0\0\0\0ftyp"],
+)
+def test_other_iso_media_are_no_photos(data: bytes) -> None:
+    with pytest.raises(CorruptImage, match=r"^these \d+ bytes are no JPEG"):
+        decode(data)
+
+
 def test_damage_that_pillow_reads_over_is_not_corrupt(photo, encode, fast_path) -> None:
     data = encode(photo(37, 53), "JPEG")
     data = data[:-2] + bytes(16) + data[-2:]  # stray bytes before the end marker, as some ImageNet files have

@@ -1,11 +1,13 @@
 """Random resized crop, flip and the evaluation transform."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deit_jax.data.decode import decode
 from deit_jax.data.transforms import eval_transform, random_box, random_flip, random_resized_crop
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -115,3 +117,20 @@ def test_eval_transform_pads_what_is_too_small(photo) -> None:
     expected = np.zeros((32, 32, 3), np.uint8)
     expected[3:28] = whole[:, 2:34]  # 3 rows above, 4 below; 2.5 rounds to 2
     assert (found == expected).all()
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "eval_transform.npz"
+
+
+@pytest.mark.parametrize(
+    "name", ["landscape", "portrait", "square", "small", "grey", "exact", "tall", "wide", "tiny", "palette"]
+)
+def test_decoding_and_eval_transform_are_torchvisions_to_the_bit(name: str) -> None:
+    with np.load(GOLDEN) as golden:
+        image = decode(golden[f"file/{name}"].tobytes())
+        cases = [key for key in golden if key.startswith(f"result/{name}/")]
+        assert len(cases) == 6
+        for key in cases:
+            size, crop_ratio = key.split("/")[2:]
+            found = eval_transform(image, size=int(size), crop_ratio=float(crop_ratio))
+            np.testing.assert_array_equal(found, golden[key], err_msg=key, strict=True)

@@ -1,0 +1,182 @@
+"""Shows what a trained model attends to in photos.
+
+    python -m deit_jax.attention [--model=NAME] --weights=SPEC --output=DIR IMAGE...
+
+An IMAGE is a file, a folder (its images, and those of its subfolders) or a quoted pattern such as 'photos/*.jpg'.
+Writes one PNG an image, DIR/<name>_attention.png: the photo as the model sees it, and over it, for the class token and
+where there is one the distillation token, the attention of each head of a block (--block) to the patches, and the
+attention rollout through all blocks (arXiv:2005.00928). Prints the files, and last a JSON object: images drawn, and
+images that failed.
+
+An image that cannot be read is reported on stderr and left out. Exit status: 0 when at least one was drawn; 2 when
+none was, or for a mistake in what was given, told in one line.
+"""
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Array, Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deit_jax import cli
+from deit_jax.data.decode import CorruptImage
+from deit_jax.data.files import find_images
+from deit_jax.errors import UserError
+from deit_jax.models import VisionTransformer, bind, flatten
+from deit_jax.trained import Trained, define_flags, open_trained, printable, report_unreadable
+
+COLUMNS = (3, 6)  # of the grid of heads, at least and at most
+TITLE = 80  # characters that fit over three columns
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and draws; returns the exit status."""
+    given, arguments = cli.parse(__doc__ or "", _define, argv)
+    paths = find_images(arguments)
+    if not given.output:
+        raise UserError("--output: missing; name the folder for the pictures")
+    output = Path(given.output).expanduser()
+    cli.set_compilation_cache()
+    trained = open_trained(given)
+    block = _block(trained.model, given.block)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: cannot make the folder {output}: {error.strerror}") from error
+    variables = flatten(trained.model)
+    attention_maps = jax.jit(functools.partial(_attention_maps, trained))
+    errors = {}
+    names = _picture_names(paths)
+    for path in paths:
+        try:
+            photo = trained.read(path)
+        except CorruptImage as error:
+            errors[path] = str(error)
+            continue
+        maps = np.asarray(attention_maps(variables, photo))
+        # What a file is called ends differently more often than it begins differently.
+        title = (
+            f"{printable(Path(path).name)[-TITLE:]}\n{trained.name}, heads of block {block} (of 0 to {len(maps) - 1})"
+        )
+        try:
+            draw(photo, maps, tokens_of(trained.model), block, title).savefig(output / names[path], dpi=100)
+        except OSError as error:
+            raise UserError(f"--output: cannot write {output / names[path]}: {error.strerror}") from error
+        print(printable(str(output / names[path])), flush=True)
+    report_unreadable(errors, len(paths))
+    print(json.dumps({"images": len(paths) - len(errors), "failed": len(errors)}))
+    return 0
+
+
+def rollout(maps: Float[np.ndarray, "depth heads tokens tokens"]) -> Float[np.ndarray, "tokens tokens"]:
+    """Attention rollout (arXiv:2005.00928, equation 1): how much of each input token reaches each output token.
+
+    Every block passes on (A + I) / 2, A the mean of its heads and I the residual connection, rows scaled to sum 1; the
+    result is the product over the blocks, the last one on the left.
+    """
+    identity = np.eye(maps.shape[-1])
+    flow = identity
+    for heads in maps:
+        step = heads.mean(axis=0, dtype=np.float64) + identity
+        flow = step / step.sum(axis=1, keepdims=True) @ flow
+    return flow
+
+
+def tokens_of(model: VisionTransformer) -> tuple[str, ...]:
+    """The names of the tokens in front of the patches, in their order."""
+    tokens = {"class token": model.cls_token, "distillation token": model.dist_token}
+    return tuple(name for name, token in tokens.items() if token is not None)
+
+
+def draw(
+    photo: UInt8[np.ndarray, "size size 3"],
+    maps: Float[np.ndarray, "depth heads tokens tokens"],
+    tokens: Sequence[str],
+    block: int,
+    title: str,
+) -> Figure:
+    """The figure of one image.
+
+    Args:
+        photo: as the model sees it.
+        maps: attention weights of every block.
+        tokens: the names of the tokens in front of the patches.
+        block: whose heads are shown.
+        title: of the figure.
+    """
+    heads = maps.shape[1]
+    columns = min(max(heads, COLUMNS[0]), COLUMNS[1])
+    lines = math.ceil(heads / columns)
+    rows = 1 + len(tokens) * lines
+    figure = Figure(figsize=(2.3 * columns, 2.5 * rows + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    grid[0, 0].imshow(photo)
+    grid[0, 0].set_title("photo", fontsize=9)
+    flow = rollout(maps)
+    for i, token in enumerate(tokens):
+        _overlay(grid[0, 1 + i], photo, flow[i, len(tokens) :], f"{token}, rollout")
+        panels = grid[1 + i * lines : 1 + (i + 1) * lines].flat
+        for head, axes in zip(range(heads), panels, strict=False):
+            _overlay(axes, photo, maps[block, head, i, len(tokens) :], f"{token}, head {head}")
+    return figure
+
+
+def _overlay(axes: Axes, photo: np.ndarray, weights: Float[np.ndarray, " patches"], title: str) -> None:
+    """The photo in grey under a map of the weights, coloured from the smallest to the largest, whatever they are."""
+    side, grid = len(photo), math.isqrt(len(weights))
+    axes.imshow(photo.mean(axis=-1), cmap="gray", vmin=0, vmax=255)
+    frame = (-0.5, side - 0.5, side - 0.5, -0.5)
+    heat = weights.reshape(grid, grid)
+    axes.imshow(heat, cmap="inferno", alpha=0.6, extent=frame, interpolation="bilinear")
+    axes.set_title(f"{title}\n{100 * weights.min():.3g} to {100 * weights.max():.3g} % a patch", fontsize=8)
+
+
+def _attention_maps(trained: Trained, variables: dict[str, Array], photo: Array) -> Array:
+    """[depth, heads, tokens, tokens] of one uint8 image."""
+    return bind(trained.model, variables).attention_maps(trained.normalize(photo[None]))[:, 0]
+
+
+def _block(model: VisionTransformer, given: int) -> int:
+    """The index from 0 of the block that `--block` means; `UserError` where there is nothing to show."""
+    depth = len(model.blocks)
+    if not -depth <= given < depth:
+        raise UserError(f"--block: {given} is none of the model's {depth}; give 0 to {depth - 1}, or -1 for the last")
+    if not model.num_prefix_tokens:
+        raise UserError("--weights: this model has no class token whose attention could be shown; take one that has")
+    return given % depth
+
+
+def _picture_names(paths: Sequence[str]) -> dict[str, str]:
+    """A file name for each image: its own without suffix, numbered where several share it."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        stem = Path(path).stem
+        candidates = itertools.chain([stem], (f"{stem}_{count}" for count in itertools.count(2)))
+        name = next(name for name in candidates if name not in taken)
+        taken.add(name)
+        names[path] = f"{name}_attention.png"
+    return names
+
+
+def _define(values: flags.FlagValues) -> None:
+    define_flags(values)
+    flags.DEFINE_string("output", "", "folder for the pictures; made where it is missing", flag_values=values)
+    flags.DEFINE_integer(
+        "block", -1, "whose heads are shown, counted from 0; negative: from the last", flag_values=values
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,228 @@
+"""Classifies photos with a trained model.
+
+    python -m deit_jax.predict [--model=NAME] --weights=SPEC IMAGE...
+
+An IMAGE is a file, a folder (its images, and those of its subfolders) or a quoted pattern such as 'photos/*.jpg'.
+Prints the best classes of each image, and last a JSON object: images predicted, images that failed, and images per
+second, decoding included, opening the weights and compiling not. With --json it prints one JSON object a line and
+image instead: {"image", "predictions": [{"class", "name", "probability", "index"}, ...]} or {"image", "error"}.
+
+An image that cannot be read is reported on stderr and left out. Exit status: 0 when at least one was predicted; 2
+when none was, or for a mistake in what was given, told in one line.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import Array, Float, UInt8
+
+from deit_jax import cli
+from deit_jax.data.decode import CorruptImage
+from deit_jax.data.files import find_images
+from deit_jax.errors import UserError
+from deit_jax.models import bind, flatten
+from deit_jax.trained import Trained, define_flags, open_trained, printable, report_unreadable
+from deit_jax.weights.imagenet import words
+
+Images = UInt8[np.ndarray, "batch height width channels"]
+Forward = Callable[[Images], tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What became of one image.
+
+    Attributes:
+        path: as it was found.
+        error: why it could not be read; "" where it could.
+        probabilities: of the classes; zeros where it could not be read.
+        features: the vector that the head classifies, of a distilled model the mean of its two; likewise.
+    """
+
+    path: str
+    error: str
+    probabilities: Float[np.ndarray, " classes"]
+    features: Float[np.ndarray, " width"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line, predicts and prints; returns the exit status."""
+    given, arguments = cli.parse(__doc__ or "", _define, argv)
+    paths = find_images(arguments)
+    output = Path(given.features).expanduser() if given.features else None
+    if output and (output.is_dir() or not output.parent.is_dir()):
+        raise UserError(f"--features: {output} is no file in an existing folder; name one, such as features.npz")
+    cli.set_compilation_cache()
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = ("float32" if on_cpu else "bfloat16") if given.dtype == "auto" else given.dtype
+    trained = open_trained(given, dtype=dtype, attention="einsum" if on_cpu else "xla")
+    batch_size = min(given.batch_size, len(paths))
+    forward = compile_forward(trained, batch_size)
+    names, features, errors = [], [], {}
+    start = time.perf_counter()
+    for found in predict(trained, forward, paths, batch_size=batch_size, threads=given.threads):
+        _show(found, trained.class_names, given.top, as_json=given.json)
+        if found.error:
+            errors[found.path] = found.error
+            continue
+        names.append(found.path)
+        if output:
+            features.append(found.features)
+    seconds = time.perf_counter() - start
+    report_unreadable(errors, len(paths))
+    if output:
+        _save(output, np.stack(features), np.array(names))
+    if not given.json:
+        rate = round(len(names) / seconds, 2)
+        print(json.dumps({"images": len(names), "failed": len(errors), "images_per_second": rate}))
+    return 0
+
+
+def predict(
+    trained: Trained, forward: Forward, paths: Sequence[str], *, batch_size: int, threads: int
+) -> Iterator[Prediction]:
+    """What becomes of each image, in their order, as soon as its batch is done.
+
+    Args:
+        trained: the model that `forward` was compiled for.
+        forward: what `compile_forward` gives for `batch_size`.
+        paths: the images.
+        batch_size: images that pass through the model together; the last batch is padded.
+        threads: how many images are read and decoded at a time, ahead of the device.
+
+    Raises:
+        UserError: the model's output is not finite.
+    """
+
+    def finished(rows: Sequence[tuple[str, str]], out: tuple[Array, Array]) -> Iterator[Prediction]:
+        probabilities, features = jax.device_get(out)
+        for (path, error), *arrays in zip(rows, probabilities, features, strict=False):
+            if not np.isfinite(arrays[0]).all():
+                raise UserError(f"--weights: the model's output for {path} is not finite; the weights are damaged")
+            yield Prediction(path, error, *arrays)
+
+    waiting: tuple[Any, ...] = ()
+    for rows, images in _batches(trained, paths, batch_size, threads):
+        out = forward(images)  # runs on while the batch before is fetched and shown
+        if waiting:
+            yield from finished(*waiting)
+        waiting = rows, out
+    yield from finished(*waiting)
+
+
+def compile_forward(trained: Trained, batch_size: int) -> Forward:
+    """The function from uint8 `[batch_size, size, size, 3]` to (probabilities, features) float32, compiled."""
+    variables = flatten(trained.model)
+
+    def forward(variables: dict[str, Array], images: Array) -> tuple[Array, Array]:
+        model = bind(trained.model, variables)
+        heads = [head for head in (model.head, model.head_dist) if head is not None]
+        model.head = model.head_dist = None  # so that what the heads would classify comes out
+        features = model.head_logits(trained.normalize(images))
+        logits = [head(pooled) for head, pooled in zip(heads, features, strict=True)]
+        return jax.nn.softmax(jnp.mean(jnp.stack(logits), axis=0)), jnp.mean(jnp.stack(features), axis=0)
+
+    images = jax.ShapeDtypeStruct((batch_size, trained.image_size, trained.image_size, 3), jnp.uint8)
+    compiled = jax.jit(forward).lower(variables, images).compile()
+    return lambda images: compiled(variables, images)
+
+
+def _batches(
+    trained: Trained, paths: Sequence[str], batch_size: int, threads: int
+) -> Iterator[tuple[list[tuple[str, str]], np.ndarray]]:
+    """((path, error or "") of each row, uint8 images); rows that could not be read and padding are black."""
+
+    def fill(images: np.ndarray, row: int, path: str) -> str:
+        try:
+            images[row] = trained.read(path)
+        except CorruptImage as error:
+            return str(error)
+        return ""
+
+    shape = (batch_size, trained.image_size, trained.image_size, 3)
+    starts = iter(range(0, len(paths), batch_size))
+    ahead: deque[tuple[list[tuple[str, Future[str]]], np.ndarray]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        while True:
+            # Enough that all threads are busy, whatever the batch size, and one batch more to hand over meanwhile.
+            while len(ahead) < 1 + -(-2 * threads // batch_size) and (start := next(starts, None)) is not None:
+                images = np.zeros(shape, np.uint8)
+                part = paths[start : start + batch_size]
+                ahead.append(([(p, pool.submit(fill, images, i, p)) for i, p in enumerate(part)], images))
+            if not ahead:
+                return
+            rows, images = ahead.popleft()
+            yield [(path, error.result()) for path, error in rows], images
+
+
+def _show(found: Prediction, class_names: Sequence[str], top: int, *, as_json: bool) -> None:
+    """Prints what there is to say of an image on stdout."""
+    best = np.argsort(-found.probabilities, kind="stable")[:top]
+    if as_json and found.error:
+        print(json.dumps({"image": found.path, "error": found.error}), flush=True)
+    elif as_json:
+        predictions = [
+            {
+                "class": class_names[i],
+                "name": words(class_names[i]),
+                "probability": float(found.probabilities[i]),
+                "index": int(i),
+            }
+            for i in best
+        ]
+        print(json.dumps({"image": found.path, "predictions": predictions}), flush=True)
+    elif not found.error:
+        print(printable(found.path))
+        for i in best:
+            name = words(class_names[i])
+            code = f" ({class_names[i]})" if name != class_names[i] else ""
+            print(printable(f"{found.probabilities[i]:8.2%}  {name}{code}"), flush=True)
+
+
+def _save(path: Path, features: np.ndarray, paths: np.ndarray) -> None:
+    """Writes an .npz file, whole or not at all."""
+    fresh = path.with_name(path.name + ".tmp")
+    try:
+        with fresh.open("wb") as file:
+            np.savez(file, features=features, paths=paths)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise UserError(f"--features: cannot write {path}: {error.strerror}") from error
+
+
+def _define(values: flags.FlagValues) -> None:
+    define_flags(values)
+    flags.DEFINE_integer("top", 5, "classes to tell of each image", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("json", False, "print one JSON object a line and image", flag_values=values)
+    flags.DEFINE_string(
+        "features",
+        "",
+        "FILE.npz that gets `features`, float32 [images, width], what the head classifies (of a distilled model the "
+        "mean of its two tokens), and `paths`, of the images that were predicted",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("batch_size", 32, "images at a time", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("threads", os.cpu_count() or 1, "images decoded at a time", lower_bound=1, flag_values=values)
+    flags.DEFINE_enum(
+        "dtype",
+        "auto",
+        ["auto", "float32", "bfloat16"],
+        "of the computation; auto: float32 on CPU, bfloat16 on accelerators",
+        flag_values=values,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

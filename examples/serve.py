@@ -1,0 +1,1 @@
+../deit_jax/serve.py
