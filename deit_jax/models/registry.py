@@ -8,7 +8,11 @@ from typing import Any
 from flax import nnx
 
 from deit_jax.errors import UserError, nearest
+from deit_jax.models.regnet import RegNet
+from deit_jax.models.resnet import ResNet
 from deit_jax.models.vit import VisionTransformer
+
+Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,16 @@ def _vit(name: str, tag: str, arguments: dict[str, Any]) -> Entry:
     return Entry(VisionTransformer, arguments, Preprocessing(half, half, crop_ratio), pretrained)
 
 
+def _regnety(
+    name: str, depths: Sizes, widths: Sizes, group_width: int, tag: str, crop_ratio: float, licence: str
+) -> Entry:
+    """RegNetY; 16GF's weights are those of facebook's DeiT, the teacher of its paper."""
+    arguments = {"depths": depths, "widths": widths, "group_width": group_width}
+    checkpoint = "regnety_160-a5fe301d.pth" if name == "regnety_160" else ""
+    pretrained = Pretrained(f"timm/{name}.{tag}", checkpoint=checkpoint, licence=licence)
+    return Entry(RegNet, arguments, Preprocessing(crop_ratio=crop_ratio), pretrained)
+
+
 _DISTILLED = {"distilled": True}
 _DEIT = {
     "deit_tiny_patch16_224": ("a1311bcf", _TINY),
@@ -120,10 +134,21 @@ _VIT = {
     "vit_large_patch16_224": ("augreg", _LARGE),
     "vit_large_patch16_384": ("augreg", _LARGE | _384),
 }
+# arXiv:2003.13678, table 4 of the appendix: depths, widths, group width; tag, crop ratio and licence of timm's default.
+_REGNETY = {
+    "regnety_002": ((1, 1, 4, 7), (24, 56, 152, 368), 8, "pycls_in1k", 0.875, "mit"),
+    "regnety_004": ((1, 3, 6, 6), (48, 104, 208, 440), 8, "tv2_in1k", 0.965, "bsd-3-clause"),
+    "regnety_008": ((1, 3, 8, 2), (64, 128, 320, 768), 16, "pycls_in1k", 0.875, "mit"),
+    "regnety_016": ((2, 6, 17, 2), (48, 120, 336, 888), 24, "tv2_in1k", 0.965, "bsd-3-clause"),
+    "regnety_032": ((2, 5, 13, 1), (72, 216, 576, 1512), 24, "ra_in1k", 0.95, "apache-2.0"),
+    "regnety_160": ((2, 4, 11, 1), (224, 448, 1232, 3024), 112, "deit_in1k", 0.95, "apache-2.0"),
+}
 MODELS = {
     **{name: _deit(name, *rest) for name, rest in _DEIT.items()},
     **{name: _deit3(name, arguments) for name, arguments in _DEIT3.items()},
     **{name: _vit(name, *rest) for name, rest in _VIT.items()},
+    **{name: _regnety(name, *rest) for name, rest in _REGNETY.items()},
+    "resnet50": Entry(ResNet, {}, Preprocessing(crop_ratio=0.95), Pretrained("timm/resnet50.a1_in1k")),
 }
 
 
