@@ -1,12 +1,19 @@
 import itertools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.losses import binary_cross_entropy, cross_entropy
+from deit_jax.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    distillation_loss,
+    hard_distillation,
+    soft_distillation,
+)
 
 LOSSES = {
     "cross_entropy": cross_entropy,
@@ -106,3 +113,128 @@ def test_bfloat16_logits_are_computed_in_float32(name):
     value = LOSSES[name](rounded, jnp.array(targets))
     assert value.dtype == jnp.float32
     assert value == LOSSES[name](rounded.astype(jnp.float32), jnp.array(targets))
+
+
+with np.load(Path(__file__).parent / "golden" / "losses.npz") as file:
+    GOLDEN = dict(file)
+# Of the axes of the golden terms.
+HOWS = (("soft", "numel"), ("soft", "batchmean"), ("hard", "numel"))
+HEADS, TARGETS, ALPHAS, TAUS = ("cls", "dist"), ("smoothed", "mixed"), (0.0, 0.1, 0.5, 1.0), (1.0, 3.0)
+CLS, DIST, TEACHER, MIXED = (jnp.asarray(GOLDEN[name]) for name in ("cls", "dist", "teacher", "mixed"))
+
+
+def distilled(**options):
+    given = {"cls_logits": CLS, "dist_logits": DIST, "targets": MIXED, "teacher_logits": TEACHER}
+    return distillation_loss(**given | {"kind": "soft", "alpha": 0.3, "tau": 2.0} | options)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("how", HOWS, ids="-".join)
+def test_distillation_terms_are_torchs(how, head):
+    for targets, base, alpha, tau in itertools.product(TARGETS, LOSSES, ALPHAS, TAUS):
+        loss, terms = distilled(
+            dist_logits=DIST if head == "dist" else None,
+            targets=jnp.asarray(GOLDEN[targets]),
+            kind=how[0],
+            kl_reduction=how[1],
+            alpha=alpha,
+            tau=tau,
+            base=LOSSES[base],
+        )
+        axes = ((HOWS, how), (HEADS, head), (TARGETS, targets), ([*LOSSES], base), (ALPHAS, alpha), (TAUS, tau))
+        expected = GOLDEN["terms"][tuple(axis.index(choice) for axis, choice in axes)]
+        assert [*terms] == ["base", "distillation"]
+        np.testing.assert_allclose([*terms.values()], expected, rtol=1e-6)
+        assert loss == terms["base"] + terms["distillation"]
+        assert loss.dtype == jnp.float32
+
+
+def test_distillation_by_hand():
+    # At temperature 2 the teacher says (1, 3) / 4 and the student (1, 1) / 2.
+    student, teacher = jnp.zeros((1, 2)), 2 * jnp.log(jnp.array([[1.0, 3.0]]))
+    divergence = math.log(1 / 2) / 4 + 3 * math.log(3 / 2) / 4
+    assert soft_distillation(student, teacher, tau=2.0, kl_reduction="batchmean") == pytest.approx(4 * divergence)
+    assert soft_distillation(student, teacher, tau=2.0) == pytest.approx(2 * divergence)
+    logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [5.0, 2.0, 1.0]]))
+    assert hard_distillation(logits, jnp.array([2, 1])) == pytest.approx((math.log(8 / 5) + math.log(4)) / 2)
+
+
+def test_usual_distillation_is_hintons():
+    """`KLDivLoss()(...) alpha T^2 + CE (1 - alpha)` of many repositories, whose mean is over batch and classes."""
+    one_hot = jnp.eye(7)[jnp.array([0, 6, 2, 2, 5])]
+    loss, _ = distilled(dist_logits=None, targets=one_hot, alpha=0.9, tau=4.0)
+    log_p, log_q = (np.float64(jax.nn.log_softmax(z / 4)) for z in (TEACHER, CLS))
+    by_hand = np.mean(np.exp(log_p) * (log_p - log_q)) * 0.9 * 16 + 0.1 * cross_entropy_64(
+        np.asarray(CLS), np.asarray(one_hot)
+    )
+    assert loss == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_without_distillation_the_base_has_all_the_weight():
+    loss, terms = distilled(kind="none", teacher_logits=None)
+    assert loss == terms.pop("base") == cross_entropy(CLS, MIXED)
+    assert not terms
+
+
+@pytest.mark.parametrize("dist_logits", [DIST, None], ids=["token", "usual"])
+def test_labels_stand_for_the_logits_of_a_teacher(dist_logits):
+    labels = jnp.argmax(TEACHER, axis=-1).astype(jnp.uint16)
+    loss, _ = distilled(kind="hard", dist_logits=dist_logits, teacher_logits=None, teacher_labels=labels)
+    assert loss == distilled(kind="hard", dist_logits=dist_logits)[0]
+    other, _ = distilled(kind="hard", dist_logits=dist_logits, teacher_logits=None, teacher_labels=(labels + 1) % 7)
+    assert abs(other - loss) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_gradients_reach_the_heads_but_not_the_teacher(kind):
+    def loss(cls, dist, teacher):
+        return distilled(kind=kind, cls_logits=cls, dist_logits=dist, teacher_logits=teacher)[0]
+
+    cls, dist, teacher = jax.grad(loss, argnums=(0, 1, 2))(CLS, DIST, TEACHER)
+    assert not teacher.any()
+    expected = jax.nn.softmax(TEACHER / 2) if kind == "soft" else jax.nn.one_hot(TEACHER.argmax(-1), 7)
+    scale, tau = (2 / 7, 2) if kind == "soft" else (1, 1)  # tau^2 / (tau classes)
+    np.testing.assert_allclose(dist, 0.3 * scale * (jax.nn.softmax(DIST / tau) - expected) / 5, atol=1e-7)
+    np.testing.assert_allclose(cls, 0.7 * jax.grad(cross_entropy)(CLS, MIXED), atol=1e-7)
+
+
+def test_a_class_that_the_teacher_excludes_adds_nothing():
+    excluded = TEACHER.at[:, 3].set(-jnp.inf)
+    value, gradient = jax.value_and_grad(soft_distillation)(DIST, excluded, tau=2.0)
+    likely = soft_distillation(DIST, TEACHER.at[:, 3].set(-1e4), tau=2.0)
+    assert value == pytest.approx(float(likely), rel=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+def test_a_student_like_its_teacher_has_nothing_to_learn():
+    assert soft_distillation(TEACHER + 5, TEACHER, tau=3.0) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_bfloat16_distillation_is_computed_in_float32(kind):
+    rounded = {name: z.astype(jnp.bfloat16) for name, z in (("dist_logits", DIST), ("teacher_logits", TEACHER))}
+    loss, terms = distilled(kind=kind, **rounded)
+    assert {loss.dtype, terms["distillation"].dtype} == {jnp.dtype("float32")}
+    assert loss == distilled(kind=kind, **{name: z.astype(jnp.float32) for name, z in rounded.items()})[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, r"alpha 1.5 is not in \[0, 1\]"),
+        ({"alpha": -0.1}, r"alpha -0.1 is not in \[0, 1\]"),
+        ({"alpha": math.nan}, "alpha nan is not in"),
+        ({"tau": 0.0}, "tau 0.0 is not positive"),
+        ({"tau": -1.0}, "tau -1.0 is not positive"),
+        ({"kind": "medium"}, "kind 'medium' is none of none, soft, hard"),
+        ({"kl_reduction": "mean"}, "kl_reduction 'mean' is none of numel, batchmean"),
+        ({"teacher_logits": None}, "soft distillation takes teacher_logits"),
+        ({"teacher_labels": jnp.zeros(5, jnp.int32)}, "soft distillation takes teacher_logits, and no teacher_labels"),
+        ({"kind": "hard", "teacher_logits": None}, "takes either teacher_logits or teacher_labels"),
+        ({"kind": "hard", "teacher_labels": jnp.zeros(5, jnp.int32)}, "takes either teacher_logits or teacher_labels"),
+    ],
+    ids=str,
+)
+def test_arguments_that_make_no_loss_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        distilled(**options)
