@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-long parity lint format clean
+.PHONY: quickstart quickstart-distilled test test-long parity lint format clean
 
 quickstart: .venv/runtime.stamp
 	$(BIN)/python -m deit_jax.main --config=configs/quickstart.py
+
+quickstart-distilled: .venv/runtime.stamp
+	bash launch/quickstart_distilled.sh $(BIN)/python
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m "not long and not parity"

@@ -2,9 +2,10 @@
 
     python -m deit_jax.main --config=configs/finetune_384.py --config.init_from=runs/deit_base
 
-By default it starts from the published weights. `:model=deit_base_distilled_patch16_224`, or any other model, works
-alike. The paper reports 83.1 % top-1 for DeiT-B and 85.2 % for the distilled one, which it trained for 1,000 epochs
-(arXiv:2012.12877, table 5). Learning rate, decay and length are those of facebook's command for this model.
+By default it starts from the published weights. `:model=deit_base_distilled_patch16_224`, or any other model with
+patches of 16 pixels, works alike. The paper reports 83.1 % top-1 for DeiT-B and 85.2 % for the distilled one, which it
+trained for 1,000 epochs (arXiv:2012.12877, table 5). Learning rate, decay and length are those of facebook's command
+for this model.
 """
 
 from ml_collections import ConfigDict

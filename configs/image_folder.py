@@ -15,10 +15,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config = recipes.deit("deit_tiny_patch16_224", dataset="folder", **recipes.arguments(argument, hardware="auto"))
     config.batch_size = 64
     recipes.set_duration(config, "total", epochs=100)
-    config.data.update(crop_scale=(0.25, 1.0), threads=4)
-    config.mixing.update(mixup=0.2, cutmix=0.5)
+    config.data.update(crop_scale=(0.5, 1.0), threads=4, max_corrupt=0.1)
+    config.mixing.update(mixup=0.2, cutmix=0.5, probability=0.5, label_smoothing=0.0)
     config.optim.update(learning_rate=4e-3, schedule_per_epoch=False)
-    recipes.set_duration(config.optim, "warmup", epochs=1)
-    config.ema.decay = 0.998
+    config.ema.decay = 0.99
     recipes.set_duration(config.log, "every", steps=5)
     return config

@@ -269,7 +269,7 @@ def _core_step(config: Config) -> Callable[..., tuple[TrainState, dict[str, Arra
         key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
 
         def loss_of(params: dict[str, Array]) -> Array:
-            return loss(bind(model, params).head_logits(batch["image"], key=key), batch["target"])
+            return loss(bind(model, params).head_logits(batch["image"], key=key), batch["target"], None)[0]
 
         value, grads = jax.value_and_grad(loss_of)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -1,6 +1,7 @@
 """From a resolved config to the parts that training, evaluation and the commands put together."""
 
 import functools
+import inspect
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from jaxtyping import Array
 
 from deit_jax import losses, mixing, optim, sharding, steps
 from deit_jax.data import Source, examples_per_epoch, open_source, train_batches
+from deit_jax.distill import Store
 from deit_jax.errors import UserError
-from deit_jax.models import Preprocessing, abstract_model, create_model, flatten
+from deit_jax.models import Preprocessing, abstract_model, bind, create_model, entry, flatten
 from deit_jax.schema import Config, Duration
 from deit_jax.state import TrainState, Variables, init_state
 from deit_jax.weights import Card, Weights, adapt, read_weights
@@ -52,29 +54,45 @@ def eval_source(config: Config, class_names: tuple[str, ...] | None) -> Source:
 
 
 def model_arguments(config: Config, num_classes: int) -> dict[str, Any]:
-    """Keyword arguments of `create_model`; what the config leaves open stays as the named model has it."""
-    return {
-        **network_arguments(config, num_classes),
-        "drop_path": config.model.drop_path,
-        "dtype": config.model.dtype,
-        "attention": config.model.attention,
-        "remat": config.model.remat,
-    }
+    """Keyword arguments of `create_model`; what the config leaves open stays as the named model has it.
+
+    Raises:
+        UserError: the network has nothing of the kind that a field of `config.model` asks for.
+    """
+    takes = inspect.signature(entry(config.model.name).build.__init__).parameters
+    wanted = network_arguments(config, num_classes) | {"dtype": config.model.dtype}
+    for name, nothing in (("drop_path", 0.0), ("remat", False)):
+        if name in takes or getattr(config.model, name) != nothing:
+            wanted[name] = getattr(config.model, name)
+    if "attention" in takes:
+        wanted["attention"] = config.model.attention
+    for name in wanted:
+        if name not in takes:
+            raise UserError(f"config.model.{name}: {config.model.name} has none; set it to 0")
+    return wanted
 
 
 def network_arguments(config: Config, num_classes: int) -> dict[str, Any]:
     """Those of `model_arguments` that decide which function the weights compute."""
-    own = ("patch_size", "width", "depth", "heads", "global_pool")
+    own = ("patch_size", "width", "depth", "heads", "global_pool", "stem")
     chosen = {name: getattr(config.model, name) for name in own if getattr(config.model, name)}
     return {"image_size": config.data.image_size, "num_classes": num_classes, **chosen}
 
 
 def model(config: Config, num_classes: int) -> nnx.Module:
     """The abstract model; a contradiction among its settings is a `UserError`."""
+    name, token = config.model.name, config.distillation.token
     try:
-        return abstract_model(config.model.name, **model_arguments(config, num_classes))
+        network: Any = abstract_model(name, **model_arguments(config, num_classes))
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
+    heads = getattr(network, "num_heads", 1)  # of a Vision Transformer; other networks have one
+    if config.distillation.kind != "none" and token != (heads == 2):
+        raise UserError(
+            f"config.distillation.token: is {token}, and {name} has {heads} head(s); set it to "
+            f"{not token}, or config.model.name to a model {'with' if token else 'without'} a distillation token"
+        )
+    return network
 
 
 def in_steps(config: Config, examples: int, duration: Duration) -> int:
@@ -105,12 +123,31 @@ def normalization(config: Config) -> steps.Normalization:
     return steps.Normalization(config.data.mean, config.data.std)
 
 
-def loss(config: Config) -> Callable[[tuple[Array, ...], Array], Array]:
-    """The training loss of (logits of each head, targets), on the mean of the heads, which is what predicts."""
+def loss(config: Config) -> Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, dict[str, Array]]]:
+    """The training loss of (logits of each head, targets, the teacher's logits), and its weighted terms.
+
+    Without distillation it is that of the mean of the heads, which is what predicts.
+    """
     criterion = losses.cross_entropy
     if config.loss.kind == "binary_cross_entropy":
         criterion = functools.partial(losses.binary_cross_entropy, binarize=config.loss.binarize)
-    return lambda logits, targets: criterion(jnp.mean(jnp.stack(logits), axis=0), targets)
+    if config.distillation.kind == "none":
+        return lambda logits, targets, taught: (criterion(jnp.mean(jnp.stack(logits), axis=0), targets), {})
+    settings = {name: getattr(config.distillation, name) for name in ("kind", "alpha", "tau", "kl_reduction")}
+    return lambda logits, targets, taught: losses.distillation_loss(
+        cls_logits=logits[0],
+        dist_logits=logits[1] if config.distillation.token else None,
+        targets=targets,
+        teacher_logits=taught,
+        base=criterion,
+        **settings,
+    )
+
+
+def predict(config: Config, num_classes: int) -> Callable[[Variables, Array], tuple[Array, ...]]:
+    """The function, not yet jitted, `variables, uint8 images -> logits of each head`."""
+    abstract: Any = model(config, num_classes)
+    return lambda variables, images: bind(abstract, variables).head_logits(normalization(config)(images))
 
 
 def learning_rates(config: Config, num_classes: int) -> dict[str, float]:
@@ -194,12 +231,15 @@ def card(config: Config, class_names: Sequence[str]) -> Card:
     return Card(config.model.name, arguments, tuple(class_names), preprocessing)
 
 
-def train_step(config: Config, num_classes: int, examples: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """The function, not yet jitted, `state, batch, seed -> next state, metrics`."""
+def train_step(
+    config: Config, num_classes: int, examples: int, teacher: Callable[..., Array] | None = None
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The function, not yet jitted, `state, batch, seed, the teacher's variables -> next state, metrics`."""
     return functools.partial(
         steps.train_step,
         model=model(config, num_classes),
         normalize=normalization(config),
+        teacher=teacher,
         loss=loss(config),
         optimizer=optimizer(config, num_classes),
         learning_rate=schedule(config, examples),
@@ -213,9 +253,12 @@ def train_step(config: Config, num_classes: int, examples: int) -> Callable[...,
 
 
 def batches(
-    config: Config, source: Source, mesh: Mesh, start: int, total: int
+    config: Config, source: Source, mesh: Mesh, start: int, total: int, store: Store | None = None
 ) -> Generator[tuple[steps.Batch, int], None, None]:
     """The device batches of the steps from `start` to `total`, each with how many of its images were corrupt.
+
+    Args:
+        store: what a teacher said of them, if that was recorded.
 
     Raises:
         UserError: more images than `data.max_corrupt` allows could not be decoded.
@@ -255,5 +298,7 @@ def batches(
                 f"config.data.max_corrupt: {corrupt} of {seen} images could not be decoded, {allowed:.2%} are allowed; "
                 f"mend the files that the log names, or raise it"
             )
+        examples, first = host.pop("index"), step * config.batch_size
+        taught = store.read(slice(first + rows.start, first + rows.stop), examples) if store else {}
         mix = sharding.put_replicated(draw(step), mesh)
-        yield {**sharding.put_batch(host, mesh), "mix": mix}, replaced
+        yield {**sharding.put_batch(host, mesh), "mix": mix, "teacher": sharding.put_batch(taught, mesh)}, replaced

@@ -5,6 +5,7 @@ and shape, dtype and checksum of every array). The latest few and the best are k
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -220,14 +221,22 @@ def read_variables(directory: Path, *, step: int | str = "best", ema: bool | Non
 
 
 def write_variables(directory: Path, variables: Variables, meta: Meta) -> None:
-    """Writes weights alone as step 0 of a new checkpoint directory."""
+    """Writes weights alone as step 0 of a new checkpoint directory, which is there whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     zero = np.int32(0)
     state = TrainState(zero, variables, stats={}, opt_state=(), ema={}, skipped=zero, skipped_in_a_row=zero)
-    checkpoints = Checkpoints(directory)
+    unfinished = directory.with_name(f".{directory.name}.{os.getpid()}")
     try:
+        checkpoints = Checkpoints(unfinished)
         checkpoints.save(state, meta, last=True)
-    finally:
         checkpoints.close()
+        unfinished.rename(directory)
+    except Exception as error:  # Orbax raises ValueError, RuntimeError and others for a full disk
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(f"{directory}: cannot be written: {error}; is there room, and is the place yours?") from error
 
 
 class CorruptCheckpoint(Exception):

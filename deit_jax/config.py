@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from deit_jax.errors import UserError, nearest
 from deit_jax.rules import first_match
-from deit_jax.schema import UNITS, Config, Duration
+from deit_jax.schema import UNITS, Config, Distillation, Duration
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
 
 # What a resume may not change, and why. Everything else may change, and is announced.
 _FIXED = [
     (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^mixing\.", STREAM),
-    (r"^model\.(name|patch_size|width|depth|heads|global_pool)$", SHAPE),
+    (r"^model\.(name|patch_size|width|depth|heads|global_pool|stem)$", SHAPE),
     (r"^optim\.trainable$|^ema\.decay$", SHAPE),  # the average: on or off, that is
     (r"^init_from$", BEGINNING),
     (r"", None),
@@ -29,11 +29,15 @@ _FIXED = [
 _RANGES = [
     (r"^seed$", 0, 2**32 - 1),  # JAX's keys take so much
     (r"\.(prefetch|mixup|cutmix|min_learning_rate|warmup_learning_rate|weight_decay|clip_norm)$", 0, math.inf),
-    (r"^data\.threads$|^model\.(patch_size|width|depth|heads)$|^guard\.max_rollbacks$", 0, math.inf),
+    (
+        r"^data\.threads$|teacher\.image_size$|^model\.(patch_size|width|depth|heads)$|^guard\.max_rollbacks$",
+        0,
+        math.inf,
+    ),
     (r"(_steps|_epochs|_examples)$", 0, math.inf),
     (r"(batch_size|image_size|group|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$", 1, math.inf),
-    (r"\.(learning_rate|eps|std\.\d)$", 1e-12, math.inf),
-    (r"\.(probability|switch_probability|flip|max_corrupt)$", 0, 1),
+    (r"\.(learning_rate|eps|tau|std\.\d)$", 1e-12, math.inf),
+    (r"\.(probability|switch_probability|flip|max_corrupt|alpha)$", 0, 1),
     (r"\.(label_smoothing|drop_path|decay|b1|b2)$", 0, 1 - 1e-9),
     (r"\.(crop_ratio|crop_scale\.\d|layer_decay)$", 1e-3, 1),
     (r"", -math.inf, math.inf),
@@ -46,6 +50,7 @@ def resolve(config: Any) -> Config:
     resolved = _build(Config, tree, "")
     _check_ranges(resolved)
     _check_contradictions(resolved)
+    _check_distillation(resolved.distillation)
     return resolved
 
 
@@ -94,7 +99,10 @@ def check_same(
     before = dict(flatten(stored))
     changes = []
     for path, value in flatten(to_dict(config)):
-        old = before.get(path)
+        if path not in before:
+            changes.append(f"{path}: {value!r}, which the run did not know yet")
+            continue
+        old = before[path]
         old = tuple(old) if isinstance(old, list) else old
         if old == value:
             continue
@@ -219,4 +227,14 @@ def _check_contradictions(config: Config) -> None:
         raise UserError(
             "config.mixing.label_smoothing: with loss.binarize every smoothed class would count as present; "
             "set one of the two to 0"
+        )
+
+
+def _check_distillation(distillation: Distillation) -> None:
+    if distillation.top_k == 0 or distillation.top_k < -1:
+        raise UserError("config.distillation.top_k: should be positive, or -1 for all classes")
+    if distillation.kind != "none" and not (distillation.teacher.name or distillation.store):
+        raise UserError(
+            f"config.distillation.teacher.name: missing for distillation.kind={distillation.kind!r}; name a teacher, "
+            f"or a recorded one in distillation.store"
         )

@@ -4,19 +4,18 @@ import csv
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from deit_jax import build, plots, sharding, steps
 from deit_jax.checkpoint import Checkpoints, CorruptCheckpoint
-from deit_jax.config import SHAPE, check_same
+from deit_jax.config import BEGINNING, SHAPE, check_same
 from deit_jax.data import Source, eval_batches
 from deit_jax.errors import UserError
 from deit_jax.schema import Config
@@ -84,20 +83,20 @@ class Evaluator:
     """Evaluates weights of one model on one split; compiled once.
 
     Args:
-        model: abstract.
+        predict: logits of each head of (variables, uint8 images).
         source: the evaluation split, never the training one.
     """
 
-    def __init__(self, config: Config, model: nnx.Module, source: Source, mesh: Mesh):
+    def __init__(self, config: Config, predict: Callable[[Any, Array], tuple[Array, ...]], source: Source, mesh: Mesh):
         self._source, self._mesh, self._data = source, mesh, config.data
         devices = sharding.batch_devices(mesh)
         wanted = min(config.eval.batch_size, len(source))
         self._batch_size = -(-wanted // devices) * devices
-        step = functools.partial(steps.eval_step, model=model, normalize=build.normalization(config))
+        step = functools.partial(steps.eval_step, predict=predict)
         # Every process gets all rows back and counts the same: no sum is left to the order of devices.
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, weights: Mapping[str, Variables]) -> dict[str, Result]:
+    def __call__(self, weights: Mapping[str, Any]) -> dict[str, Result]:
         """A `Result` for each of the named sets of weights."""
         results: dict[str, Result] = {}
         batches = eval_batches(
@@ -184,7 +183,8 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 def _evaluate_step(config: Config, workdir: Path, checkpoints: Checkpoints, step: int, mesh: Mesh) -> dict[str, Any]:
     meta = checkpoints.meta(step)
     class_names = tuple(meta["card"]["class_names"])
-    for change in check_same(meta["config"], config, fixed=[SHAPE]) if jax.process_index() == 0 else ():
+    fixed = [SHAPE, BEGINNING] if config.init_from else [SHAPE]  # else weights that were asked for would be ignored
+    for change in check_same(meta["config"], config, fixed) if jax.process_index() == 0 else ():
         print(f"differs from the run: {change}")
     source = build.eval_source(config, class_names)
     target = sharding.place(jax.eval_shape(build.init(config, len(class_names)), np.uint32(0)), mesh)
@@ -194,6 +194,9 @@ def _evaluate_step(config: Config, workdir: Path, checkpoints: Checkpoints, step
 
 def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
     weights = build.read_init(config)
+    look = weights.card.preprocessing
+    if look:  # as they were trained, whatever the config would train with
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=look.mean, std=look.std))
     source = build.eval_source(config, weights.card.class_names or None)
 
     def refuse(paths: Sequence[str]) -> Variables:
@@ -212,8 +215,7 @@ def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
 def _evaluate_weights(
     config: Config, workdir: Path, source: Source, mesh: Mesh, weights: Mapping[str, Variables]
 ) -> dict[str, Any]:
-    model = build.model(config, len(source.class_names))
-    results = Evaluator(config, model, source, mesh)(weights)
+    results = Evaluator(config, build.predict(config, len(source.class_names)), source, mesh)(weights)
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)

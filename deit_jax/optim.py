@@ -20,7 +20,7 @@ DECAY_RULES = [(r"(^|\.)(bias|scale|gamma|cls_token|dist_token|pos_embed)$", Fal
 TRAINABLE_RULES = {
     "all": [(r"", True)],
     "attention": [(r"\.attn\.|^pos_embed$|^head(_dist)?\.", True), (r"", False)],
-    "head": [(r"^head(_dist)?\.", True), (r"", False)],
+    "head": [(r"^(head(_dist)?|fc|classifier)\.", True), (r"", False)],
 }
 
 

@@ -34,7 +34,8 @@ HARDWARE = {
 
 
 def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") -> ConfigDict:
-    """DeiT's 300 epochs at 224 px and batch 1024 for the model `name` on `dataset`."""
+    """DeiT's 300 epochs at batch 1024 for the model `name` on `dataset`, at the model's own image size."""
+    published = entry(name)
     train_split, eval_split = _choose(DATASETS, dataset, "dataset")
     device = _choose(HARDWARE, hardware, "hardware")
     return ConfigDict(
@@ -51,6 +52,7 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "depth": 0,
                 "heads": 0,
                 "global_pool": "",
+                "stem": "",
                 "drop_path": 0.1,
                 "dtype": device["dtype"],
                 "attention": device["attention"],
@@ -61,12 +63,10 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "dir": "",
                 "train_split": train_split,
                 "eval_split": eval_split,
-                "image_size": 224,
+                "image_size": published.arguments.get("image_size", 224),
                 "crop_scale": (0.08, 1.0),
-                "crop_ratio": 0.875,
                 "flip": 0.5,
-                "mean": (0.485, 0.456, 0.406),
-                "std": (0.229, 0.224, 0.225),
+                **dataclasses.asdict(published.preprocessing),
                 "threads": 16,
                 "prefetch": 4,
                 "max_corrupt": 0.01,
@@ -80,6 +80,16 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "group": 256,
             },
             "loss": {"kind": "cross_entropy", "binarize": False},
+            "distillation": {
+                "kind": "none",
+                "token": "distilled" in name,
+                "alpha": 0.5,
+                "tau": 1.0,
+                "kl_reduction": "numel",
+                "teacher": {"name": "", "weights": "", "image_size": 0, "evaluate": True},
+                "top_k": 10,
+                "store": "",
+            },
             "optim": {
                 "learning_rate": 5e-4,
                 "warmup_learning_rate": 1e-6,
@@ -112,17 +122,36 @@ def finetune(name: str, *, hardware: str = "auto", dataset: str = "folder") -> C
     down (layer-wise decay of the learning rate, arXiv:2106.08254), since lower layers serve any photo.
     """
     config = deit(name, hardware=hardware, dataset=dataset)
-    published = entry(name).preprocessing
     config.init_from = "pretrained"
     config.batch_size = 64
-    config.data.update(crop_scale=(0.3, 1.0), threads=4, **dataclasses.asdict(published))
+    config.data.update(crop_scale=(0.3, 1.0), threads=4, max_corrupt=0.1)
     config.mixing.update(mixup=0.2, cutmix=0.5, probability=0.5)
     config.optim.update(learning_rate=2e-3, min_learning_rate=1e-6, schedule_per_epoch=False, layer_decay=0.75)
-    config.ema.decay = 0.995
+    config.ema.decay = 0.0  # over a few hundred steps an average would be of the beginning
     set_duration(config, "total", epochs=30)
     set_duration(config.optim, "warmup", epochs=2)
     set_duration(config.eval, "every", epochs=1)
     set_duration(config.log, "every", steps=10)
+    return config
+
+
+def digits(name: str, *, hardware: str = "auto") -> ConfigDict:
+    """A small version of the network `name` on scikit-learn's 8x8 digits, enlarged to 32 px, for two CPU cores."""
+    config = deit(name, dataset="digits", hardware=hardware)
+    config.batch_size = 64
+    set_duration(config, "total", epochs=80)
+    if name.startswith("deit"):
+        config.model.update(patch_size=8, width=96, depth=6, heads=3)
+    else:
+        config.model.update(stem="cifar")
+    config.model.drop_path = 0.0
+    config.data.update(image_size=32, crop_scale=(0.8, 1.0), crop_ratio=1.0, flip=0.0, threads=2)
+    config.mixing.update(mixup=0.1, cutmix=0.0, group=8)
+    config.optim.update(learning_rate=1.6e-2, schedule_per_epoch=False)
+    config.ema.decay = 0.99
+    set_duration(config.log, "every", steps=20)
+    set_duration(config.eval, "every", epochs=10)
+    set_duration(config.checkpoint, "every", epochs=10)
     return config
 
 

@@ -34,6 +34,7 @@ class Model:
     depth: int
     heads: int
     global_pool: Literal["", "token", "avg"]
+    stem: Literal["", "imagenet", "cifar"]  # of convolutional networks: cifar, for small images, keeps their size
     drop_path: float
     dtype: Literal["auto", "float32", "bfloat16"]
     attention: Literal["auto", "einsum", "xla", "cudnn"]
@@ -71,6 +72,26 @@ class Mixing:
 class Loss:
     kind: Literal["cross_entropy", "binary_cross_entropy"]
     binarize: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    name: str  # a model of the registry, `package.module:build`, or a file of `deit_jax.export`
+    weights: str  # of a model of the registry, as in init_from
+    image_size: int  # 0: the one that it was trained with
+    evaluate: bool  # tell its accuracy on the evaluation split before training
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    kind: Literal["none", "soft", "hard"]
+    token: bool  # the head of the distillation token learns from the teacher; else the class head does
+    alpha: float  # weight of the teacher's term; 1 - alpha is that of the labels'
+    tau: float  # temperature of a soft teacher
+    kl_reduction: Literal["numel", "batchmean"]
+    teacher: Teacher
+    top_k: int  # logits that deit_jax.precompute keeps of a soft teacher; -1: all
+    store: str  # folder that deit_jax.precompute recorded the teacher in; "": the teacher runs beside the student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +161,7 @@ class Config:
     data: Data
     mixing: Mixing
     loss: Loss
+    distillation: Distillation
     optim: Optim
     ema: Ema
     guard: Guard

@@ -31,15 +31,21 @@ class Normalization:
         mean, std = jnp.array(self.mean, jnp.float32), jnp.array(self.std, jnp.float32)
         return (images.astype(jnp.float32) / 255 - mean) / std
 
+    def undo(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        """Images in [0, 1] again."""
+        return images * jnp.array(self.std, jnp.float32) + jnp.array(self.mean, jnp.float32)
+
 
 def train_step(
     state: TrainState,
     batch: Batch,
     seed: UInt32[Array, ""],
+    teacher_variables: Any = None,
     *,
     model: Any,
-    normalize: Callable[[Array], Array],
-    loss: Callable[[tuple[Array, ...], Array], Array],
+    normalize: Normalization,
+    teacher: Callable[[Any, Array, Mapping[str, Array]], Array] | None = None,
+    loss: Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, Metrics]],
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[Array], Array],
     rates: Mapping[str, float],
@@ -52,10 +58,12 @@ def train_step(
     """One update from one global batch.
 
     Args:
-        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], and `mix`, what `mixing.draw` drew.
+        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], `mix`, what `mixing.draw` drew, and
+            `teacher`, what was recorded of a teacher, a row an example; empty without one.
         seed: the run's; an argument, not a constant, so that another seed needs no compilation.
         model: the abstract model that parameters are bound to.
-        loss: of (logits of each head, targets [batch, classes]).
+        teacher: logits [batch, classes] of (`teacher_variables`, the student's images in [0, 1], what was recorded).
+        loss: of (logits of each head, targets [batch, classes], the teacher's logits), with its terms by name.
         learning_rate: of the step.
         rates: what it is multiplied by for each parameter that is trained; the others stay as they are.
         accumulation: micro-batches that the batch is cut into; it is mixed before.
@@ -69,14 +77,16 @@ def train_step(
 
     trained = {path: state.params[path] for path in rates}
 
-    def loss_fn(
-        trained: Variables, stats: Variables, images: Array, targets: Array, key: Array
-    ) -> tuple[Array, Variables]:
+    def loss_fn(trained: Variables, stats: Variables, rows: Any, key: Array) -> tuple[Array, tuple[Variables, Metrics]]:
+        images, targets, recorded = rows
         bound = bind(model, state.params | trained | stats)
-        return loss(bound.head_logits(images, key=key), targets), flatten(bound, nnx.BatchStat)
+        taught = None if teacher is None else teacher(teacher_variables, normalize.undo(images), recorded)
+        value, terms = loss(bound.head_logits(images, key=key), targets, taught)
+        return value, (flatten(bound, nnx.BatchStat), terms)
 
     key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
-    value, grads, stats = _accumulate(loss_fn, trained, state.stats, images, targets, key, accumulation)
+    rows = (images, targets, batch["teacher"])
+    value, terms, grads, stats = _accumulate(loss_fn, trained, state.stats, rows, key, accumulation)
     norm = optax.tree.norm(grads)
     if clip_norm:
         grads = jax.tree.map(lambda g: g * jnp.minimum(1, clip_norm / (norm + 1e-6)), grads)
@@ -98,6 +108,7 @@ def train_step(
     state = dataclasses.replace(state, step=state.step + 1)
     metrics = {
         "loss": value,
+        **{f"loss_{name}": term for name, term in terms.items()},
         "grad_norm": norm,
         "learning_rate": rate,
         "skipped": state.skipped,
@@ -107,42 +118,53 @@ def train_step(
 
 
 def _accumulate(
-    loss_fn: Callable[..., tuple[Array, Variables]],
+    loss_fn: Callable[..., tuple[Array, tuple[Variables, Metrics]]],
     params: Variables,
     stats: Variables,
-    images: Array,
-    targets: Array,
+    rows: Any,
     key: Array,
     accumulation: int,
-) -> tuple[Array, Variables, Variables]:
-    """(loss, gradients, statistics): means over micro-batches, the statistics carried from one to the next."""
+) -> tuple[Array, Metrics, Variables, Variables]:
+    """(loss, its terms, gradients, statistics): means over micro-batches, the statistics carried from one to the next.
+
+    Args:
+        rows: arrays with a row an example.
+    """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulation == 1:
-        (value, stats), grads = value_and_grad(params, stats, images, targets, key)
-        return value, grads, stats
+        (value, (stats, terms)), grads = value_and_grad(params, stats, rows, key)
+        return value, terms, grads, stats
 
     def split(x: Array) -> Array:
         # Every accumulation-th row goes to the same micro-batch: no example leaves its device.
         return x.reshape(len(x) // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1)
 
-    def add(carry: Any, micro: Any) -> tuple[Any, None]:
-        total, total_grads, stats = carry
-        images, targets, index = micro
-        (value, stats), grads = value_and_grad(params, stats, images, targets, jax.random.fold_in(key, index))
-        return (total + value, jax.tree.map(jnp.add, total_grads, grads), stats), None
+    def add(carry: Any, micro: Any) -> tuple[Any, tuple[Array, Metrics]]:
+        total_grads, stats = carry
+        rows, index = micro
+        (value, (stats, terms)), grads = value_and_grad(params, stats, rows, jax.random.fold_in(key, index))
+        return (jax.tree.map(jnp.add, total_grads, grads), stats), (value, terms)
 
-    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), stats)
-    micro_batches = (split(images), split(targets), jnp.arange(accumulation))
-    (value, grads, stats), _ = jax.lax.scan(add, start, micro_batches)
-    return value / accumulation, jax.tree.map(lambda g: g / accumulation, grads), stats
+    start = (jax.tree.map(jnp.zeros_like, params), stats)
+    micro_batches = (jax.tree.map(split, rows), jnp.arange(accumulation))
+    (grads, stats), values = jax.lax.scan(add, start, micro_batches)
+    value, terms = jax.tree.map(lambda x: x.sum(axis=0) / accumulation, values)
+    return value, terms, jax.tree.map(lambda g: g / accumulation, grads), stats
 
 
-def eval_step(
-    variables: Mapping[str, Array], batch: Batch, *, model: Any, normalize: Callable[[Array], Array]
-) -> Metrics:
+def teacher_step(
+    variables: Any, batch: Batch, *, teacher: Callable[[Any, Array], Array], normalize: Normalization
+) -> Float[Array, "batch classes"]:
+    """The logits that a teacher gives for the images of a training batch, as `train_step` shows them to it."""
+    images = mixing.mix_images(normalize(batch["image"]), batch["mix"])
+    return teacher(variables, normalize.undo(images))
+
+
+def eval_step(variables: Any, batch: Batch, *, predict: Callable[[Any, Array], tuple[Array, ...]]) -> Metrics:
     """What evaluation needs to know of a batch, an entry an example.
 
     Args:
+        predict: logits of every head of (`variables`, uint8 images).
         batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], and what else is known of each example.
 
     Returns:
@@ -150,7 +172,7 @@ def eval_step(
         nats, `top` int32 [batch, min(5, classes)], the best classes, best first, and `probability` float32 [batch] of
         the best; `heads` int32 [heads, batch], the class that each head alone says.
     """
-    heads = jnp.stack(bind(model, variables).head_logits(normalize(batch["image"])))
+    heads = jnp.stack(predict(variables, batch["image"]))
     log_probs = jax.nn.log_softmax(jnp.mean(heads, axis=0))
     return {
         **{name: value for name, value in batch.items() if name != "image"},

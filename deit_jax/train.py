@@ -23,6 +23,7 @@ from deit_jax.metrics import Monitor, Writer, read_rows, require_wandb
 from deit_jax.rollback import Rollbacks
 from deit_jax.schema import Config
 from deit_jax.state import TrainState, Variables
+from deit_jax.teachers import open_teaching
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
@@ -46,12 +47,17 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     in_steps = functools.partial(build.in_steps, config, len(source))
     total, eval_every, save_every = map(in_steps, (config.total, config.eval.every, config.checkpoint.every))
 
-    # 2. The state: from where the run stopped, else from the weights to begin with, else from the seed.
+    # 2. The teacher: beside the student, recorded, or none.
+    build.model(config, classes)  # a contradiction is told before anything is read
+    teaching = open_teaching(config, source, mesh, rows=total * config.batch_size)
+
+    # 3. The state: from where the run stopped, else from the weights to begin with, else from the seed.
     seed, init = np.uint32(config.seed), build.init(config, classes)
     given: Variables = {}
-    notes: list[str] = []
+    notes = list(teaching.notes)
     if config.init_from and not has_steps(workdir / "checkpoints"):
-        given, notes = build.initial_variables(config, source.class_names)
+        given, differences = build.initial_variables(config, source.class_names)
+        notes += differences
     target = sharding.place(jax.eval_shape(init, seed), mesh)
     shardings = sharding.shardings(target, mesh)
     card = build.card(config, source.class_names)
@@ -62,11 +68,11 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     state: TrainState = rollbacks.resume(saved or jax.jit(init, out_shardings=shardings)(seed, given))
     start = int(state.step)
 
-    # 3. The steps, compiled over the mesh, and the batches from where the state is.
-    step_fn = build.train_step(config, classes, len(source))
+    # 4. The steps, compiled over the mesh, and the batches from where the state is.
+    step_fn = build.train_step(config, classes, len(source), teaching.logits)
     train_step = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    batches = build.batches(config, source, mesh, start, total)
-    evaluator = Evaluator(config, build.model(config, classes), held_out, mesh)
+    batches = build.batches(config, source, mesh, start, total, teaching.store)
+    evaluator = Evaluator(config, build.predict(config, classes), held_out, mesh)
     results: dict[str, Result] = {}
     stop = False
 
@@ -74,13 +80,16 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         results.update(evaluator(weights_of(state)))
         return rows_of(results)
 
-    # 4. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
+    # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
+    if teaching.predict and config.distillation.teacher.evaluate and start == 0:
+        told = Evaluator(config, teaching.predict, held_out, mesh)({"teacher": teaching.variables})["teacher"]
+        notes.append(f"the teacher has {told.summary()['top1']:.2f} % top-1 as it sees the evaluation split")
     describe_run(config, workdir, state, mesh, total, notes)
     monitor = _monitor(config, workdir, start, total, in_steps(config.log.every))
     with Interrupt() as interrupt, closing(checkpoints), closing(monitor), closing(batches):
         for step in range(start + 1, total + 1):
             batch = monitor.wait_for(batches)
-            state, metrics = train_step(state, batch, seed)
+            state, metrics = train_step(state, batch, seed, teaching.variables)
             monitor.add(step, metrics)
             due = step % eval_every == 0 or step == total
             stop = interrupt.requested and step < total
@@ -98,7 +107,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
             if stop:
                 break
 
-    # 5. The end.
+    # 6. The end.
     if stop:
         raise Interrupted(f"interrupted; the same command goes on from step {checkpoints.latest()} of {total}")
     if not results:
@@ -127,12 +136,13 @@ def describe_run(
         "devices": f"{jax.device_count()} x {kind}, {jax.process_count()} process(es), mesh {dict(mesh.shape)}",
         "model": f"{config.model.name}, {parameters:,} parameters, {per_device / 1e6:.1f} MB of them a device",
         "compute": f"{config.model.dtype}, {config.model.attention} attention",
-        "weights": "; ".join([config.init_from or "new", *notes]) if start == 0 else "of the checkpoint",
+        "weights": "of the checkpoint" if start else config.init_from or "new",
         "steps": f"{start:,} to {total:,}, {config.batch_size} images each",
         "learning rate": f"{build.peak_learning_rate(config):.3g} after warm-up",
         "workdir": str(workdir),
     }
-    print("\n".join(f"{name:14}{value}" for name, value in header.items()), flush=True)
+    lines = [f"{name:14}{value}" for name, value in header.items()] + [f"{'note':14}{note}" for note in notes]
+    print("\n".join(lines), flush=True)
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
     run = {
         "versions": {"deit_jax": __version__} | {name: metadata.version(name) for name in packages},

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = {"convert", "predict", "attention", "export", "precompute", "prepare", "preview", "benchmark", "serve"}
 # A file or folder of the package may import those of earlier lines, not its neighbours.
 LAYERS = [
-    {"errors", "rules", "rng", "schema"},
+    {"errors", "rules", "rng", "schema", "atomic"},
     {"models", "losses", "mixing", "state"},  # the state is a plain type, which checkpoints and steps carry
     {"data", "optim", "sharding", "checkpoint", "metrics", "plots", "interrupt", "config", "recipes"},
     {"weights", "distill", "steps", "rollback", "cli"},

@@ -23,8 +23,11 @@ def recipe(**fields: Any) -> dict[str, Any]:
     """A complete config as a nested dict; `section__field=value` changes a field."""
     tree = copy.deepcopy(RECIPE)
     for name, value in fields.items():
-        section, _, field = name.rpartition("__")
-        (tree[section] if section else tree)[field] = value
+        *groups, field = name.split("__")
+        group = tree
+        for part in groups:
+            group = group[part]
+        group[field] = value
     return tree
 
 
@@ -142,6 +145,9 @@ def test_a_name_like_no_other_gets_all_that_are_known():
         ("model__attention", "flash", "one of 'auto', 'einsum', 'xla', 'cudnn'"),
         ("model__global_pool", "max", "one of '', 'token', 'avg'"),
         ("loss__kind", "mse", "one of 'cross_entropy', 'binary_cross_entropy'"),
+        ("distillation__kind", "feature", "one of 'none', 'soft', 'hard'"),
+        ("distillation__kl_reduction", "mean", "one of 'numel', 'batchmean'"),
+        ("distillation__teacher", "regnety_160", "a group of fields"),
         ("ema", 0.9, "a group of fields"),
     ],
 )
@@ -181,6 +187,7 @@ NOT_NEGATIVE = [
     "optim__weight_decay",
     "optim__clip_norm",
     "guard__max_rollbacks",
+    "distillation__teacher__image_size",
 ]
 POSITIVE = [
     "batch_size",
@@ -195,7 +202,13 @@ POSITIVE = [
     "optim__learning_rate",
     "optim__eps",
 ]
-SHARES = ["mixing__probability", "mixing__switch_probability", "data__flip", "data__max_corrupt"]
+SHARES = [
+    "mixing__probability",
+    "mixing__switch_probability",
+    "data__flip",
+    "data__max_corrupt",
+    "distillation__alpha",
+]
 BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim__b1", "optim__b2"]
 
 
@@ -213,6 +226,7 @@ BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim
         ("data__crop_scale", (0.0, 1.0), "from 0.001 to 1"),
         ("data__crop_scale", (0.08, 1.2), "from 0.001 to 1"),
         ("data__std", (0.2, 0.0, 0.2), "at least 1e-12"),
+        *(("distillation__tau", tau, "at least 1e-12") for tau in (0.0, -1.0)),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name, value, wanted):
@@ -258,6 +272,9 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"eval__every_examples": 3}, ["eval.every_epochs", "eval.every_examples"]),
         ({"checkpoint__every_epochs": 0}, ["checkpoint.every_steps"]),
         ({"optim__warmup_steps": 3}, ["optim.warmup_steps", "optim.warmup_epochs"]),
+        ({"distillation__top_k": 0}, ["distillation.top_k"]),
+        ({"distillation__top_k": -2}, ["distillation.top_k"]),
+        ({"distillation__kind": "soft"}, ["distillation.teacher.name", "distillation.kind", "distillation.store"]),
     ],
 )
 def test_contradictions_name_their_fields(fields, named):
@@ -331,6 +348,7 @@ CHANGES: dict[str, Any] = {
     "model__depth": 6,
     "model__heads": 6,
     "model__global_pool": "avg",
+    "model__stem": "cifar",
     "data__name": "cifar10",
     "data__train_split": "train[:90%]",
     "data__image_size": 192,
@@ -343,6 +361,8 @@ CHANGES: dict[str, Any] = {
     "mixing__label_smoothing": 0.0,
     "mixing__group": 64,
     "ema__decay": 0.0,
+    "init_from": "pretrained",
+    "optim__trainable": "head",
 }
 
 
@@ -385,6 +405,17 @@ FREE: dict[str, Any] = {
     "optim__eps": 1e-6,
     "optim__clip_norm": 1.0,
     "optim__accumulation": 2,
+    "optim__layer_decay": 0.75,
+    "distillation__token": True,
+    "distillation__alpha": 0.1,
+    "distillation__tau": 3.0,
+    "distillation__kl_reduction": "batchmean",
+    "distillation__teacher__name": "regnety_160",
+    "distillation__teacher__weights": "pretrained",
+    "distillation__teacher__image_size": 288,
+    "distillation__teacher__evaluate": False,
+    "distillation__top_k": -1,
+    "distillation__store": "store",
     "guard__max_skipped": 1,
     "guard__max_rollbacks": 1,
     "log__every_steps": 1,
@@ -408,6 +439,11 @@ def test_a_resume_announces_every_other_change(name):
     assert check_same(STORED, resolve(recipe(**{name: FREE[name]}))) == [f"{path}: {before!r} -> {FREE[name]!r}"]
 
 
+def test_a_teacher_may_come_later():
+    taught = resolve(recipe(distillation__kind="hard", distillation__store="store"))
+    assert check_same(STORED, taught) == ["distillation.kind: 'none' -> 'hard'", "distillation.store: '' -> 'store'"]
+
+
 def test_a_change_of_unit_is_announced_in_both():
     config = ConfigDict(recipe())
     recipes.set_duration(config, "total", steps=7)
@@ -417,7 +453,7 @@ def test_a_change_of_unit_is_announced_in_both():
 def test_every_field_is_either_fixed_or_free():
     """A new field has to be put into one of the two lists above, and so be thought about."""
     units = {path for path in field_paths() if path.rpartition("_")[2] in UNITS}
-    known = {name.replace("__", ".") for name in [*CHANGES, *FREE]}
+    known = {name.replace("__", ".") for name in [*CHANGES, *FREE, "distillation__kind"]}  # which comes with a teacher
     assert known | units == set(field_paths())
 
 
@@ -535,3 +571,8 @@ def test_configs_say_how_they_are_launched(path):
 def test_there_are_configs():
     assert "quickstart" in [path.stem for path in CONFIGS]
     assert isinstance(resolve(load(CONFIGS[0])), Config)
+
+
+def test_a_field_that_came_after_the_run_is_announced():
+    older = {name: value for name, value in STORED.items() if name != "init_from"}
+    assert check_same(older, CONFIG) == ["init_from: '', which the run did not know yet"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from tiny import tiny_config
+from tiny import tiny_config, write_random_weights
 
 from deit_jax import build, train
 from deit_jax.checkpoint import read_variables, write_variables
@@ -23,12 +23,8 @@ HEADS = ("head.kernel", "head.bias", "head_dist.kernel", "head_dist.bias")
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
     """A workdir with a checkpoint of the tiny network on ten digits, of weights that are all different."""
-    workdir, config = tmp_path_factory.mktemp("before"), tiny_config()
-    names = [str(digit) for digit in range(10)]
-    random = np.random.default_rng(0)
-    shapes = jax.eval_shape(build.fresh_variables(config, 10), np.uint32(0))
-    variables = {path: random.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
-    write_variables(workdir / "checkpoints", variables, {"card": build.card(config, names).to_json()})
+    workdir = tmp_path_factory.mktemp("before")
+    write_random_weights(tiny_config(), [str(digit) for digit in range(10)], workdir)
     return workdir
 
 

@@ -33,7 +33,7 @@ def run_on(name):
         losses.append(float(metrics["loss"]))
     # 97 examples: divided neither by 1 x 36 nor by 8 devices.
     held_out = build.eval_source(tiny_config(data__eval_split="test[:97]", eval__batch_size=36), source.class_names)
-    result = Evaluator(CONFIG, build.model(CONFIG, 10), held_out, mesh)(weights_of(state))
+    result = Evaluator(CONFIG, build.predict(CONFIG, 10), held_out, mesh)(weights_of(state))
     return np.array(losses), state, result
 
 

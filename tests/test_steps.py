@@ -39,8 +39,8 @@ OPTIMIZER = adamw(flatten(ABSTRACT, nnx.Param))
 NORMALIZE = steps.Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
-def criterion(logits, targets):
-    return losses.cross_entropy(logits[0], targets)
+def criterion(logits, targets, taught):
+    return losses.cross_entropy(logits[0], targets), {}
 
 
 @functools.cache
@@ -74,6 +74,7 @@ def a_batch(poison=1.0):
     return {
         "image": random.integers(0, 256, (6, 11, 13, 3), np.uint8),
         "label": np.array([0, 4, 2, 1, 3, 3], np.int32),
+        "teacher": {},
         "mix": {name: np.asarray(value, np.int32 if name == "box" else np.float32) for name, value in mix.items()},
     }
 
@@ -155,25 +156,26 @@ def test_accumulation_averages_losses_and_gradients():
     step = functools.partial(steps._accumulate, params=state.params, stats=state.stats, key=jax.random.key(0))
     images, targets = jnp.float32(batch["image"]) / 255, jnp.eye(CLASSES)[batch["label"]]
 
-    def loss(params, stats, images, targets, key):
+    def loss(params, stats, rows, key):
+        images, targets = rows
         net = bind(ABSTRACT, params | stats)
-        return criterion(net.head_logits(images), targets), stats
+        value, _ = criterion(net.head_logits(images), targets, None)
+        return value, (stats, {"half": value / 2})
 
-    whole = step(loss, images=images, targets=targets, accumulation=1)
+    whole = step(loss, rows=(images, targets), accumulation=1)
     for accumulation in (2, 3):
-        parts = step(loss, images=images, targets=targets, accumulation=accumulation)
+        parts = step(loss, rows=(images, targets), accumulation=accumulation)
         assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_micro_batches_draw_their_own_keys_and_rows():
     seen = []
 
-    def loss(params, stats, images, targets, key):
+    def loss(params, stats, images, key):
         jax.debug.callback(lambda *x: seen.append(x), images[:, 0], jax.random.key_data(key), ordered=True)
-        return jnp.sum(params["w"] * images), stats
+        return jnp.sum(params["w"] * images), (stats, {})
 
-    images = jnp.arange(6.0)[:, None]
-    steps._accumulate(loss, {"w": jnp.ones(())}, {}, images, images, jax.random.key(1), 2)
+    steps._accumulate(loss, {"w": jnp.ones(())}, {}, jnp.arange(6.0)[:, None], jax.random.key(1), 2)
     jax.effects_barrier()
     assert [rows.tolist() for rows, _ in seen] == [[0, 2, 4], [1, 3, 5]]
     assert seen[0][1].tolist() != seen[1][1].tolist()
@@ -200,15 +202,8 @@ def test_eval_step(classes):
     random = np.random.default_rng(2)
     logits = random.normal(size=(2, 4, classes)).astype(np.float32)
 
-    class Fixed(nnx.Module):
-        def __init__(self):
-            self.logits = nnx.Param(jnp.asarray(logits))
-
-        def head_logits(self, images):
-            return tuple(self.logits[...])
-
     batch = {"image": jnp.zeros((4, 2, 2, 3), jnp.uint8), "label": jnp.array([0, 1, 2, 0]), "mask": jnp.ones(4, bool)}
-    out = steps.eval_step(flatten(Fixed()), batch, model=nnx.eval_shape(Fixed), normalize=NORMALIZE)
+    out = steps.eval_step(jnp.asarray(logits), batch, predict=lambda variables, images: tuple(variables))
     mean = logits.astype(np.float64).mean(axis=0)
     log_probs = mean - np.log(np.exp(mean).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(out["loss"], -log_probs[np.arange(4), batch["label"]], rtol=1e-5)

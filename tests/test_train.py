@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import replace, tiny_config
+from tiny import distilled_config, replace, tiny_config, write_teacher
 
-from deit_jax import build, config, mixing, schema, train
+from deit_jax import build, config, mixing, precompute, schema, train
 from deit_jax.checkpoint import Checkpoints
 from deit_jax.config import to_dict
 from deit_jax.errors import UserError
@@ -62,10 +62,16 @@ def finished(tmp_path_factory):
         return workdir, train.train(CONFIG, workdir)
 
 
-def test_every_field_of_the_config_is_read(finished):
+def test_every_field_of_the_config_is_read(finished, tmp_path, monkeypatch):
     other = replace(CONFIG, "loss", kind="binary_cross_entropy")
+    write_teacher(tmp_path / "teacher")
+    taught = distilled_config(tmp_path / "teacher", distillation__kind="soft")
+    at_step(monkeypatch, 1, lambda: 1 / 0)  # what a distilled run reads, it reads before
     with reads_recorded():
         build.loss(other)
+        precompute.Recording(taught, "stream")
+        with pytest.raises(ZeroDivisionError):
+            train.train(taught, tmp_path / "run")
     leaves = {(section, field.name) for section in config_sections() for field in dataclasses.fields(section)}
     # Durations add their units up in a method of their own, in schema.py.
     assert {(section.__name__, name) for section, name in leaves - READ if section is not Duration} == set()

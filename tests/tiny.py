@@ -1,10 +1,19 @@
 """The smallest run that has everything: shared by the tests of whole steps and runs."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from deit_jax import recipes
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax import build, recipes
+from deit_jax.checkpoint import write_variables
 from deit_jax.config import resolve
+from deit_jax.data import eval_batches
+from deit_jax.models import abstract_model, bind
 from deit_jax.schema import Config
 
 
@@ -25,8 +34,64 @@ def tiny_config(**fields: Any) -> Config:
     config.log.update(progress=False, tensorboard=False)
     for name, value in fields.items():
         section, _, field = name.rpartition("__")
-        (config[section] if section else config)[field] = value
+        group = config
+        for part in section.split("__") if section else ():
+            group = group[part]
+        group[field] = value
     return resolve(config)
+
+
+def write_random_weights(config: Config, class_names: Sequence[str], workdir: Path) -> None:
+    """A workdir with a checkpoint of the config's network, of weights that are all different."""
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(build.fresh_variables(config, len(class_names)), np.uint32(0))
+    variables = {path: random.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+    write_weights(config, class_names, workdir, variables)
+
+
+def write_weights(config: Config, class_names: Sequence[str], workdir: Path, variables: Mapping[str, Any]) -> None:
+    """A workdir with a checkpoint of the config's network."""
+    write_variables(workdir / "checkpoints", dict(variables), {"card": build.card(config, class_names).to_json()})
+
+
+# A teacher of the tiny student's classes, without distillation token, for images of another size and normalisation.
+TEACHER = {
+    "model__name": "deit_tiny_patch16_224",
+    "model__depth": 1,
+    "model__global_pool": "avg",
+    "data__image_size": 12,
+    "data__mean": (0.5, 0.4, 0.3),
+    "data__std": (0.2, 0.3, 0.4),
+}
+
+
+def write_teacher(workdir: Path) -> Config:
+    """A teacher in a workdir, and its config: a random network whose head is fitted to the digits."""
+    config = tiny_config(**TEACHER)
+    source = build.train_source(config)
+    data = {"image_size": 12, "crop_ratio": 1.0, "threads": 0, "prefetch": 0}
+    (batch,) = eval_batches(source, batch_size=len(source), rows=slice(None), **data)
+    shapes = jax.eval_shape(build.fresh_variables(config, 10), np.uint32(0))
+    random = np.random.default_rng(0)
+    variables = {
+        path: (random.normal(0, 0.3, leaf.shape) + path.endswith(".scale")).astype(np.float32)
+        for path, leaf in shapes.items()
+    }
+    body = {path: value for path, value in variables.items() if not path.startswith("head.")}
+    network = abstract_model("deit_tiny_patch16_224", **build.network_arguments(config, 0))
+    images = build.normalization(config)(jnp.asarray(batch["image"]))
+    (features,) = jax.jit(lambda body, images: bind(network, body).head_logits(images))(body, images)
+    inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    fitted = np.linalg.lstsq(inputs, 8 * np.eye(10)[batch["label"]], rcond=1e-3)[0].astype(np.float32)
+    variables |= {"head.kernel": fitted[:-1], "head.bias": fitted[-1]}
+    write_weights(config, source.class_names, workdir, variables)
+    return config
+
+
+def distilled_config(teacher: Path, **fields: Any) -> Config:
+    """The tiny student, taught by the network that `write_teacher` put into a workdir."""
+    given = {"kind": "hard", "teacher__name": "deit_tiny_patch16_224", "teacher__weights": str(teacher)}
+    return tiny_config(**{f"distillation__{name}": value for name, value in given.items()} | fields)
 
 
 def replace(config: Config, section: str, **fields: Any) -> Config:

@@ -57,8 +57,8 @@ def train_batches(
         prefetch: batches made ahead of the caller (at least one for each thread).
 
     Yields:
-        `image` uint8 `[rows, image_size, image_size, 3]`, `label` int32 `[rows]`, and `replaced` bool `[rows]`: a
-        neighbour stands in for an image that could not be read.
+        `image` uint8 `[rows, image_size, image_size, 3]`, `label` int32 `[rows]`, `index` int32 `[rows]` of the example
+        in the split, and `replaced` bool `[rows]`: a neighbour stands in for an image that could not be read.
 
     Raises:
         UserError: too many neighbouring images cannot be read. Any exception ends the iteration.
@@ -86,11 +86,11 @@ def train_example(
     flip: float,
 ) -> Example:
     """The augmented example at a position of the stream: one row of `train_batches`."""
-    image, label, replaced = _readable(source, position, seed=seed, batch_size=batch_size)
+    image, label, index, replaced = _readable(source, position, seed=seed, batch_size=batch_size)
     generator = rng.generator(seed, "augment", position)
     image = random_resized_crop(image, generator, size=image_size, scale=crop_scale)
     image = random_flip(image, generator, probability=flip)
-    return {"image": image, "label": np.int32(label), "replaced": np.bool_(replaced)}
+    return {"image": image, "label": np.int32(label), "index": np.int32(index), "replaced": np.bool_(replaced)}
 
 
 def eval_batches(
@@ -102,8 +102,12 @@ def eval_batches(
     crop_ratio: float,
     threads: int,
     prefetch: int,
+    steps: range | None = None,
 ) -> Iterator[Batch]:
     """This host's rows of the whole split in its own order, the last batch padded; arguments as `train_batches`.
+
+    Args:
+        steps: of the batches that are wanted (None: all).
 
     Yields:
         `image` uint8 `[rows, image_size, image_size, 3]`, `label` int32 `[rows]`, `index` int32 `[rows]` of the example
@@ -111,8 +115,8 @@ def eval_batches(
         bool `[rows]` (the image could not be read).
     """
     example = partial(eval_example, source, image_size=image_size, crop_ratio=crop_ratio)
-    steps = range(-(-len(source) // batch_size))
-    return _batches(example, steps, range(batch_size)[rows], batch_size, threads, prefetch)
+    whole = range(-(-len(source) // batch_size))
+    return _batches(example, whole if steps is None else steps, range(batch_size)[rows], batch_size, threads, prefetch)
 
 
 def eval_example(source: Source, position: int, *, image_size: int, crop_ratio: float) -> Example:
@@ -152,12 +156,12 @@ def _batches(
             yield next(batches)
 
 
-def _readable(source: Source, position: int, *, seed: int, batch_size: int) -> tuple[np.ndarray, int, bool]:
-    """Image and label at a position, or of the next position whose image can be read; whether it was replaced."""
+def _readable(source: Source, position: int, *, seed: int, batch_size: int) -> tuple[np.ndarray, int, int, bool]:
+    """Image, label and index at a position, or of the next one whose image can be read; whether it was replaced."""
     for neighbour in range(MAX_NEIGHBOURS):
         index = example_index(position + neighbour, seed=seed, examples=len(source), batch_size=batch_size)
         try:
-            return *_read(source, index), neighbour > 0
+            return *_read(source, index), index, neighbour > 0
         except (CorruptImage, OSError) as error:
             _warn_once(f"{error}; replaced by its neighbour")
             reason = str(error)

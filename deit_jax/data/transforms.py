@@ -5,6 +5,10 @@ import math
 import numpy as np
 from PIL import Image
 
+from deit_jax.data.decode import CorruptImage
+
+MAX_PIXELS = 2**27  # of a resized image: 400 MB
+
 
 def random_resized_crop(
     image: np.ndarray,
@@ -46,10 +50,15 @@ def eval_transform(image: np.ndarray, *, size: int, crop_ratio: float) -> np.nda
 
     Returns:
         uint8 `[size, size, 3]`.
+
+    Raises:
+        CorruptImage: the image is so long and thin that resized it would not fit into memory.
     """
     height, width = image.shape[:2]
     short = int(size / crop_ratio)
     long = int(short * max(height, width) / min(height, width))
+    if short * long > MAX_PIXELS:
+        raise CorruptImage(f"{width} x {height} pixels: too thin to be resized to {short} on the short side; cut it")
     resized = _resize(image, short, long) if height <= width else _resize(image, long, short)
     return _centre_crop(resized, size)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.data.decode import decode
+from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.transforms import eval_transform, random_box, random_flip, random_resized_crop
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -134,3 +134,8 @@ def test_decoding_and_eval_transform_are_torchvisions_to_the_bit(name: str) -> N
             size, crop_ratio = key.split("/")[2:]
             found = eval_transform(image, size=int(size), crop_ratio=float(crop_ratio))
             np.testing.assert_array_equal(found, golden[key], err_msg=key, strict=True)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(CorruptImage, match="30000 x 2 pixels: too thin"):
+        eval_transform(np.zeros((2, 30_000, 3), np.uint8), size=224, crop_ratio=0.875)

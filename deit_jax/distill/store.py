@@ -1,0 +1,271 @@
+"""What a teacher said, recorded once and replayed: a row for each position of a training stream, or for each example.
+
+A store is a folder:
+
+    store.json      the header: what was recorded, and the fingerprint of all that it depends on
+    labels          uint8, uint16 or uint32 [rows]: the teacher's best class
+    values          float16 [rows, top]: its largest logits, best first; all of them in class order where top = classes
+    indices         unsigned [rows, top]: the classes of `values`, where top < classes
+    rest            float16 [rows]: log of the summed exponentials of the logits that were left out, where top < classes
+    done/N          an empty file for each chunk of rows that is whole
+
+The arrays are zarr 3 with a checksum in every chunk, the last chunk padded. A hard teacher needs `labels` alone
+(top = 0).
+"""
+
+import dataclasses
+import json
+import os
+import reprlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from deit_jax.distill.summary import index_type
+from deit_jax.errors import UserError
+
+HEADER, DONE = "store.json", "done"
+FIELD = "config.distillation.store"
+
+Rows = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a store holds.
+
+    Attributes:
+        classes: of the teacher.
+        top: logits kept of each row; 0 for the best class alone.
+        rows: positions of the stream, or examples.
+        chunk: rows that are written at once, a multiple of the batch.
+        views: "stream": a row a position, of the augmented and mixed image; "one": one an example, of its centre crop.
+        dtype: that the teacher computed in. Another one says nearly the same, so that a run may replay what was
+            recorded on other hardware; but no store is a mixture.
+        fingerprint: everything else that the rows depend on, by name.
+    """
+
+    classes: int
+    top: int
+    rows: int
+    chunk: int
+    views: str
+    dtype: str
+    fingerprint: Mapping[str, Any]
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.rows // self.chunk)
+
+    def arrays(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Type of each array, and its shape behind the rows."""
+        index = index_type(self.classes)
+        arrays: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"labels": (index, ())}
+        if self.top:
+            arrays["values"] = (np.dtype(np.float16), (self.top,))
+        if 0 < self.top < self.classes:
+            arrays |= {"indices": (index, (self.top,)), "rest": (np.dtype(np.float16), ())}
+        return arrays
+
+    @property
+    def nbytes(self) -> int:
+        """What the rows take."""
+        return self.rows * sum(kind.itemsize * int(np.prod(shape)) for kind, shape in self.arrays().values())
+
+
+class Writer:
+    """Writes a store chunk by chunk, in any order and from several processes; goes on with one that was begun.
+
+    Raises:
+        UserError: the folder cannot be written to, or holds something else, or a recording of something else.
+    """
+
+    def __init__(self, folder: Path, header: Header):
+        self._folder, self._header = folder, header
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Listed before it is asked for the header, which another process may be writing, and then the rest.
+            others = [path for path in folder.iterdir() if not path.name.startswith(HEADER)]
+            if (folder / HEADER).exists():
+                _check_same(folder, read_header(folder), header)
+            elif others:
+                raise UserError(f"--output: {folder} is not empty and no store; name a new folder")
+            else:
+                _write_whole(folder / HEADER, json.dumps(dataclasses.asdict(header), indent=2) + "\n")
+            (folder / DONE).mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output: cannot write to {folder}: {error.strerror}; name a folder of yours") from error
+        self._arrays = {name: _open(folder, name, header, create=True) for name in header.arrays()}
+
+    def missing(self) -> list[int]:
+        """The chunks that are still to be written."""
+        return missing(self._folder, self._header)
+
+    def write(self, chunk: int, rows: Rows) -> None:
+        """Writes all rows of one chunk; `UserError` where the disk does not take them."""
+        start, size = chunk * self._header.chunk, self._header.chunk
+        try:
+            writes = []
+            for name, array in self._arrays.items():
+                # Whole chunks replace what is there without reading it, which may be damaged.
+                whole = np.zeros((size, *rows[name].shape[1:]), rows[name].dtype)
+                whole[: len(rows[name])] = rows[name]
+                writes.append(array[start : start + size].write(whole))
+            for write in writes:
+                write.result()
+            (self._folder / DONE / str(chunk)).touch()
+        except (OSError, ValueError) as error:
+            raise UserError(f"--output: cannot write to {self._folder}: {_why(error)}; the same command goes on") from (
+                error
+            )
+
+
+class Store:
+    """A whole store, to be replayed.
+
+    Args:
+        fingerprint: of what replays it; what it does not name may be anything.
+        rows: as many as are needed.
+        soft: logits are needed, not the best class alone.
+
+    Raises:
+        UserError: it is not there, incomplete, too short, or was recorded for another run; the line names what differs.
+    """
+
+    def __init__(self, folder: Path, *, fingerprint: Mapping[str, Any], rows: int, soft: bool):
+        self.folder, self.header = folder, read_header(folder)
+        differing = _differing(fingerprint, self.header.fingerprint)
+        if differing:
+            raise UserError(f"{FIELD}: {folder} was recorded for another run: {differing}; record it anew")
+        left = missing(folder, self.header)
+        if left:
+            raise UserError(
+                f"{FIELD}: {folder} is incomplete: {len(left)} of {self.header.chunks} chunks are missing; run "
+                f"deit_jax.precompute again, which goes on where it stopped"
+            )
+        if rows > self.header.rows:
+            raise UserError(
+                f"{FIELD}: {folder} has {self.header.rows} rows, the run needs {rows}; record a longer one, or shorten "
+                f"config.total"
+            )
+        if soft and not self.header.top:
+            raise UserError(
+                f"config.distillation.kind: is soft, and {folder} has the teacher's best class alone; record it anew "
+                f"with kind=soft, or set hard"
+            )
+        names = self.header.arrays() if soft else ["labels"]
+        self._arrays = {name: _open(folder, name, self.header) for name in names}
+        self._chunk, self._rows = -1, Rows()
+        self._memory: Rows | None = None
+        if self.header.views == "one":  # asked for in the order of the shuffle: every chunk in every batch
+            chunks = [self._read(chunk) for chunk in range(self.header.chunks)]
+            self._memory = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in self._arrays}
+
+    def read(self, positions: slice, examples: np.ndarray) -> Rows:
+        """What was recorded for a batch, or a part of one.
+
+        Args:
+            positions: in the stream.
+            examples: that stand there, by their index in the split: what counts in a store of one view.
+
+        Raises:
+            UserError: the files are damaged.
+        """
+        if self._memory is not None:
+            return {name: array[examples] for name, array in self._memory.items()}
+        chunk, first = divmod(positions.start, self.header.chunk)
+        if chunk != self._chunk:  # a run goes through a chunk batch by batch: it is read and checked once
+            self._chunk, self._rows = chunk, self._read(chunk)
+        return {name: array[first : first + positions.stop - positions.start] for name, array in self._rows.items()}
+
+    def _read(self, chunk: int) -> Rows:
+        """The rows of a chunk."""
+        start = chunk * self.header.chunk
+        stop = min(start + self.header.chunk, self.header.rows)
+        try:
+            reads = {name: array[start:stop].read() for name, array in self._arrays.items()}
+            rows = {name: np.asarray(read.result()) for name, read in reads.items()}
+        except (OSError, ValueError) as error:
+            raise self._damaged(chunk, _why(error)) from error
+        for name, array in rows.items():
+            # What was never written reads as NaN, or as the largest number of its type.
+            if np.isnan(array).any() if array.dtype == np.float16 else (array >= self.header.classes).any():
+                raise self._damaged(chunk, f"its {name} are not there")
+        return rows
+
+    def _damaged(self, chunk: int, why: str) -> UserError:
+        return UserError(
+            f"{FIELD}: chunk {chunk} of {self.folder} cannot be read: {why}; remove {self.folder / DONE / str(chunk)} "
+            f"and run deit_jax.precompute again, which records it anew"
+        )
+
+
+def read_header(folder: Path) -> Header:
+    """The header of a store; `UserError` where there is none."""
+    try:
+        return Header(**json.loads((folder / HEADER).read_text()))
+    except FileNotFoundError as error:
+        raise UserError(f"{FIELD}: {folder} is no store; make one with deit_jax.precompute") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{FIELD}: {folder / HEADER} cannot be read: {error}; record it anew") from error
+
+
+def missing(folder: Path, header: Header) -> list[int]:
+    """The chunks of a store that are not whole."""
+    done = {path.name for path in (folder / DONE).iterdir()} if (folder / DONE).is_dir() else set()
+    return [chunk for chunk in range(header.chunks) if str(chunk) not in done]
+
+
+def _check_same(folder: Path, found: Header, wanted: Header) -> None:
+    """Raises `UserError` naming what differs between a store that was begun and what is to be recorded."""
+    new, old = ({**dataclasses.asdict(header), **header.fingerprint} for header in (wanted, found))
+    differing = _differing({name: value for name, value in new.items() if name != "fingerprint"}, old)
+    if differing:
+        raise UserError(f"--output: {folder} was begun for another recording: {differing}; name a new folder")
+
+
+def _differing(wanted: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
+    """What is not as it was recorded, in words; "" where all is."""
+    short = reprlib.Repr()
+    short.maxlist, short.maxstring = 3, 80
+    return "; ".join(
+        f"{name} is {short.repr(value)}, recorded with {short.repr(recorded.get(name))}"
+        for name, value in wanted.items()
+        if recorded.get(name) != value
+    )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """All of it or nothing, whatever happens meanwhile, be it another process that writes the same."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+
+
+def _why(error: Exception) -> str:
+    return str(error).split(" [")[0]  # TensorStore appends its whole specification
+
+
+def _open(folder: Path, name: str, header: Header, *, create: bool = False) -> ts.TensorStore:
+    kind, shape = header.arrays()[name]
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(folder.absolute() / name)},
+        "metadata": {
+            "shape": (header.chunks * header.chunk, *shape),
+            "data_type": kind.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": (header.chunk, *shape)}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            "fill_value": "NaN" if kind == np.float16 else int(np.iinfo(kind).max),
+        },
+    }
+    try:
+        return ts.open(spec, open=True, create=create).result()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{FIELD}: {folder / name} cannot be opened: {_why(error)}; record it anew") from error

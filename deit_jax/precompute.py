@@ -1,0 +1,236 @@
+"""Records what a teacher says of a run's training images, so that the run itself need not compute it.
+
+    python -m deit_jax.precompute --config=FILE[:ARGUMENT] --output=DIR [--views=stream|one] [--check]
+        [--config.section.field=value ...]
+
+Train with the same config and `--config.distillation.store=DIR`. With `--views=stream` (the default) every position of
+the training stream is recorded: the augmented and mixed image that the student will see there, so that training with
+the store equals training beside the teacher. `--views=one` records one prediction an image, of the centre crop without
+augmentation or mixing: as many rows as images, whatever the length of the run, but an approximation, since the teacher
+is then asked about another picture than the student.
+
+A soft teacher's `distillation.top_k` largest logits are kept (-1: all), a hard one's best class. A recording that was
+killed goes on where it stopped. `--check` records nothing: it asks the teacher again about a sample and compares. The
+last line of stdout is a JSON object.
+
+Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when interrupted, so that the same
+command goes on.
+"""
+
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from deit_jax import build, cli, rng, sharding, steps, teachers
+from deit_jax.config import for_platform, resolve
+from deit_jax.data import Source, eval_batches
+from deit_jax.distill import Header, Rows, Store, Writer, read_header, summarize
+from deit_jax.errors import UserError
+from deit_jax.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
+from deit_jax.schema import Config
+
+CHUNK_ROWS = 8192  # about so many rows; 10 logits with their classes are then a third of a megabyte
+CHECKED = 8  # batches of a check
+Batches = Callable[[int, int], Generator[Any, None, None]]  # device batches from one step to another
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line, then records or checks; returns the exit status."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("output", "", "folder of the store", flag_values=values)
+        flags.DEFINE_enum("views", "stream", ["stream", "one"], "what the teacher is shown", flag_values=values)
+        flags.DEFINE_boolean("check", False, "compare a sample with what is recorded", flag_values=values)
+
+    given, tree, _ = cli.parse_with_config(__doc__ or "", define, argv)
+    if not given.output:
+        raise UserError("--output: missing; name the folder of the store")
+    config = for_platform(resolve(tree), jax.default_backend())
+    if config.distillation.kind == "none":
+        raise UserError("config.distillation.kind: is 'none', so there is nothing to record; set soft or hard")
+    cli.set_compilation_cache()
+    folder = Path(given.output).expanduser().absolute()
+    try:
+        result = check(config, folder) if given.check else Recording(config, given.views).write(folder)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if jax.process_index() == 0:
+        print(json.dumps(result))
+    return 0
+
+
+class Recording:
+    """A teacher, the images that it is shown batch by batch, and the header of the store that this makes.
+
+    Raises:
+        UserError: the data, the teacher and the student of the config do not go together.
+    """
+
+    def __init__(self, config: Config, views: str):
+        mesh, source = build.mesh(config), build.train_source(config)
+        classes, batch_size = len(source.class_names), config.batch_size
+        sharding.check_batch(mesh, batch_size, config.optim.accumulation)
+        build.model(config, classes)  # what training would refuse is refused before hours of recording
+        teacher = teachers.open_teacher(config, source.class_names)
+        rows = len(source)
+        if views == "stream":
+            rows = build.in_steps(config, len(source), config.total) * batch_size
+        self.header = Header(
+            classes=classes,
+            top=_top(config, classes),
+            rows=rows,
+            chunk=max(1, CHUNK_ROWS // batch_size) * batch_size,
+            views=views,
+            dtype=config.model.dtype,
+            fingerprint=teachers.fingerprint(config, source, teacher, views),
+        )
+        self.batch_size = batch_size
+        self._batches: Batches = functools.partial(
+            _stream if views == "stream" else _centre_crops, config, source, mesh
+        )
+        self._variables = teachers.place(teacher, mesh)
+
+        def look(variables: Any, batch: Any, top: int) -> tuple[dict[str, jax.Array], jax.Array]:
+            if views == "stream":
+                logits = steps.teacher_step(variables, batch, teacher=teacher, normalize=build.normalization(config))
+            else:
+                logits = teacher(variables, batch["image"].astype(jnp.float32) / 255)
+            return summarize(logits, top), jnp.isnan(logits).any()
+
+        # Every process gets all rows, and writes whole chunks of its own: none is written by two.
+        self._look = jax.jit(look, static_argnums=2, out_shardings=sharding.replicated(mesh))
+
+    def rows(self, start: int, stop: int, top: int) -> Generator[Rows, None, None]:
+        """What the teacher says of the batches from one step to another, the last without what pads it.
+
+        Raises:
+            UserError: it says NaN.
+        """
+        with closing(self._batches(start, stop)) as batches:
+            for step, batch in enumerate(batches, start):
+                rows, nan = jax.device_get(self._look(self._variables, batch, top))
+                if nan:
+                    raise UserError(
+                        f"{teachers.FIELD}: its logits are NaN in the batch of step {step}; mend its weights"
+                    )
+                left = self.header.rows - step * self.batch_size
+                yield {name: array[:left] for name, array in rows.items()}
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Records what is missing in `folder`.
+
+        Raises:
+            UserError: the folder cannot be written to, or holds something else.
+            Interrupted: SIGTERM or SIGINT came; the chunks that are whole are kept.
+        """
+        header, main_process = self.header, jax.process_index() == 0
+        writer = Writer(folder, header)
+        todo = writer.missing()
+        there = (header.chunks - len(todo)) * header.chunk
+        if main_process:
+            print(f"{header.rows:,} rows of {header.classes} classes, {header.nbytes / 1e6:,.1f} MB, in {folder}")
+        start, recorded = time.perf_counter(), 0
+        parts: list[Rows] = []
+        progress = tqdm(total=header.rows, initial=min(there, header.rows), unit="image", disable=not main_process)
+        with Interrupt() as interrupt, progress as bar:
+            for chunk, whole, rows in self._told(todo):
+                parts.append(rows)
+                bar.update(len(rows["labels"]))
+                recorded += len(rows["labels"])
+                if interrupt.requested:
+                    raise Interrupted(f"interrupted; the same command goes on from chunk {chunk}")
+                if whole:
+                    if chunk % jax.process_count() == jax.process_index():
+                        writer.write(chunk, _joined(parts))
+                    parts = []
+        speed = recorded / (time.perf_counter() - start)
+        return {"rows": header.rows, "bytes": header.nbytes, "recorded": recorded, "images_per_second": round(speed, 2)}
+
+    def _told(self, chunks: Sequence[int]) -> Iterator[tuple[int, bool, Rows]]:
+        """For each batch of some chunks, its chunk, whether that ends with it, and what the teacher says of it."""
+        per_chunk, end = self.header.chunk // self.batch_size, -(-self.header.rows // self.batch_size)
+        for first, last in _ranges(chunks):
+            start, stop = first * per_chunk, min(last * per_chunk, end)
+            for step, rows in enumerate(self.rows(start, stop, self.header.top), start + 1):
+                yield (step - 1) // per_chunk, step % per_chunk == 0 or step == end, rows
+
+
+def check(config: Config, folder: Path) -> dict[str, Any]:
+    """Asks the teacher again about a sample of batches.
+
+    Raises:
+        UserError: the store is not there or not whole, or less than 99.9 % of the labels are the same.
+    """
+    recorded = read_header(folder)
+    recording = Recording(config, recorded.views)
+    store = Store(folder, fingerprint=recording.header.fingerprint, rows=recording.header.rows, soft=recorded.top > 0)
+    batch_size, available = recording.batch_size, -(-recording.header.rows // recording.batch_size)
+    sample = rng.generator(config.seed, "check", 0).choice(available, min(CHECKED, available), replace=False)
+    same, rows, apart = 0, 0, 0.0
+    for step in sorted(sample.tolist()):
+        (now,) = recording.rows(step, step + 1, recorded.top)
+        start, stop = step * batch_size, step * batch_size + len(now["labels"])
+        then = store.read(slice(start, stop), np.arange(start, stop))
+        same, rows = same + int((now["labels"] == then["labels"]).sum()), rows + stop - start
+        if recorded.top:
+            apart = max(apart, float(np.abs(now["values"].astype(np.float32) - then["values"]).max()))
+    result = {"rows_checked": rows, "same_labels": round(100 * same / rows, 3), "largest_difference": apart}
+    if same < 0.999 * rows:
+        raise UserError(f"{folder}: the teacher says something else now: {result}; record it anew")
+    return result
+
+
+def _top(config: Config, classes: int) -> int:
+    if config.distillation.kind == "hard":
+        return 0
+    top_k = config.distillation.top_k
+    return classes if top_k == -1 else min(top_k, classes)
+
+
+def _stream(config: Config, source: Source, mesh: Mesh, start: int, stop: int) -> Generator[Any, None, None]:
+    return (batch for batch, _ in build.batches(config, source, mesh, start, stop))
+
+
+def _centre_crops(config: Config, source: Source, mesh: Mesh, start: int, stop: int) -> Generator[Any, None, None]:
+    data = config.data
+    batches = eval_batches(
+        source,
+        batch_size=config.batch_size,
+        rows=sharding.local_rows(mesh, config.batch_size),
+        steps=range(start, stop),
+        image_size=data.image_size,
+        crop_ratio=data.crop_ratio,
+        threads=data.threads,
+        prefetch=data.prefetch,
+    )
+    return (sharding.put_batch({"image": batch["image"]}, mesh) for batch in batches)
+
+
+def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs of successive numbers, each as its first and the one after its last."""
+    for _, group in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        yield run[0], run[-1] + 1
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several batches."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+if __name__ == "__main__":
+    cli.run(main)

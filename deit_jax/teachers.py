@@ -1,0 +1,279 @@
+"""From a resolved config to its teacher: one that runs beside the student, or a recorded one."""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from deit_jax import sharding
+from deit_jax.config import flatten, to_dict
+from deit_jax.data import Source
+from deit_jax.data.records import fingerprint as digest
+from deit_jax.distill import Header, Store, Teacher, expand, read_header
+from deit_jax.errors import UserError
+from deit_jax.models import abstract_model, bind, entry
+from deit_jax.models import flatten as variables_of
+from deit_jax.schema import Config
+from deit_jax.weights import adapt, read_weights
+
+FIELD = "config.distillation.teacher"
+
+# What decides which images a teacher is shown, beside the data: of its own centre crops, of the stream's.
+CENTRE_CROPS = ("data.name", "data.image_size", "data.crop_ratio")
+STREAM = (
+    *("seed", "batch_size", "data.name", "data.image_size", "data.crop_scale", "data.flip"),
+    *("mixing.mixup", "mixing.cutmix", "mixing.probability", "mixing.switch_probability", "mixing.group"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teaching:
+    """What a run learns from beside its labels.
+
+    Attributes:
+        logits: of (`variables`, the student's images in [0, 1], what was recorded); None without a teacher.
+        variables: the teacher's, on the mesh; None for a recorded one.
+        store: what was recorded, for a recorded teacher.
+        predict: as `build.predict`, for one that runs beside the student.
+        notes: what to know of the teacher, a line each.
+    """
+
+    logits: Callable[[Any, Array, Mapping[str, Array]], Array] | None = None
+    variables: Any = None
+    store: Store | None = None
+    predict: Callable[[Any, Array], tuple[Array, ...]] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> Teaching:
+    """The teaching that a config asks for.
+
+    Args:
+        source: the training split.
+        rows: positions of the stream that the run will see.
+
+    Raises:
+        UserError: the teacher or its store is not there, or does not fit the run.
+    """
+    distillation, classes = config.distillation, len(source.class_names)
+    if distillation.kind == "none":
+        return Teaching()
+    if distillation.store:
+        store = open_store(config, source, rows)
+        notes = _notes(store.header, distillation.kind)
+        return Teaching(lambda variables, images, recorded: expand(recorded, classes), store=store, notes=notes)
+    teacher = open_teacher(config, source.class_names)
+    return Teaching(
+        lambda variables, images, recorded: teacher(variables, images),
+        place(teacher, mesh),
+        predict=lambda variables, images: (teacher(variables, images.astype(jnp.float32) / 255),),
+    )
+
+
+def place(teacher: Teacher, mesh: Mesh) -> Any:
+    """The teacher's variables on the mesh, by the rules of the student's."""
+    shardings = sharding.shardings(teacher.variables, mesh)
+    return jax.jit(lambda given: given, out_shardings=shardings)(teacher.variables)
+
+
+def open_store(config: Config, source: Source, rows: int) -> Store:
+    """The store of the config, for a run of so many positions.
+
+    Where the config names the teacher, too, it has to be the one that was recorded.
+
+    Raises:
+        UserError: it was recorded for another run, is not whole, or holds less than `distillation.kind` needs.
+    """
+    distillation = config.distillation
+    folder = Path(distillation.store).expanduser()
+    header, name = read_header(folder), distillation.teacher.name
+    teacher = None
+    if distillation.teacher.weights or ":" in name or _is_artefact(name):
+        try:
+            teacher = open_teacher(config, source.class_names)
+        except UserError as error:
+            raise UserError(f"{error}; or leave {FIELD}.name and .weights empty, and rely on {folder}") from error
+    return Store(
+        folder,
+        fingerprint=fingerprint(config, source, teacher, header.views),
+        rows=len(source) if header.views == "one" else rows,
+        soft=distillation.kind == "soft",
+    )
+
+
+def fingerprint(config: Config, source: Source, teacher: Teacher | None, views: str) -> dict[str, Any]:
+    """All that a recording depends on, by name; without what is the teacher's where that is not at hand.
+
+    Args:
+        views: "stream", for augmented and mixed images by position, or "one", for centre crops by example.
+    """
+    fields = dict(flatten(to_dict(config)))
+    chosen = {name: fields[name] for name in (CENTRE_CROPS if views == "one" else STREAM)}
+    chosen |= {"data": source.fingerprint, "classes": list(source.class_names)}
+    name = config.distillation.teacher.name
+    if name:
+        chosen["distillation.teacher.name"] = Path(name).name
+    if teacher:
+        chosen["distillation.teacher.weights"] = _digest(name, teacher)
+        chosen["distillation.teacher.image_size"] = teacher.image_size
+    return json.loads(json.dumps(chosen))  # as it comes back from a file
+
+
+def open_teacher(config: Config, class_names: Sequence[str]) -> Teacher:
+    """The teacher that `config.distillation.teacher` names, its logits in the order of these classes.
+
+    Raises:
+        UserError: it is not there, does not work, or was trained for other classes.
+    """
+    name = config.distillation.teacher.name
+    if _is_artefact(name):
+        teacher = _from_artefact(Path(name).expanduser(), class_names)
+    elif ":" in name:
+        teacher = _from_module(name)
+    else:
+        teacher = _from_registry(config, class_names)
+    images = jax.ShapeDtypeStruct((1, *teacher.image_size, 3), jnp.float32)
+    try:
+        shape = jax.eval_shape(teacher, teacher.variables, images).shape
+    except Exception as error:  # whatever a function of somebody else's raises
+        raise UserError(f"{FIELD}.name: {name} fails on images {images.shape}: {_first_line(error)}") from error
+    if shape != (1, len(class_names)):
+        raise UserError(
+            f"{FIELD}.name: {name} gives logits of shape {shape} for one image, the data has {len(class_names)} "
+            f"classes; take a teacher of these classes (configs/teacher.py trains one)"
+        )
+    return teacher
+
+
+def _from_registry(config: Config, class_names: Sequence[str]) -> Teacher:
+    chosen = config.distillation.teacher
+    try:
+        published = entry(chosen.name).preprocessing
+    except UserError as error:
+        raise UserError(f"{FIELD}.name: {error}") from error
+    if not chosen.weights:
+        raise UserError(f"{FIELD}.weights: missing; name a workdir, a weight file, hf://owner/name, or pretrained")
+    try:
+        weights = read_weights(chosen.weights, model=chosen.name)
+    except UserError as error:
+        raise UserError(f"{FIELD}.weights: {error}") from error
+    try:
+        if weights.card.model != chosen.name:
+            raise UserError(f"are of {weights.card.model}, not of {chosen.name}; set {FIELD}.name to theirs")
+        arguments = {**weights.card.arguments, "num_classes": len(class_names), "dtype": config.model.dtype}
+        if chosen.image_size:
+            arguments["image_size"] = chosen.image_size
+        abstract: Any = abstract_model(chosen.name, **arguments)
+
+        def filled(paths: Sequence[str]) -> Mapping[str, Array]:
+            _check_classes(weights.card.class_names, class_names)  # so that each is taken over from the weights
+            shapes = variables_of(abstract)
+            return {path: jnp.zeros(shapes[path].shape, shapes[path].dtype) for path in paths}
+
+        variables, _ = adapt(weights, abstract, fresh=filled, class_names=class_names)
+    except (UserError, ValueError) as error:
+        raise UserError(f"{FIELD}.weights: {chosen.weights}: {error}") from error
+    look = weights.card.preprocessing or published
+
+    def apply(variables: Any, images: Array) -> Array:
+        logits = bind(abstract, variables).head_logits(images)
+        return jnp.mean(jnp.stack(logits), axis=0)
+
+    return Teacher(apply, variables, look.mean, look.std, abstract.image_size)
+
+
+def _from_module(name: str) -> Teacher:
+    module, _, function = name.partition(":")
+    try:
+        built = getattr(importlib.import_module(module), function)()
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
+        raise UserError(f"{FIELD}.name: {name} failed: {_first_line(error)}") from error
+    try:
+        apply, variables, mean, std, image_size = built
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if not callable(apply):
+            raise TypeError("the first is no function")
+        variables = jax.tree.map(np.asarray, variables)
+        return Teacher(apply, variables, _channels(mean), _channels(std), (int(height), int(width)))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{FIELD}.name: {name} should return (apply(variables, images) -> logits, variables, mean, std, "
+            f"image_size), but: {_first_line(error)}"
+        ) from error
+
+
+def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
+    """A function that `jax.export` wrote, of uint8 images or of floating-point ones in [0, 1].
+
+    Where deit_jax.export has put the names of its classes beside it, they decide about the order of the logits.
+    """
+    beside = path.with_name("preprocessing.json")
+    try:
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        (images,) = exported.in_avals
+        _, height, width, _ = images.shape
+        known = json.loads(beside.read_text())["class_names"] if beside.is_file() else []
+    except Exception as error:  # flatbuffers raises whatever damaged bytes make it run into
+        raise UserError(f"{FIELD}.name: {path} cannot be read: {_first_line(error)}; export it anew") from error
+    columns = None
+    if known and known != [str(i) for i in range(len(known))]:
+        try:
+            _check_classes(known, class_names)
+        except UserError as error:
+            raise UserError(f"{FIELD}.name: {path}: {error}") from error
+        columns = np.array([known.index(name) for name in class_names])
+    whole = jnp.issubdtype(images.dtype, jnp.integer)
+
+    def apply(variables: Any, given: Array) -> Array:
+        logits = exported.call((jnp.round(given * 255) if whole else given).astype(images.dtype))
+        return logits if columns is None else logits[:, columns]
+
+    return Teacher(apply, {}, (0.0,) * 3, (1.0,) * 3, (int(height), int(width)))
+
+
+def _is_artefact(name: str) -> bool:
+    return Path(name).suffix == ".jaxexport"
+
+
+def _check_classes(known: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises `UserError` where a teacher that knows these classes lacks one that it should teach."""
+    lacking = [name for name in wanted if name not in set(known)]
+    if lacking:
+        instead = f"knows no class {lacking[0]!r}" if known else "does not say which classes it knows"
+        raise UserError(f"was trained for other classes than the data's: {instead}; take a teacher that knows them all")
+
+
+def _channels(values: Any) -> tuple[float, ...]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+
+
+def _digest(name: str, teacher: Teacher) -> str:
+    if _is_artefact(name):  # the weights are in it
+        return digest([Path(name).expanduser().read_bytes()])
+    leaves = jax.tree_util.tree_leaves_with_path(teacher.variables)
+    return digest(part for path, leaf in leaves for part in (jax.tree_util.keystr(path), leaf.tobytes()))
+
+
+def _notes(header: Header, kind: str) -> tuple[str, ...]:
+    notes = []
+    if header.views == "one":
+        notes.append("the recorded teacher saw each image's centre crop, not what the student sees: an approximation")
+    if kind == "soft" and header.top < header.classes:
+        notes.append(
+            f"the recorded teacher's {header.top} best of {header.classes} logits are known, the others evened"
+        )
+    return tuple(notes)

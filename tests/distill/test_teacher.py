@@ -1,0 +1,53 @@
+"""What a teacher is shown, and that it learns nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax.distill import Teacher
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+IMAGES = np.random.default_rng(0).random((2, 9, 7, 3), np.float32)
+
+
+def looking(size):
+    """A teacher whose "logits" are the images that it sees."""
+    return Teacher(lambda variables, images: images.reshape(len(images), -1), {}, MEAN, STD, size)
+
+
+def by_pillow(images, height, width):
+    """Each channel resized by Pillow's bicubic filter in float32, and kept in [0, 1]."""
+    resized = [
+        [Image.fromarray(image[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
+        for image in images
+    ]
+    return np.stack([np.stack([np.asarray(channel) for channel in image], axis=-1) for image in resized]).clip(0, 1)
+
+
+@pytest.mark.parametrize("size", [(9, 7), (13, 19), (5, 3), (9, 11)])
+def test_images_are_resized_and_normalised_for_it(size):
+    shown = IMAGES if size == (9, 7) else by_pillow(IMAGES, *size)
+    expected = (shown - np.array(MEAN)) / np.array(STD)
+    seen = looking(size)({}, jnp.asarray(IMAGES)).reshape(2, *size, 3)
+    np.testing.assert_allclose(seen, expected, atol=6e-6)
+
+
+def test_logits_are_float32_whatever_it_computes_in():
+    teacher = Teacher(lambda variables, images: images.mean((1, 2)).astype(jnp.bfloat16), {}, MEAN, STD, (9, 7))
+    assert teacher({}, jnp.asarray(IMAGES)).dtype == jnp.float32
+
+
+def test_no_gradient_reaches_its_weights_or_passes_to_its_images():
+    def apply(variables, images):
+        return images.mean((1, 2)) * variables["scale"]
+
+    teacher = Teacher(apply, {}, MEAN, STD, (5, 5))
+
+    def loss(variables, images):
+        return jnp.sum(jnp.square(teacher(variables, images)))
+
+    given = ({"scale": jnp.ones(3)}, jnp.asarray(IMAGES))
+    assert loss(*given) > 0
+    assert not any(gradient.any() for gradient in jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(*given)))

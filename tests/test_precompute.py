@@ -1,0 +1,212 @@
+"""Recording a teacher: the right answers at the right rows, whatever comes in between."""
+
+import dataclasses
+import json
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import distilled_config, replace, write_teacher
+
+from deit_jax import build, mixing, precompute, teachers
+from deit_jax.checkpoint import read_variables, write_variables
+from deit_jax.data import eval_batches
+from deit_jax.data.index import example_index
+from deit_jax.data.memory import MemorySource
+from deit_jax.distill import Store, Writer, read_header
+from deit_jax.errors import UserError
+from deit_jax.interrupt import EXIT_INTERRUPTED
+
+NAMES = tuple(str(digit) for digit in range(10))
+ROWS = 12 * 32  # of the tiny run
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(precompute, "CHUNK_ROWS", 100)  # three batches
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    write_teacher(folder)
+    return folder
+
+
+@pytest.fixture
+def command(teacher, tmp_path, capsys):
+    """Runs the command for the tiny run, with three logits of a soft teacher; gives status, stdout and stderr."""
+    (tmp_path / "config.py").write_text(f"""
+from ml_collections import ConfigDict
+from tiny import distilled_config
+from deit_jax.config import to_dict
+
+def get_config():
+    return ConfigDict(to_dict(distilled_config({str(teacher)!r}, distillation__kind="soft", distillation__top_k=3)))
+""")
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = precompute.main([f"--config={tmp_path / 'config.py'}", *arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def recorded(teacher, tmp_path_factory):
+    """A store of the tiny run with three logits a row."""
+    folder = tmp_path_factory.mktemp("recorded") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precompute, "CHUNK_ROWS", 100)
+        config = distilled_config(teacher, distillation__kind="soft", distillation__top_k=3)
+        precompute.Recording(config, "stream").write(folder)
+    return folder
+
+
+def content(folder):
+    """Every file of a store but the times of its markers."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_rows_are_what_the_teacher_says_of_the_mixed_images(teacher, recorded):
+    config = distilled_config(teacher)
+    source = build.train_source(config)
+    asked = teachers.open_teacher(config, NAMES)
+    store = Store(recorded, fingerprint={}, rows=ROWS, soft=True)
+    assert (store.header.rows, store.header.chunk, store.header.chunks, store.header.top) == (ROWS, 96, 4, 3)
+    batches = build.batches(config, source, build.mesh(config), 0, 12)
+    say, mixed = jax.jit(asked), 0
+    for step, (batch, _) in enumerate(batches):
+        images = mixing.mix_images(jnp.asarray(batch["image"]) / 255, batch["mix"])
+        mixed += np.abs(images - batch["image"] / 255).max() > 0.01
+        logits = say(asked.variables, images)
+        rows = store.read(slice(32 * step, 32 * step + 32), np.zeros(32, int))
+        values, indices = jax.lax.top_k(logits, 3)
+        np.testing.assert_array_equal(rows["labels"], jnp.argmax(logits, axis=1))
+        np.testing.assert_array_equal(rows["indices"], indices)
+        np.testing.assert_allclose(rows["values"], values, rtol=1e-3)
+    assert mixed > 6
+
+
+def test_the_command_tells_its_size_and_goes_on_where_it_was(command, recorded, tmp_path):
+    folder = tmp_path / "store"
+    status, out, _ = command(f"--output={folder}")
+    assert status == 0
+    first, last = out.splitlines()[0], json.loads(out.splitlines()[-1])
+    assert first == f"384 rows of 10 classes, 0.0 MB, in {folder}"
+    assert (last["rows"], last["recorded"], last["bytes"]) == (ROWS, ROWS, ROWS * (1 + 6 + 3 + 2))
+    assert content(folder) == content(recorded)
+    assert json.loads(command(f"--output={folder}")[1].splitlines()[-1])["recorded"] == 0
+    for chunk in (1, 3):
+        (folder / "done" / str(chunk)).unlink()
+        shutil.rmtree(folder / "values" / "c" / str(chunk))
+    assert json.loads(command(f"--output={folder}")[1].splitlines()[-1])["recorded"] == 96 + 96
+    assert content(folder) == content(recorded)
+
+
+def test_an_interrupted_recording_keeps_its_chunks(command, recorded, tmp_path, monkeypatch):
+    write = Writer.write
+
+    def write_and_stop(self, chunk, rows):
+        write(self, chunk, rows)
+        if chunk == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "write", write_and_stop)
+        status, _, err = command(f"--output={tmp_path / 'store'}")
+    assert status == EXIT_INTERRUPTED
+    assert "interrupted; the same command goes on from chunk 2" in err
+    assert sorted(path.name for path in (tmp_path / "store" / "done").iterdir()) == ["0", "1"]
+    command(f"--output={tmp_path / 'store'}")
+    assert content(tmp_path / "store") == content(recorded)
+
+
+def test_a_check_asks_again(command, recorded, tmp_path):
+    shutil.copytree(recorded, tmp_path / "store")
+    result = json.loads(command(f"--output={tmp_path / 'store'}", "--check", "--views=one")[1].splitlines()[-1])
+    assert (result["rows_checked"], result["same_labels"]) == (8 * 32, 100)
+    assert result["largest_difference"] == 0
+    store, writer = (
+        Store(recorded, fingerprint={}, rows=0, soft=True),
+        Writer(tmp_path / "store", read_header(recorded)),
+    )
+    for chunk in range(4):
+        rows = store.read(slice(96 * chunk, 96 * chunk + 96), np.zeros(96, int))
+        writer.write(chunk, rows | {"labels": (rows["labels"] + (np.arange(96) < 5)) % np.uint8(10)})
+    with pytest.raises(UserError, match="the teacher says something else now"):
+        command(f"--output={tmp_path / 'store'}", "--check")
+
+
+def test_a_store_of_another_run_is_neither_checked_nor_gone_on_with(command, recorded):
+    for check in ((), ("--check",)):
+        with pytest.raises(UserError, match=r"mixing\.mixup is 0\.5, recorded with 0\.8") as error:
+            command(f"--output={recorded}", "--config.mixing.mixup=0.5", *check)
+        assert "seed" not in str(error.value)
+
+
+def test_one_view_is_the_centre_crop_of_every_example(teacher, tmp_path, monkeypatch):
+    config = distilled_config(teacher, data__crop_ratio=0.7, data__max_corrupt=1.0)
+    result = precompute.Recording(config, "one").write(tmp_path / "store")
+    assert result["rows"] == result["recorded"] == read_header(tmp_path / "store").rows == 1437
+    source = build.train_source(config)
+    asked = teachers.open_teacher(config, NAMES)
+    (batch,) = eval_batches(
+        source, batch_size=1437, rows=slice(None), image_size=8, crop_ratio=0.7, threads=0, prefetch=0
+    )
+    expected = jnp.argmax(jax.jit(asked)(asked.variables, batch["image"] / np.float32(255)), axis=1)
+    other = dataclasses.replace(distilled_config(teacher, data__crop_ratio=0.7), seed=5, batch_size=8)
+    other = replace(other, "distillation", store=str(tmp_path / "store"))
+    store = teachers.open_store(other, source, rows=10**9)  # as long a run as one likes, of any seed and batch
+    np.testing.assert_array_equal(store.read(slice(0, 1437), np.arange(1437))["labels"], expected)
+
+    def examples(step):
+        """At the positions of a batch and the one after it."""
+        positions = range(32 * step, 32 * step + 33)
+        return np.array([example_index(at, seed=config.seed, examples=1437, batch_size=32) for at in positions])
+
+    read, broken = MemorySource.__getitem__, examples(45)[7]
+
+    def read_or_fail(self, index):
+        if index == broken:
+            raise OSError("unreadable")
+        return read(self, index)
+
+    monkeypatch.setattr(MemorySource, "__getitem__", read_or_fail)
+    for step, (batch, replaced) in enumerate(build.batches(config, source, build.mesh(config), 44, 46, store), 44):
+        shown = examples(step)  # of the second epoch
+        if step == 45:
+            assert replaced == 1
+            shown[7] = shown[8]  # its neighbour stands in, and the teacher's word on it
+        np.testing.assert_array_equal(batch["teacher"]["labels"], expected[shown[:32]])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--output: missing"),
+        (["--config.distillation.kind=none"], r"config\.distillation\.kind: is 'none', so there is nothing to record"),
+        (["--config.distillation.token=False"], r"config\.distillation\.token: is False, .* 2 head.* set it to True"),
+        (["--config.distillation.teacher.weights=nowhere"], r"config\.distillation\.teacher\.weights: nowhere"),
+        (["--check"], "is no store"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_before_anything_is_written(command, tmp_path, flags, message):
+    output = [] if not flags else [f"--output={tmp_path / 'store'}"]
+    with pytest.raises(UserError, match=message):
+        command(*output, *flags)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_teacher_that_says_nothing_is_refused(teacher, tmp_path):
+    variables, meta = read_variables(teacher / "checkpoints")
+    variables["fc_norm.scale"] = np.full(24, np.nan, np.float32)
+    write_variables(tmp_path / "nan" / "checkpoints", variables, meta)
+    config = distilled_config(tmp_path / "nan", distillation__kind="soft", distillation__top_k=3)
+    with pytest.raises(UserError, match="its logits are NaN in the batch of step 0"):
+        precompute.Recording(config, "stream").write(tmp_path / "store")
