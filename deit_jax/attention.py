@@ -27,6 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deit_jax import cli
+from deit_jax.atomic import replacing
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.errors import UserError
@@ -67,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
             f"{printable(Path(path).name)[-TITLE:]}\n{trained.name}, heads of block {block} (of 0 to {len(maps) - 1})"
         )
         try:
-            draw(photo, maps, tokens_of(trained.model), block, title).savefig(output / names[path], dpi=100)
+            with replacing(output / names[path]) as fresh:
+                draw(photo, maps, tokens_of(trained.model), block, title).savefig(fresh, format="png", dpi=100)
         except OSError as error:
             raise UserError(f"--output: cannot write {output / names[path]}: {error.strerror}") from error
         print(printable(str(output / names[path])), flush=True)

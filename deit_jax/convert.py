@@ -14,6 +14,7 @@ The last line of the output is a JSON object.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,32 +40,28 @@ def main(argv: Sequence[str]) -> int:
     given, places_given = cli.parse(__doc__ or "", define, argv)
     if len(places_given) != 2:
         raise UserError(f"SRC DST: two places are needed, {len(places_given)} given; see --help")
-    source, destination = places_given[0], Path(places_given[1]).absolute()
+    source, destination = places_given[0], Path(os.path.expanduser(places_given[1])).absolute()
     kind = given.format or ("timm" if destination.suffix == ".safetensors" else "orbax")
     _check_free(destination, kind)
-    weights = read.read_weights(source, model=given.model, ema=given.ema)
-    weights = read.rename(weights, given.model or weights.card.model, source)
-    WRITERS[kind](destination, weights)
+    weights = read.read_named(source, model=given.model, ema=given.ema)
+    try:
+        WRITERS[kind](destination, weights)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{destination}: cannot be written: {reason}; choose another place") from error
     report(source, destination, kind, weights)
     return 0
 
 
 def write_timm(destination: Path, weights: Weights) -> None:
     """One safetensors file with timm's names; the card in its header."""
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{destination}: cannot be written: {error.strerror}; choose another place") from error
     metadata = {places.KEY: json.dumps(weights.card.to_json())}
     files.write_safetensors(destination, tables.scatter(weights.variables, tables.TIMM), metadata)
 
 
 def write_orbax(destination: Path, weights: Weights) -> None:
     """A checkpoint directory without optimizer; the card beside the weights."""
-    try:
-        write_variables(destination, dict(weights.variables), {"card": weights.card.to_json()})
-    except OSError as error:
-        raise UserError(f"{destination}: cannot be written: {error.strerror}; choose another place") from error
+    write_variables(destination, dict(weights.variables), {"card": weights.card.to_json()})
 
 
 WRITERS = {"timm": write_timm, "hf": folders.write_folder, "orbax": write_orbax}

@@ -23,6 +23,7 @@ from absl import flags
 from jaxtyping import Array
 
 from deit_jax import cli
+from deit_jax.atomic import replacing
 from deit_jax.errors import UserError
 from deit_jax.models import bind, flatten
 from deit_jax.trained import Trained, define_flags, open_trained
@@ -91,11 +92,9 @@ def describe(trained: Trained) -> dict[str, Any]:
 def _write(output: Path, files: dict[str, bytes]) -> None:
     """Each file whole or not at all."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            fresh = output / f"{name}.tmp"
-            fresh.write_bytes(content)
-            fresh.replace(output / name)
+            with replacing(output / name) as fresh:
+                fresh.write_bytes(content)
     except OSError as error:
         raise UserError(f"--output: cannot write into {output}: {error.strerror}") from error
 

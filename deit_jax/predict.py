@@ -28,6 +28,7 @@ from absl import flags
 from jaxtyping import Array, Float, UInt8
 
 from deit_jax import cli
+from deit_jax.atomic import replacing
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.errors import UserError
@@ -192,13 +193,10 @@ def _show(found: Prediction, class_names: Sequence[str], top: int, *, as_json: b
 
 def _save(path: Path, features: np.ndarray, paths: np.ndarray) -> None:
     """Writes an .npz file, whole or not at all."""
-    fresh = path.with_name(path.name + ".tmp")
     try:
-        with fresh.open("wb") as file:
+        with replacing(path) as fresh, fresh.open("wb") as file:
             np.savez(file, features=features, paths=paths)
-        fresh.replace(path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise UserError(f"--features: cannot write {path}: {error.strerror}") from error
 
 

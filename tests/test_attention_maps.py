@@ -89,8 +89,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     class Picture:
-        def savefig(self, path: Path, dpi: int) -> None:
-            Image.new("RGB", (3, 3)).save(path)
+        def savefig(self, path: Path, format: str, dpi: int) -> None:
+            Image.new("RGB", (3, 3)).save(path, format=format)
 
     def draw(photo: np.ndarray, maps: np.ndarray, tokens: tuple[str, ...], block: int, title: str) -> Picture:
         calls.append({"photo": photo, "maps": maps, "tokens": tokens, "block": block, "title": title})

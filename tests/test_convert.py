@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from weight_samples import FAMILIES, PUBLISHED, assert_same_arrays, sample
+from weight_samples import FAMILIES, PUBLISHED, assert_same_arrays, convolutional, sample
 
 from deit_jax import convert
 from deit_jax.errors import UserError
@@ -53,7 +53,7 @@ def test_orbax_hugging_face_orbax(tmp_path, capsys, name):
     run(capsys, tmp_path / "hf", tmp_path / "second")
     again = read_weights(tmp_path / "second")
     assert_same_arrays(weights.variables, again.variables)
-    assert (again.card.class_names, again.card.preprocessing) == (weights.card.class_names, weights.card.preprocessing)
+    assert again.card == weights.card
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -65,6 +65,28 @@ def test_hugging_face_timm_hugging_face(tmp_path, capsys, name):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
     first, _ = files.read_tensors(tmp_path / "first" / "model.safetensors")
     assert_same_arrays(first, files.read_tensors(tmp_path / "second" / "model.safetensors")[0])
+
+
+def test_convolutional_networks_go_with_their_statistics(tmp_path, capsys):
+    weights = convolutional("regnety_002", num_classes=7)
+    convert.write_timm(tmp_path / "first.safetensors", weights)
+    run(capsys, tmp_path / "first.safetensors", tmp_path / "orbax")
+    run(capsys, tmp_path / "orbax", tmp_path / "second.safetensors")
+    for spec in ("orbax", "second.safetensors"):
+        again = read_weights(tmp_path / spec)
+        assert_same_arrays(weights.variables, again.variables)
+        assert again.card == weights.card
+    assert "s3.b4.conv2.bn.running_var" in files.read_tensors(tmp_path / "second.safetensors")[0]
+    with pytest.raises(UserError, match=r"regnety_002: is no Vision Transformer; write a \.safetensors file"):
+        convert.main([str(tmp_path / "orbax"), str(tmp_path / "hf"), "--format=hf"])
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_tilde_is_the_home(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    convert.write_timm(tmp_path / "w.safetensors", sample(TINY))
+    assert run(capsys, "~/w.safetensors", "~/new/v.safetensors")["destination"] == f"{tmp_path}/new/v.safetensors"
+    assert (tmp_path / "new" / "v.safetensors").is_file()
 
 
 def test_a_model_that_the_source_does_not_tell_has_to_be_named(tmp_path, capsys):

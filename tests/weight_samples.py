@@ -35,6 +35,14 @@ def sample(name: str = "deit_tiny_patch16_224", *, seed: int = 0, **overrides: A
     return Weights(variables, Card(name, arguments, names, HALF))
 
 
+def convolutional(name: str, **overrides: Any) -> Weights:
+    """Float32 weights and statistics of a convolutional network."""
+    random = np.random.default_rng(0)
+    shapes = _shapes(name, tuple(overrides.items()))
+    variables = {path: random.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    return Weights(variables, Card(name, overrides, (), HALF))
+
+
 def bare(path: Path, weights: Weights, scheme: tables.Scheme = tables.TIMM) -> Path:
     """Writes a file that has no card."""
     files.write_safetensors(path, tables.scatter(weights.variables, scheme), {})

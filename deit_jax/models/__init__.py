@@ -1,7 +1,7 @@
 """The networks, built by name, and their parameters as one flat dict."""
 
 from deit_jax.models.params import abstract_model, bind, check_fit, flatten
-from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models
+from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models, resolve
 from deit_jax.models.vit import VisionTransformer
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "entry",
     "flatten",
     "list_models",
+    "resolve",
 ]

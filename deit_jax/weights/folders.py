@@ -1,15 +1,15 @@
 """Folders as transformers and timm keep models: configs and a weight file."""
 
 import json
-import os
-import shutil
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deit_jax.atomic import replacing
 from deit_jax.errors import UserError
-from deit_jax.models import Preprocessing, entry
-from deit_jax.weights import files, huggingface, tables
+from deit_jax.models import Preprocessing, entry, resolve
+from deit_jax.weights import files, huggingface, processors, tables
 from deit_jax.weights.card import Card, Weights
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -29,7 +29,10 @@ def read_folder(folder: Path) -> tuple[Path, Card]:
     if "architecture" in config:
         return file, timm_card(config, str(folder / CONFIG))
     processor = _read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else None
-    return file, huggingface.card_of(config, processor, str(folder))
+    card = huggingface.card_of(config, processor, str(folder))
+    if card.preprocessing is None:
+        logging.warning("%s: has no %s; images are prepared as for %s", folder, PROCESSOR, card.model)
+    return file, card
 
 
 def timm_card(config: Mapping[str, Any], where: str) -> Card:
@@ -48,7 +51,7 @@ def timm_card(config: Mapping[str, Any], where: str) -> Card:
         arguments["image_size"] = huggingface.image_size_of(size)
     known = {"mean", "std", "crop_pct"} <= published.keys()
     preprocessing = Preprocessing.from_json({**published, "crop_ratio": published["crop_pct"]}) if known else None
-    resolved = huggingface.resolve(Card(model))
+    resolved = resolve(model, {})
     return Card(
         model,
         {name: value for name, value in arguments.items() if value != resolved[name]},
@@ -65,23 +68,17 @@ def write_folder(folder: Path, weights: Weights) -> None:
         weights: with a card that names the model.
 
     Raises:
-        UserError: transformers has no class for this network, or the folder cannot be written.
+        UserError: transformers has no class for this network.
+        OSError: the folder cannot be written.
     """
     architecture = huggingface.architecture_of(weights.card)
     config = huggingface.config_of(weights, architecture)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        beside.mkdir(parents=True)
-        (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        processor = huggingface.processor_of(weights.card)
-        (beside / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
+    with replacing(folder) as fresh:
+        fresh.mkdir()
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (fresh / PROCESSOR).write_text(json.dumps(processors.processor_of(weights.card), indent=2) + "\n")
         tensors = tables.scatter(weights.variables, tables.HUGGING_FACE[architecture])
-        files.write_safetensors(beside / WEIGHT_FILES[0], tensors, {})
-        beside.replace(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another place") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        files.write_safetensors(fresh / WEIGHT_FILES[0], tensors, {})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

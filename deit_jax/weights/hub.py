@@ -1,5 +1,6 @@
 """Where weights are that are named rather than given as files: on the Hugging Face hub, or published for a model."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -25,12 +26,21 @@ def fetch(address: str) -> Path:
     if not match:
         raise UserError(f"{address}: is no address of the hub; write {PREFIX}owner/name or {PREFIX}owner/name@revision")
     repository, revision = match.groups()
-    safetensors, pickled = WEIGHT_FILES
-    folder = _snapshot(repository, revision, [CONFIG, PROCESSOR, safetensors])
-    if not (folder / safetensors).exists():
-        folder = _snapshot(repository, revision, [CONFIG, PROCESSOR, pickled])
-    if not (folder / CONFIG).is_file():
+    config = _file(repository, revision, CONFIG)
+    if config is None:
         raise UserError(f"{address}: has no {CONFIG}, which tells the model; fetch its weight file and name that")
+    folder = config.parent
+    commit = folder.name  # so that all files are of one, whatever a branch becomes meanwhile
+    try:
+        found = any(_file(repository, commit, name) for name in WEIGHT_FILES)
+    except UserError:
+        found = any((folder / name).exists() for name in WEIGHT_FILES)
+        if not found:
+            raise
+    if not found:
+        raise UserError(f"{address}: has {CONFIG} but none of {', '.join(WEIGHT_FILES)}; name another repository")
+    with contextlib.suppress(UserError):  # not every repository has one, and `read_folder` says so
+        _file(repository, commit, PROCESSOR)
     for name in WEIGHT_FILES:
         if (folder / name).exists():
             _check_blob(folder / name)
@@ -57,9 +67,9 @@ def pretrained(model: str) -> Path:
         return own / published.checkpoint
     authors = f", or the authors' {published.checkpoint}," if published.checkpoint else ""
     mend = f"or put its file {published.file} as {model}.safetensors{authors} into {own}"
-    file = _snapshot(published.repository, None, [published.file], mend) / published.file
-    if not file.is_file():
-        raise UserError(f"{published.repository} has no {published.file} any more; {mend[3:]}")
+    file = _file(published.repository, None, published.file, mend)
+    if file is None:
+        raise UserError(f"{PREFIX}{published.repository}: has no {published.file} any more; {mend[3:]}")
     _check_blob(file)
     return file
 
@@ -70,15 +80,17 @@ def own_folder() -> Path:
     return Path(home) / "deit_jax" / "weights"
 
 
-def _snapshot(repository: str, revision: str | None, names: list[str], mend: str = "or name a file") -> Path:
-    """The folder in the cache that has those of the named files that the repository has."""
+def _file(repository: str, revision: str | None, name: str, mend: str = "or name a file") -> Path | None:
+    """A file of a repository in the cache, fetched where it is not there yet; None where the repository has none."""
     # Not at the top: a second to import, and it fixes its cache by the environment of that moment.
     import huggingface_hub as hub
     from huggingface_hub import errors
 
     at = f"{repository}@{revision}" if revision else repository
     try:
-        return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=names))
+        return Path(hub.hf_hub_download(repository, name, revision=revision))
+    except errors.RemoteEntryNotFoundError:
+        return None
     except errors.GatedRepoError as error:
         raise UserError(
             f"{PREFIX}{at}: its owner gives access on request; log in with `hf auth login`, {mend}"
@@ -89,7 +101,7 @@ def _snapshot(repository: str, revision: str | None, names: list[str], mend: str
         ) from error
     except (OSError, errors.HfHubHTTPError) as error:  # LocalEntryNotFoundError is one
         raise UserError(
-            f"{PREFIX}{at}: {names[-1]} is not in this machine's cache and cannot be fetched "
+            f"{PREFIX}{at}: {name} is not in this machine's cache and cannot be fetched "
             f"({_reason(error)}); connect to the network, {mend}"
         ) from error
 

@@ -1,22 +1,25 @@
-"""Hugging Face transformers' configs as our cards, and back: config.json and preprocessor_config.json."""
+"""Hugging Face transformers' config.json as our cards, and back."""
 
-import inspect
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from deit_jax.errors import UserError
-from deit_jax.models import Preprocessing, VisionTransformer, entry, list_models
+from deit_jax.models import VisionTransformer, entry, list_models, resolve
+from deit_jax.models.resnet import EXPANSION
 from deit_jax.weights import tables
 from deit_jax.weights.card import Card, Weights
 from deit_jax.weights.imagenet import WNIDS, words
+from deit_jax.weights.processors import preprocessing_of, processor_of
 
-MODEL_TYPES = {name: "vit" if name.startswith("ViT") else "deit" for name in tables.HUGGING_FACE}
+KEY = "deit_jax"  # of the whole card in config.json, which transformers leaves alone
+MODEL_TYPES = {name: name.partition("For")[0].lower() for name in tables.HUGGING_FACE}
 
-# transformers' ViTConfig and DeiTConfig, which files may leave out. None: any value will do.
-DEFAULTS: dict[str, Any] = {
+# transformers' configs of each type, which files may leave out.
+_TRANSFORMER: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -25,11 +28,35 @@ DEFAULTS: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 16,
 }
-FIXED = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "vit": _TRANSFORMER,
+    "deit": _TRANSFORMER,
+    "regnet": {
+        "embedding_size": 32,
+        "hidden_sizes": (128, 192, 512, 1088),
+        "depths": (2, 6, 12, 2),
+        "groups_width": 64,
+    },
+    "resnet": {"embedding_size": 64, "hidden_sizes": (256, 512, 1024, 2048), "depths": (3, 4, 6, 3)},
+}
+# What alone can be read; a file may leave these out too.
+_FIXED: dict[str, Any] = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3}
+_FIXED_CNN: dict[str, Any] = {"hidden_act": "relu", "num_channels": 3}
+FIXED: dict[str, dict[str, Any]] = {
+    "vit": _FIXED,
+    "deit": _FIXED,
+    "regnet": _FIXED_CNN | {"layer_type": "y", "downsample_in_first_stage": True},
+    "resnet": _FIXED_CNN
+    | {"layer_type": "bottleneck", "downsample_in_first_stage": False, "downsample_in_bottleneck": False},
+}
+SAME_LABELS = 0.95  # of ImageNet's, from which on they are these
 
 
 def card_of(config: Mapping[str, Any], processor: Mapping[str, Any] | None, where: str) -> Card:
     """The card of a transformers config.
+
+    The card that `config_of` puts into it is taken where both files still say the same, so that nothing is lost on
+    the way; else what they say.
 
     Args:
         config, processor: contents of config.json and preprocessor_config.json.
@@ -38,15 +65,51 @@ def card_of(config: Mapping[str, Any], processor: Mapping[str, Any] | None, wher
     Raises:
         UserError: a field asks for what the networks here cannot do.
     """
+    if KEY in config:
+        try:
+            own = Card.from_json(config[KEY])
+            if _says(config, own, processor):
+                return own
+        except (KeyError, TypeError, ValueError, UserError) as error:
+            raise UserError(f"{where}/config.json: {KEY} cannot be read: {error}; remove it from the file") from error
     architecture = _architecture(config, where)
-    for field, value in FIXED.items():
+    kind = MODEL_TYPES[architecture]
+    for field, value in FIXED[kind].items():
         if config.get(field, value) != value:
             raise UserError(
                 f"{where}/config.json: {field} is {config[field]!r}, only {value!r} can be read; take others"
             )
-    fields = {**DEFAULTS, **config}
+    fields = {**DEFAULTS[kind], **config}
+    preprocessing = None if processor is None else preprocessing_of(processor, where)
+    if kind in ("regnet", "resnet"):
+        arguments, family = _convolutional(fields, kind), [kind]
+    else:
+        arguments, family = _transformer(fields, architecture, where), ["deit_", "vit_"]
+        # Alike in all that the config says. As every file of ViT has it, and none of DeiT:
+        if preprocessing is not None and preprocessing.mean == preprocessing.std == (0.5, 0.5, 0.5):
+            family = ["vit_", "deit_"]
+    labels = _labels(config, where)
+    if labels is not None:
+        arguments["num_classes"] = len(labels)
+    model, overrides = nearest_model(arguments, family)
+    return Card(model, overrides, _class_names(labels or []), preprocessing)
+
+
+def _says(config: Mapping[str, Any], card: Card, processor: Mapping[str, Any] | None) -> bool:
+    """Whether the files say of the weights what they say when they are written for this card."""
+    architecture = architecture_of(card)
+    kind, written = MODEL_TYPES[architecture], _fields(card, architecture)
+    # transformers leaves out what is its default.
+    compared = {**DEFAULTS[kind], **FIXED[kind], "architectures": None, "model_type": None, "id2label": None}
+    images = processor_of(card)
+    return all(config.get(field, default) == written[field] for field, default in compared.items()) and all(
+        value == images[field] for field, value in (processor or {}).items() if field in images
+    )
+
+
+def _transformer(fields: Mapping[str, Any], architecture: str, where: str) -> dict[str, Any]:
     width = fields["hidden_size"]
-    arguments = {
+    return {
         "image_size": image_size_of(fields["image_size"]),
         "patch_size": _patch_size(fields["patch_size"], where),
         "width": width,
@@ -57,35 +120,28 @@ def card_of(config: Mapping[str, Any], processor: Mapping[str, Any] | None, wher
         "dist_head": architecture != "DeiTForImageClassification",
         "norm_eps": fields["layer_norm_eps"],
     }
-    labels = _labels(config, where)
-    if labels is not None:
-        arguments["num_classes"] = len(labels)
-    preprocessing = None if processor is None else _preprocessing(processor, where)
-    vit_first = preprocessing is not None and preprocessing.mean == preprocessing.std == (0.5, 0.5, 0.5)
-    model, overrides = nearest_model(arguments, vit_first=vit_first)
-    return Card(model, overrides, _class_names(labels or []), preprocessing)
 
 
-def resolve(card: Card) -> dict[str, Any]:
-    """All arguments of a card's model: its overrides, the registry's, the module's defaults."""
-    known = entry(card.model)
-    parameters = inspect.signature(known.build.__init__).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return {**defaults, **known.arguments, **card.arguments}
+def _convolutional(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    widths, shared = fields["hidden_sizes"], {"depths": tuple(fields["depths"]), "stem_width": fields["embedding_size"]}
+    if kind == "regnet":
+        return shared | {"widths": tuple(widths), "group_width": fields["groups_width"]}
+    return shared | {"widths": tuple(width // EXPANSION for width in widths)}
 
 
-def nearest_model(arguments: Mapping[str, Any], *, vit_first: bool) -> tuple[str, dict[str, Any]]:
+def nearest_model(arguments: Mapping[str, Any], family: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The model of the registry that takes the fewest overrides to have these arguments, and the overrides.
 
-    Of ViT and DeiT, which are alike in what the arguments leave open; among equals DeiT, or ViT if `vit_first`.
+    Args:
+        family: beginnings of the names that come into question; of equals the first.
     """
     overrides = {}
     for name in list_models():
-        resolved = resolve(Card(name)) if name.startswith(("deit_", "vit_")) else {}
-        if resolved.get("distilled") == arguments["distilled"]:
+        resolved = resolve(name, {}) if name.startswith(tuple(family)) else {}
+        if resolved and resolved.get("distilled") == arguments.get("distilled"):
             overrides[name] = {key: value for key, value in arguments.items() if resolved[key] != value}
     # A size that is nobody's is best told from the base model's.
-    best = min(overrides, key=lambda n: (len(overrides[n]), n.startswith("vit") != vit_first, "base" not in n))
+    best = min(overrides, key=lambda n: (len(overrides[n]), not n.startswith(family[0]), "base" not in n))
     return best, overrides[best]
 
 
@@ -93,7 +149,7 @@ def architecture_of(card: Card) -> str:
     """transformers' class for a network; `UserError` where it has none."""
     if entry(card.model).build is not VisionTransformer:
         raise UserError(f"{card.model}: is no Vision Transformer; write a .safetensors file, which timm reads")
-    arguments = resolve(card)
+    arguments = resolve(card.model, card.arguments)
     lacking = {
         "layer scale": arguments["layer_scale"] > 0,
         "patch positions alone": not arguments["class_position"],
@@ -114,11 +170,16 @@ def architecture_of(card: Card) -> str:
 
 
 def config_of(weights: Weights, architecture: str) -> dict[str, Any]:
-    """The content of config.json for weights whose card names their model."""
-    arguments = resolve(weights.card)
+    """The content of config.json for weights whose card names their model; the card is in it for `card_of`."""
+    dtype = str(np.dtype(weights.variables["norm.scale"].dtype))
+    return {**_fields(weights.card, architecture), "torch_dtype": dtype, KEY: weights.card.to_json()}
+
+
+def _fields(card: Card, architecture: str) -> dict[str, Any]:
+    """What config.json says of the network and its classes."""
+    arguments = resolve(card.model, card.arguments)
     size, classes = arguments["image_size"], arguments["num_classes"]
-    names = weights.card.class_names or tuple(f"LABEL_{i}" for i in range(classes))
-    names = tuple(map(words, names))
+    names = [words(name) for name in card.class_names] or [f"LABEL_{i}" for i in range(classes)]
     return {
         "architectures": [architecture],
         "model_type": MODEL_TYPES[architecture],
@@ -137,51 +198,7 @@ def config_of(weights: Weights, architecture: str) -> dict[str, Any]:
         "qkv_bias": True,
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
-        "torch_dtype": str(np.dtype(weights.variables["norm.scale"].dtype)),
     }
-
-
-def processor_of(card: Card) -> dict[str, Any]:
-    """What transformers' `DeiTImageProcessor` has to do to prepare images as the evaluation here does."""
-    preprocessing = card.preprocessing or entry(card.model).preprocessing
-    size = resolve(card)["image_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return {
-        "image_processor_type": "DeiTImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": int(max(height, width) / preprocessing.crop_ratio)},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(preprocessing.mean),
-        "image_std": list(preprocessing.std),
-    }
-
-
-def _preprocessing(processor: Mapping[str, Any], where: str) -> Preprocessing:
-    try:
-        content = {"mean": processor["image_mean"], "std": processor["image_std"], "crop_ratio": 1.0}
-        if processor.get("do_center_crop"):
-            resized, crop = _largest(processor["size"]), _largest(processor["crop_size"])
-            content["crop_ratio"] = _crop_ratio(crop, resized)
-        return Preprocessing.from_json(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where}/preprocessor_config.json: {error} is missing or not understood; mend or remove the file"
-        ) from error
-
-
-def _largest(size: int | Mapping[str, int]) -> int:
-    return size if isinstance(size, int) else max(size.values())
-
-
-def _crop_ratio(crop: int, resized: int) -> float:
-    """The ratio by which `int(crop / ratio)` is `resized`."""
-    ratio = crop / resized
-    return ratio if int(crop / ratio) == resized else math.nextafter(ratio, 0)
 
 
 def _mlp_ratio(hidden: int, width: int) -> float:
@@ -227,7 +244,19 @@ def _labels(config: Mapping[str, Any], where: str) -> list[str] | None:
 
 
 def _class_names(labels: list[str]) -> tuple[str, ...]:
-    """() for labels that say nothing; the identifiers of ImageNet for the names that `write_folder` gives them."""
+    """() for labels that say nothing; ImageNet's identifiers for its names in their order.
+
+    Published files have all synonyms ("tench, Tinca tinca"), in slightly different editions; the first is compared.
+    """
     if labels == [f"LABEL_{i}" for i in range(len(labels))]:
         return ()
-    return WNIDS if labels == [words(name) for name in WNIDS] else tuple(labels)
+    if len(labels) == len(WNIDS):
+        pairs = zip(labels, map(words, WNIDS), strict=True)
+        if sum(_first(label) == _first(name) for label, name in pairs) >= SAME_LABELS * len(WNIDS):
+            return WNIDS
+    return tuple(labels)
+
+
+def _first(label: str) -> str:
+    """ "crane" of "crane (bird)" and of "Crane, heron"."""
+    return re.split(r",| \(", label)[0].strip().lower()

@@ -7,10 +7,13 @@ What a `spec` can be:
     FOLDER                          with config.json and a weight file, in Hugging Face's or timm's layout
     hf://owner/name[@revision]      such a folder on the hub
     pretrained                      the published weights of the model
+
+A leading `~` is the user's home.
 """
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ class Found:
 
 def find(spec: str, model: str, ema: bool | None) -> Found:
     """What `spec` names; for the arguments and errors see `read_weights`."""
+    spec = os.path.expanduser(spec)
     path, step, ema = _split(spec, ema)
     if path == "pretrained":
         if not model:
@@ -103,4 +107,5 @@ def _card(content: Any, where: str) -> Card:
     try:
         return Card.from_json(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: the card in it cannot be read: {error!r}; write it anew") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(f"{where}: the card in it cannot be read: {reason}; write it anew") from error

@@ -16,8 +16,8 @@ from jaxtyping import Array
 
 from deit_jax import models
 from deit_jax.errors import UserError
-from deit_jax.models import VisionTransformer, abstract_model, bind, entry, flatten
-from deit_jax.weights import huggingface, surgery, tables
+from deit_jax.models import VisionTransformer, abstract_model, bind, entry, flatten, resolve
+from deit_jax.weights import surgery, tables
 from deit_jax.weights.card import Card, Weights
 from deit_jax.weights.imagenet import WNIDS
 from deit_jax.weights.places import Found, find
@@ -43,21 +43,56 @@ def read_weights(spec: str | Path, *, model: str = "", ema: bool | None = None) 
     Raises:
         UserError: there are none, they cannot be read, or do not fit the model; the line lists what does not.
     """
-    found = find(str(spec), model, ema)
-    paths = tables.vit_paths(found.tensors)
+    return _complete(_read(str(spec), model, ema))
+
+
+def read_named(spec: str | Path, *, model: str = "", ema: bool | None = None) -> Weights:
+    """As `read_weights`, but as weights of `model` where that is given: they have to fit it, whatever they tell.
+
+    Raises:
+        UserError: as `read_weights`; they do not fit, or neither they nor `model` tell which model they are of.
+    """
+    weights = _read(str(spec), model, ema)
+    return _complete(_rename(weights, model or weights.card.model, str(spec)))
+
+
+def _read(spec: str, model: str, ema: bool | None) -> Weights:
+    found = find(spec, model, ema)
+    card = dataclasses.replace(found.card, model=found.card.model or model)
+    expected = shapes(_abstract(card, found.where)) if card.model else {}
+    paths = list(expected) if card.model else tables.vit_paths(found.tensors)
     scheme = found.scheme or tables.best_scheme(found.tensors, paths)
     there = [path for path in paths if all(name in found.tensors for name in scheme.names(path))]
+    if not there and not card.model:
+        raise UserError(
+            f"{found.where}: holds nothing of a Vision Transformer, but {tables.family(found.tensors)}; "
+            f"give the name of the model, if it is one of those here"
+        )
     sizes = tables.shapes(found.tensors, scheme, there)
-    card = dataclasses.replace(found.card, model=found.card.model or model)
-    if card.model:
-        card = dataclasses.replace(card, arguments={**_inferred(card, sizes), **card.arguments})
-        expected = shapes(_abstract(card, found.where))
-    else:
+    if not card.model:
         expected = sizes
+    elif inferred := {name: value for name, value in _inferred(card, sizes).items() if name not in card.arguments}:
+        card = dataclasses.replace(card, arguments={**inferred, **card.arguments})
+        expected = shapes(_abstract(card, found.where))
     _check(found, scheme, expected, card.model or "a Vision Transformer")
-    if "head.kernel" in expected and expected["head.kernel"][-1] == len(WNIDS) and not card.class_names:
-        card = dataclasses.replace(card, class_names=WNIDS)
+    card = dataclasses.replace(card, class_names=_class_names(card, expected, found.where))
     return Weights(tables.gather(found.tensors, scheme, expected), card)
+
+
+def _complete(weights: Weights) -> Weights:
+    """With the registry's preprocessing where the weights do not tell theirs."""
+    if not weights.card.model or weights.card.preprocessing is not None:
+        return weights
+    preprocessing = entry(weights.card.model).preprocessing
+    return Weights(weights.variables, dataclasses.replace(weights.card, preprocessing=preprocessing))
+
+
+def _class_names(card: Card, expected: tables.Shapes, where: str) -> tuple[str, ...]:
+    """The card's, or for 1,000 classes those of ImageNet; `UserError` where they are not as many as the head's."""
+    classes = next((expected[f"{name}.kernel"][-1] for name in surgery.HEADS if f"{name}.kernel" in expected), 0)
+    if card.class_names and classes and len(card.class_names) != classes:
+        raise UserError(f"{where}: names {len(card.class_names)} classes, its head has {classes}; mend the card in it")
+    return card.class_names or (WNIDS if classes == len(WNIDS) else ())
 
 
 def load_weights(model: M, path: str | Path, *, ema: bool | None = None) -> M:
@@ -74,6 +109,12 @@ def load_weights(model: M, path: str | Path, *, ema: bool | None = None) -> M:
     found, expected = find(str(path), "", ema), flatten(model)
     scheme = found.scheme or tables.best_scheme(found.tensors, expected)
     _check(found, scheme, shapes(model), "this model")
+    try:
+        notes = surgery.check_function(found.card, model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    for note in notes:
+        logging.info("%s: %s", path, note)
     variables = tables.gather(found.tensors, scheme, expected)
     return bind(model, {name: jnp.asarray(value, expected[name].dtype) for name, value in variables.items()})
 
@@ -92,24 +133,22 @@ def open_model(
     Raises:
         UserError: as `read_weights`; the model is not known; or the overrides ask for what the weights do not have.
     """
-    weights = read_weights(spec, model=model, ema=ema)
-    card = rename(weights, model or weights.card.model, str(spec)).card
-    card = dataclasses.replace(card, arguments={**card.arguments, **overrides})
+    weights = read_named(spec, model=model, ema=ema)
+    card = dataclasses.replace(weights.card, arguments={**weights.card.arguments, **overrides})
     abstract = _abstract(card, str(spec))
     if not isinstance(abstract, VisionTransformer):
         raise UserError(f"{spec}: {card.model} is no Vision Transformer; name weights of one")
 
-    def none(paths: Sequence[str]) -> Mapping[str, Array]:
-        raise UserError(f"{spec}: has no {paths[0]} for num_classes={overrides.get('num_classes')}; leave that out")
-
     named = card.class_names if "num_classes" not in overrides else ()
-    variables, _ = surgery.adapt(weights, abstract, fresh=none, class_names=named)
+    try:
+        variables, _ = surgery.adapt(weights, abstract, class_names=named)
+    except UserError as error:
+        raise UserError(f"{spec}: {error}") from error
     bound = bind(abstract, {path: jnp.asarray(value, jnp.float32) for path, value in variables.items()})
     complete = dataclasses.replace(
         card,
         arguments={name: value for name, value in card.arguments.items() if name not in RUNTIME},
         class_names=card.class_names if abstract.head is not None else (),
-        preprocessing=card.preprocessing or entry(card.model).preprocessing,
     )
     return bound, complete
 
@@ -142,7 +181,7 @@ def create_model(name: str, *, rngs: nnx.Rngs, pretrained: bool = False, **overr
     return bind(abstract, {path: jnp.asarray(value) for path, value in variables.items()})
 
 
-def rename(weights: Weights, model: str, where: str) -> Weights:
+def _rename(weights: Weights, model: str, where: str) -> Weights:
     """The weights as those of `model`, which they have to fit: models differ in more than variables.
 
     Raises:
@@ -153,12 +192,17 @@ def rename(weights: Weights, model: str, where: str) -> Weights:
         raise UserError(f"{where}: does not say which model it is of; give its name (by its shapes: {fitting})")
     if model == weights.card.model:
         return weights
-    own, theirs = huggingface.resolve(Card(model)), huggingface.resolve(weights.card)
+    own, theirs = resolve(model, {}), resolve(weights.card.model, weights.card.arguments)
     loose = ("image_size", "num_classes", "norm_eps", "dist_head")
     arguments = {name: theirs[name] for name in loose if name in own and own[name] != theirs[name]}
     card = dataclasses.replace(weights.card, model=model, arguments=arguments)
-    found = Found(where, dict(weights.variables), card)
-    _check(found, tables.OURS, shapes(_abstract(card, where)), model)
+    found, network = Found(where, dict(weights.variables), card), _abstract(card, where)
+    _check(found, tables.OURS, shapes(network), model)
+    others = surgery.differences(_abstract(weights.card, where), network)
+    if others:
+        raise UserError(
+            f"{where}: is not {model}'s, but {weights.card.model}'s: {'; '.join(others)}; leave the name out"
+        )
     return Weights(weights.variables, card)
 
 
@@ -169,11 +213,10 @@ def shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 def _inferred(card: Card, sizes: tables.Shapes) -> dict[str, Any]:
     """`num_classes` and a square `image_size` by the head and the position embedding, where the model's are others."""
-    resolved = huggingface.resolve(card)
-    if "num_classes" not in resolved:  # a network of another kind
-        return {}
-    inferred = {"num_classes": sizes["head.kernel"][-1] if "head.kernel" in sizes else 0}
-    if "pos_embed" in sizes:
+    resolved = resolve(card.model, card.arguments)
+    heads = [sizes[f"{name}.kernel"] for name in surgery.HEADS if sizes.get(f"{name}.kernel")]
+    inferred = {"num_classes": heads[0][-1] if heads else 0}
+    if len(sizes.get("pos_embed", ())) == 3:
         prefix = (resolved["class_token"] + resolved["distilled"]) * resolved["class_position"]
         patches = sizes["pos_embed"][1] - prefix
         side = math.isqrt(max(patches, 0))
@@ -185,8 +228,11 @@ def _inferred(card: Card, sizes: tables.Shapes) -> dict[str, Any]:
 def _abstract(card: Card, where: str) -> nnx.Module:
     try:
         return abstract_model(card.model, **card.arguments)
-    except ValueError as error:
-        raise UserError(f"{where}: {card.model} cannot be built with {dict(card.arguments)}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # a card's nonsense makes the constructors run into anything
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{where}: {card.model} cannot be built with {dict(card.arguments)}: {reason}") from error
 
 
 def _check(found: Found, scheme: tables.Scheme, expected: tables.Shapes, of: str) -> None:
@@ -197,14 +243,15 @@ def _check(found: Found, scheme: tables.Scheme, expected: tables.Shapes, of: str
 
 def _fitting(variables: Mapping[str, Any]) -> list[str]:
     """Models of the registry that weights of these shapes could be of."""
+    positions, patches = variables.get("pos_embed"), variables.get("patch_embed.proj.kernel")
     traits = {
-        "width": variables["pos_embed"].shape[-1] if "pos_embed" in variables else 0,
+        "width": 0 if positions is None else positions.shape[-1],
         "depth": sum(path.endswith("norm1.scale") for path in variables),
-        "patch_size": variables["patch_embed.proj.kernel"].shape[0] if "patch_embed.proj.kernel" in variables else 0,
+        "patch_size": 0 if patches is None else patches.shape[0],
         "distilled": "dist_token" in variables,
     }
     scaled = "blocks.0.ls1.gamma" in variables
-    resolved = {name: huggingface.resolve(Card(name)) for name in models.list_models()}
+    resolved = {name: resolve(name, {}) for name in models.list_models()}
     return [
         name
         for name, arguments in resolved.items()

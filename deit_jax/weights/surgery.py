@@ -1,53 +1,108 @@
 """Fits weights to a model for other classes or another image size; everything else has to match."""
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
 from deit_jax.errors import UserError
-from deit_jax.models import check_fit, flatten
+from deit_jax.models import abstract_model, check_fit, flatten
 from deit_jax.weights.card import Card, Weights
 
 HEADS = ("head", "head_dist", "head.fc", "fc", "classifier")  # of Vision Transformers, RegNets, ResNets, EfficientNets
+
+# Attributes of modules that say how a network computes, not which function, or what this file fits.
+INCIDENTAL = {"implementation", "form", "remat", "image_size", "num_patches", "out_features"}
 
 Fresh = Callable[[Sequence[str]], Mapping[str, Array]]
 
 
 def adapt(
-    weights: Weights, model: Any, *, fresh: Fresh, class_names: Sequence[str] = ()
+    weights: Weights, model: nnx.Module, *, fresh: Fresh | None = None, class_names: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """All variables of `model`, taken from the weights where they fit.
 
     A position embedding for another image size is resized. A classifier is kept where both have the same classes, or
     as many where one side does not name them; else the classes that both name are taken over, the others drawn anew.
+    A name that stands for several classes tells none of them, unless the lists are the same.
 
     Args:
         weights: of the same network, but for classes and image size.
         model: abstract.
-        fresh: draws values for variables of the model, given their paths.
+        fresh: draws values for variables of the model, given their paths; None where nothing may be drawn.
         class_names: of the model's classes; empty where they are not known.
 
     Returns:
         The variables in the model's dtypes, and a line in words for each thing that differs from the weights.
 
     Raises:
-        UserError: something else than classes and image size differs; the line lists what.
+        UserError: something else than classes and image size differs; the line lists what. Or there is nothing to take
+            a classifier from, and `fresh` is None.
     """
     expected, fitted = flatten(model), dict(weights.variables)
     notes = _fit_positions(fitted, weights.card, model)
     notes += _fit_heads(fitted, weights.card.class_names, expected, class_names, fresh)
-    known = {path: np.asarray(value) for path, value in fitted.items()}
-    cast = {path: value.astype(expected[path].dtype, copy=False) if path in expected else value for path, value in known.items()}
+    arrays = {path: np.asarray(value) for path, value in fitted.items()}
+    variables = {
+        path: value.astype(expected[path].dtype, copy=False) if path in expected else value
+        for path, value in arrays.items()
+    }
     try:
-        check_fit(expected, cast)
+        check_fit(expected, variables)
     except ValueError as error:
-        of = f" of {weights.card.model}" if weights.card.model else ""
-        raise UserError(f"the weights{of} are those of another network: {error}; set model.name to theirs") from error
-    return cast, notes
+        raise UserError(
+            f"the weights{_of(weights.card)} are those of another network: {error}; set model.name to theirs"
+        ) from error
+    return variables, notes + check_function(weights.card, model)
+
+
+def check_function(card: Card, model: nnx.Module) -> list[str]:
+    """In words, how a model of the same variables computes slightly else than the one that a card tells of.
+
+    Raises:
+        UserError: it computes another function; the line says why.
+    """
+    if not card.model:  # nothing is known but shapes
+        return []
+    lines = differences(abstract_model(card.model, **card.arguments), model)
+    notes = [line for line in lines if line.startswith("eps ")]
+    others = [line for line in lines if line not in notes]
+    if others:
+        raise UserError(
+            f"the weights{_of(card)} are those of another network: {'; '.join(others)}; "
+            f"set model.name and what the config changes of it to theirs"
+        )
+    return notes
+
+
+def _of(card: Card) -> str:
+    return f" of {card.model}" if card.model else ""
+
+
+def differences(theirs: nnx.Module, ours: nnx.Module) -> list[str]:
+    """In words, a line each, why networks of the same variables compute different functions of them."""
+    before, after = traits(theirs), traits(ours)
+    lines: dict[str, str] = {}
+    for path, value in before.items():
+        if path in after and after[path] != value:
+            name = path.rpartition(".")[2]
+            lines.setdefault(name, f"{name} is {value} in the weights' network and {after[path]} in the model's")
+    return list(lines.values())
+
+
+def traits(model: nnx.Module) -> dict[str, bool | int | float | str]:
+    """What decides a network's function beside its variables: numbers and words in its modules, by dotted path."""
+    return {
+        ".".join(map(str, (*path, name))): value
+        for path, module in nnx.iter_modules(model)
+        for name, value in vars(module).items()
+        if name not in INCIDENTAL and isinstance(value, bool | int | float | str)
+    }
 
 
 def resize_positions(
@@ -75,7 +130,8 @@ def _fit_positions(fitted: dict[str, Any], card: Card, model: Any) -> list[str]:
     prefix = model.num_prefix_tokens if model.class_position else 0
     patch = model.patch_embed.patch_size
     after = (model.image_size[0] // patch, model.image_size[1] // patch)
-    before = _grid(np.shape(fitted["pos_embed"])[1] - prefix, card)
+    shape = np.shape(fitted["pos_embed"])
+    before = _grid(shape[1] - prefix, card) if len(shape) == 3 else None
     if before is None or before == after:
         return []
     fitted["pos_embed"] = resize_positions(fitted["pos_embed"], prefix, before, after)
@@ -91,7 +147,11 @@ def _grid(patches: int, card: Card) -> tuple[int, int] | None:
 
 
 def _fit_heads(
-    fitted: dict[str, Any], before: Sequence[str], expected: Mapping[str, Any], after: Sequence[str], fresh: Fresh
+    fitted: dict[str, Any],
+    before: Sequence[str],
+    expected: Mapping[str, Any],
+    after: Sequence[str],
+    fresh: Fresh | None,
 ) -> list[str]:
     """Fits the classifiers from classes named `before` to those named `after`."""
     wanted = [name for name in HEADS if f"{name}.kernel" in expected]
@@ -102,7 +162,11 @@ def _fit_heads(
         return []
     sources = {name: _columns(fitted, name, expected, before, after) for name in wanted}
     anew = [f"{name}.{leaf}" for name, columns in sources.items() if columns is not None for leaf in ("kernel", "bias")]
-    drawn = {path: np.array(value) for path, value in fresh(anew).items()} if anew else {}
+    if anew and fresh is None:
+        raise UserError(
+            f"the weights have no {anew[0]} for {expected[anew[0]].shape[-1]} classes; leave num_classes out"
+        )
+    drawn = {path: np.array(value) for path, value in fresh(anew).items()} if anew and fresh else {}
     notes = []
     for name, columns in sources.items():
         if columns is None:
@@ -125,11 +189,11 @@ def _columns(
     features, count = expected[f"{name}.kernel"].shape
     if f"{name}.kernel" not in fitted:
         return [None] * count
-    old_features, old_count = np.shape(fitted[f"{name}.kernel"])
-    if old_features != features:
+    shape = np.shape(fitted[f"{name}.kernel"])
+    if len(shape) != 2 or shape[0] != features or (before and len(before) != shape[1]):
         return None  # another network: left for the comparison of shapes to say
-    if before and after:
-        index = {old: i for i, old in enumerate(before)}
-        columns = [index.get(new) for new in after]
-        return None if columns == list(range(old_count)) else columns
-    return None if count == old_count else [None] * count
+    if before and after and tuple(before) != tuple(after):
+        counts = collections.Counter(before), collections.Counter(after)
+        index = {old: i for i, old in enumerate(before) if all(count[old] == 1 for count in counts)}
+        return [index.get(new) for new in after]
+    return None if count == shape[1] else [None] * count

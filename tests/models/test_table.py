@@ -7,10 +7,13 @@ from pathlib import Path
 from flax import nnx
 
 from deit_jax.benchmark import forward_flops
-from deit_jax.models import entry, flatten, list_models
+from deit_jax.models import VisionTransformer, entry, flatten, list_models
 
 TEXT = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-PAPERS = {"deit": "2012.12877", "deit3": "2204.07118", "vit": "2010.11929"}
+PAPERS = {
+    **{"deit": "2012.12877", "deit3": "2204.07118", "vit": "2010.11929"},
+    **{"regnety": "2003.13678", "resnet50": "1512.03385", "tf": "1905.11946"},
+}
 
 
 def rows() -> dict[str, list[str]]:
@@ -38,6 +41,9 @@ def test_parameters_are_those_of_the_code(all_models):
 def test_gmacs_are_those_of_the_code(all_models):
     wrong = {}
     for name, (_, printed, *_) in rows().items():
+        if not isinstance(all_models[name], VisionTransformer):
+            assert printed == "-", name
+            continue
         counted = rounded(forward_flops(all_models[name]) / 2e9, printed)
         if printed != counted:
             wrong[name] = (printed, counted)
@@ -47,6 +53,8 @@ def test_gmacs_are_those_of_the_code(all_models):
 def test_gmacs_are_those_of_the_papers_formula():
     """With D the width and N the tokens, 12 N D^2 + 2 N^2 D in a block, 3 P^2 D for a patch, 1,000 D in a head."""
     for name, (_, printed, *_) in rows().items():
+        if entry(name).build is not VisionTransformer:
+            continue
         arguments = entry(name).arguments
         patch, size = map(int, re.search(r"patch(\d+)_(\d+)", name).groups())
         width, heads = arguments["width"], 1 + ("distilled" in name)
@@ -59,7 +67,25 @@ def test_gmacs_are_those_of_the_papers_formula():
 
 def test_data_and_papers_are_those_of_the_registry():
     for name, (*_, top1, data, paper) in rows().items():
-        assert re.fullmatch(r"[78]\d\.\d", top1), name
+        assert re.fullmatch(r"[78]\d\.\d", top1) or name in ("regnety_032", "resnet50"), name
         assert data == ("21k, 1k" if "_in21k_" in entry(name).pretrained.repository else "1k"), name
         number = PAPERS[name.split("_")[0]]
         assert paper == f"[{number}](https://arxiv.org/abs/{number})", name
+
+
+def test_published_weights_are_those_of_the_registry():
+    text = TEXT[TEXT.index("## Published weights") :]
+    lines = [line.strip("| ").split(" | ") for line in text.split("\n\n")[2].splitlines()]
+    assert lines[0] == ["Model", "Tag", "Crop ratio", "Licence"]
+    known = {}
+    for names, tag, ratios, licence in lines[2:]:
+        names = re.findall(r"`([^`]+)`", names)
+        names = [name if len(name) > 1 else names[0][:-1] + name for name in names]
+        ratios = ratios.split(", ") * len(names)
+        for name, ratio in zip(names, ratios, strict=False):
+            known[name] = (f"timm/{name}.{tag.split('`')[1]}", float(ratio), licence.lower().replace(" ", "-"))
+    assert known == {
+        name: (entry(name).pretrained.repository, entry(name).preprocessing.crop_ratio, entry(name).pretrained.licence)
+        for name in list_models()
+        if entry(name).build is not VisionTransformer
+    }

@@ -1,16 +1,18 @@
 """Full-size models against Hugging Face transformers on torch, with random weights: `make parity`."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weight_samples import sample
 
 from deit_jax import convert
 from deit_jax.data.transforms import eval_transform
 from deit_jax.models import Preprocessing, bind, flatten
-from deit_jax.weights import Card, huggingface, open_model, read_weights, tables
+from deit_jax.weights import Card, Weights, folders, open_model, processors, read_weights, tables
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -97,11 +99,28 @@ def test_what_is_written_loads_into_transformers(theirs, examples, tmp_path):
         np.testing.assert_array_equal(torch_logits(again.eval(), examples[0]), torch_logits(model, examples[0]))
 
 
+def test_transformers_keeps_our_card_and_we_believe_it_only_while_it_is_true(tmp_path):
+    crop = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.875)
+    weights = sample("vit_tiny_patch16_224", image_size=65)
+    weights = Weights(weights.variables, dataclasses.replace(weights.card, preprocessing=crop))
+    folders.write_folder(tmp_path / "ours", weights)
+    model = transformers.ViTForImageClassification.from_pretrained(tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs")
+    transformers.DeiTImageProcessorPil.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    assert read_weights(tmp_path / "theirs").card == weights.card
+    tuned = transformers.ViTForImageClassification.from_pretrained(
+        tmp_path / "ours", num_labels=2, ignore_mismatched_sizes=True
+    )
+    tuned.save_pretrained(tmp_path / "tuned")
+    card = read_weights(tmp_path / "tuned").card
+    assert (card.arguments["num_classes"], card.class_names) == (2, ())
+
+
 @pytest.mark.parametrize("crop_ratio", [0.875, 0.9, 1.0])
 def test_images_are_prepared_as_our_evaluation_prepares_them(tmp_path, crop_ratio):
     preprocessing = Preprocessing(crop_ratio=crop_ratio)
     card = Card("deit_tiny_patch16_224", {}, (), preprocessing)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(huggingface.processor_of(card)))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processors.processor_of(card)))
     processor = transformers.DeiTImageProcessorPil.from_pretrained(tmp_path)
     for shape in ((300, 400, 3), (401, 333, 3), (225, 224, 3)):
         photo = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

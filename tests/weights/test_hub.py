@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from unittest.mock import MagicMock
 
 import huggingface_hub
 import numpy as np
@@ -77,10 +78,23 @@ def test_without_a_network_the_message_is_the_same(monkeypatch):
     def unreachable(*arguments, **options):
         raise huggingface_hub.errors.LocalEntryNotFoundError("Got: ConnectError\nmore") from OSError("Name not known")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     with pytest.raises(UserError, match=r"hf://a/b: .* cannot be fetched \(Name not known\); connect") as error:
         read_weights("hf://a/b")
     assert "\n" not in str(error.value)
+
+
+def online(monkeypatch, cache):
+    """Makes the hub have what the cache has, and nothing else."""
+    real = huggingface_hub.hf_hub_download
+
+    def download(repository, name, revision=None):
+        try:
+            return real(repository, name, revision=revision)
+        except huggingface_hub.errors.LocalEntryNotFoundError as error:
+            raise huggingface_hub.errors.RemoteEntryNotFoundError("404", response=MagicMock()) from error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
 
 
 def test_a_changed_blob_is_refused(cache, tmp_path):
@@ -93,14 +107,28 @@ def test_a_changed_blob_is_refused(cache, tmp_path):
         read_weights("hf://owner/name")
 
 
-def test_a_repository_without_config_or_weights(cache, tmp_path):
+def test_a_repository_without_config_or_weights(cache, tmp_path, monkeypatch):
     contents = folder_contents(tmp_path)
     put(cache, "owner/weights", {"model.safetensors": contents["model.safetensors"]})
     put(cache, "owner/config", {"config.json": contents["config.json"]})
+    for repository, lacking in (("weights", "config.json"), ("config", "model.safetensors")):
+        with pytest.raises(
+            UserError, match=rf"{repository}\S*: {lacking} is not in this machine's cache and cannot be"
+        ):
+            read_weights(f"hf://owner/{repository}")
+    online(monkeypatch, cache)
     with pytest.raises(UserError, match=r"hf://owner/weights: has no config\.json"):
         read_weights("hf://owner/weights")
-    with pytest.raises(UserError, match=r"has config\.json but none of model\.safetensors"):
+    with pytest.raises(UserError, match=r"hf://owner/config: has config\.json but none of model\.safetensors"):
         read_weights("hf://owner/config")
+
+
+def test_a_pickle_is_taken_where_there_is_nothing_else(cache, tmp_path, monkeypatch):
+    contents = folder_contents(tmp_path)
+    put(cache, "owner/old", {"config.json": contents["config.json"], "pytorch_model.bin": b"a pickle"})
+    assert (hub.fetch("hf://owner/old") / "pytorch_model.bin").is_file()  # without a network
+    online(monkeypatch, cache)
+    assert (hub.fetch("hf://owner/old") / "pytorch_model.bin").is_file()
 
 
 @pytest.mark.usefixtures("small")
@@ -112,7 +140,7 @@ class TestPretrained:
         put(cache, REPOSITORY, {"model.safetensors": file_content(tmp_path, weights)})
         found = read_weights("pretrained", model=TINY)
         assert_same_arrays(weights.variables, found.variables)
-        assert (found.card.model, found.card.preprocessing) == (TINY, None)
+        assert (found.card.model, found.card.preprocessing) == (TINY, entry(TINY).preprocessing)
 
     def test_by_create_model(self, cache, tmp_path):
         weights = sample(TINY, image_size=20)
@@ -134,6 +162,14 @@ class TestPretrained:
         bare(own / f"{TINY}.safetensors", weights)
         assert hub.pretrained(TINY) == own / f"{TINY}.safetensors"
         assert_same_arrays(weights.variables, read_weights("pretrained", model=TINY).variables)
+
+    def test_of_a_repository_of_which_another_file_is_cached(self, cache, monkeypatch):
+        put(cache, REPOSITORY, {"config.json": b"{}"})
+        with pytest.raises(UserError, match=r"model\.safetensors is not in this machine's cache and cannot be fetched"):
+            read_weights("pretrained", model=TINY)
+        online(monkeypatch, cache)
+        with pytest.raises(UserError, match=rf"hf://{REPOSITORY}: has no model\.safetensors any more; put its file"):
+            read_weights("pretrained", model=TINY)
 
     def test_a_changed_blob_is_refused(self, cache, tmp_path):
         place = put(cache, REPOSITORY, {"model.safetensors": file_content(tmp_path, sample(TINY))})

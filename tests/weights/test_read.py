@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from weight_samples import FAMILIES, HALF, SIZES, assert_same_arrays, bare, sample
+from weight_samples import FAMILIES, HALF, SIZES, assert_same_arrays, bare, convolutional, sample
 
 import deit_jax
 from deit_jax import convert
 from deit_jax.checkpoint import Checkpoints
 from deit_jax.errors import UserError
-from deit_jax.models import Preprocessing, abstract_model, flatten
+from deit_jax.models import Preprocessing, abstract_model, entry, flatten
 from deit_jax.state import init_state
 from deit_jax.weights import Card, Weights, files, folders, load_weights, open_model, places, read_weights, tables
 from deit_jax.weights.imagenet import WNIDS
 
 TINY, DISTILLED, DEIT3 = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"
+VIT = "vit_tiny_patch16_224"
 
 
 def changed(weights, **fields):
@@ -32,7 +33,7 @@ def test_a_bare_file_has_the_card_that_can_be_told_from_its_shapes(tmp_path, sma
     path = bare(tmp_path / "w.safetensors", weights, scheme)
     found = read_weights(path, model=DEIT3)
     assert_same_arrays(weights.variables, found.variables)
-    assert found.card == Card(DEIT3, {"num_classes": 3, "image_size": 10})
+    assert found.card == Card(DEIT3, {"num_classes": 3, "image_size": 10}, (), entry(DEIT3).preprocessing)
     unknown = read_weights(path)
     assert_same_arrays(weights.variables, unknown.variables)
     assert unknown.card == Card()
@@ -49,9 +50,9 @@ def test_a_card_in_the_header_tells_everything(tmp_path, name):
 
 def test_features_and_a_thousand_classes(tmp_path, small):
     path = bare(tmp_path / "f.safetensors", sample(TINY, num_classes=0, image_size=20))
-    assert read_weights(path, model=TINY).card == Card(TINY, {"num_classes": 0})
+    assert read_weights(path, model=TINY).card == Card(TINY, {"num_classes": 0}, (), Preprocessing())
     path = bare(tmp_path / "i.safetensors", sample(TINY, num_classes=1000, image_size=20))
-    assert read_weights(path, model=TINY).card == Card(TINY, {}, WNIDS)
+    assert read_weights(path, model=TINY).card == Card(TINY, {}, WNIDS, Preprocessing())
     assert read_weights(path).card == Card("", {}, WNIDS)
 
 
@@ -116,13 +117,13 @@ def test_opening_for_features_or_another_image_size(tmp_path):
     assert jax.eval_shape(model, np.zeros((1, 15, 20, 3), np.float32)).shape == (1, 6)
     assert card.arguments["image_size"] == (15, 20)
     assert card.class_names == ()
-    with pytest.raises(UserError, match=r"w\.safetensors: has no head\.kernel for num_classes=4; leave that out"):
+    with pytest.raises(UserError, match=r"w\.safetensors: the weights have no head\.kernel for 4 classes"):
         open_model(tmp_path / "w.safetensors", num_classes=4)
 
 
 def test_a_model_that_is_not_known_is_asked_for(tmp_path, small):
     path = bare(tmp_path / "w.safetensors", sample(TINY))
-    with pytest.raises(UserError, match=rf"does not say which model it is of; .*\(by its shapes: {TINY}\)"):
+    with pytest.raises(UserError, match=rf"does not say which model it is of; .*\(by its shapes: {TINY} or {VIT}\)"):
         open_model(path)
 
 
@@ -135,12 +136,98 @@ def test_the_model_given_has_to_fit_what_the_card_says(tmp_path, small):
         open_model(tmp_path / "x.safetensors", model=DISTILLED)
 
 
-def test_damaged_cards_are_told(tmp_path):
-    for content in ("{", "[]", '{"model": 3}'):
-        tensors = tables.scatter(sample(TINY).variables, tables.TIMM)
-        files.write_safetensors(tmp_path / "w.safetensors", tensors, {places.KEY: content})
-        with pytest.raises(UserError, match=r"w\.safetensors: .*write (it|the file) anew"):
-            read_weights(tmp_path / "w.safetensors")
+# The whole card, or what is changed of one.
+NONSENSE = {
+    "no JSON": "{",
+    "a list": "[]",
+    "a number": "3",
+    "lacking": '{"model": ""}',
+    "no text": {"model": 3},
+    "names that are none": {"class_names": [1, 2, 3]},
+    "a name for names": {"class_names": "abc"},
+    "too few names": {"class_names": ["a"]},
+    "unknown model": {"model": "vit_tini"},
+    "unknown argument": {"arguments": {"widht": 6}},
+    "argument of another type": {"arguments": {"width": "6"}},
+    "no heads": {"arguments": {**SIZES, "heads": 0}},
+    "a list of arguments": {"arguments": [1]},
+    "preprocessing that is none": {"preprocessing": {"mean": 1}},
+    "a deviation of 0": {"preprocessing": {"mean": [0, 0, 0], "std": [0, 0, 0], "crop_ratio": 1}},
+}
+
+
+@pytest.mark.parametrize("content", NONSENSE.values(), ids=NONSENSE)
+def test_damaged_cards_are_told(tmp_path, content):
+    text = content if isinstance(content, str) else json.dumps(sample(TINY).card.to_json() | content)
+    tensors = tables.scatter(sample(TINY).variables, tables.TIMM)
+    files.write_safetensors(tmp_path / "w.safetensors", tensors, {places.KEY: text})
+    with pytest.raises(UserError, match=r"w\.safetensors: .*(anew|mend|built|did you mean)") as error:
+        read_weights(tmp_path / "w.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["pos_embed", "head.kernel", "patch_embed.proj.kernel", "blocks.0.attn.qkv.kernel"])
+@pytest.mark.parametrize("scheme", [tables.TIMM, tables.HUGGING_FACE["ViTForImageClassification"]])
+def test_scalars_in_place_of_arrays_are_told(tmp_path, small, path, scheme):
+    tensors = dict(tables.scatter(sample(TINY, image_size=20).variables, scheme))
+    name = scheme.names(path)[0]
+    tensors[name] = np.zeros((), np.float32)
+    files.write_safetensors(tmp_path / "w.safetensors", tensors.items(), {})
+    for model in (TINY, ""):
+        with pytest.raises(UserError, match=rf"w\.safetensors: .*{name}|w\.safetensors: does not say which model"):
+            open_model(tmp_path / "w.safetensors", model=model)
+
+
+def test_the_same_shapes_of_another_function_are_no_other_models(tmp_path, small):
+    """A card that tells of three heads, and a model with two."""
+    convert.write_timm(tmp_path / "w.safetensors", sample(TINY, heads=3, image_size=20))
+    assert open_model(tmp_path / "w.safetensors")[0].blocks[0].attn.heads == 3
+    with pytest.raises(UserError, match=rf"w\.safetensors: is not {VIT}'s, but {TINY}'s: heads is 3 in the"):
+        open_model(tmp_path / "w.safetensors", model=VIT)
+    with pytest.raises(UserError, match=r"w\.safetensors: the weights .* another network: heads is 3"):
+        open_model(tmp_path / "w.safetensors", heads=2)
+    with pytest.raises(UserError, match=r"w\.safetensors: the weights .* another network: heads is 3"):
+        load_weights(abstract_model(TINY, num_classes=3), tmp_path / "w.safetensors")
+
+
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    convert.write_timm(tmp_path / "w.safetensors", sample(TINY))
+    convert.write_orbax(tmp_path / "orbax", sample(TINY))
+    for spec in ("~/w.safetensors", "~/orbax", "~/orbax@0#raw"):
+        assert_same_arrays(sample(TINY).variables, read_weights(spec).variables)
+
+
+# Convolutional networks
+
+
+def test_convolutional_networks_by_their_names(tmp_path):
+    """With torch's counters, which are no weights."""
+    weights = convolutional("regnety_002", num_classes=7)
+    tensors = dict(tables.scatter(weights.variables, tables.TIMM))
+    counters = {name.replace("running_mean", "num_batches_tracked"): np.int64(3) for name in tensors if "mean" in name}
+    files.write_safetensors(tmp_path / "w.safetensors", (tensors | counters).items(), {})
+    found = read_weights(tmp_path / "w.safetensors", model="regnety_002")
+    assert_same_arrays(weights.variables, found.variables)
+    assert found.card == Card("regnety_002", {"num_classes": 7}, (), Preprocessing())
+    loaded = flatten(load_weights(abstract_model("regnety_002", num_classes=7), tmp_path / "w.safetensors"))
+    assert_same_arrays(weights.variables, loaded)
+    with pytest.raises(UserError, match="holds nothing of a Vision Transformer, but a RegNet's; give the name"):
+        read_weights(tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"is not regnety_004's .*missing: s2\.b2.*; they look like a RegNet's"):
+        read_weights(tmp_path / "w.safetensors", model="regnety_004")
+    with pytest.raises(UserError, match="regnety_002 is no Vision Transformer"):
+        open_model(tmp_path / "w.safetensors", model="regnety_002")
+
+
+def test_features_of_convolutional_networks(tmp_path):
+    for classes, names in ((0, ()), (1000, WNIDS)):
+        weights = convolutional("regnety_002", num_classes=classes)
+        path = bare(tmp_path / f"{classes}.safetensors", weights)
+        found = read_weights(path, model="regnety_002")
+        assert_same_arrays(weights.variables, found.variables)
+        assert found.card.class_names == names
+        assert found.card.arguments == ({} if classes else {"num_classes": 0})
 
 
 # Checkpoints
@@ -242,11 +329,17 @@ def test_folders_of_timm(tmp_path, small):
     assert read_weights(tmp_path).card == Card(TINY, {"num_classes": 3}, (), HALF)
 
 
-def test_folders_that_lack_a_part(tmp_path):
+def test_folders_that_lack_a_part(tmp_path, small, caplog):
     folder = tmp_path / "hf"
     folders.write_folder(folder, sample(TINY, image_size=10))
     (folder / "preprocessor_config.json").unlink()
-    assert read_weights(folder).card.preprocessing is None
+    config = json.loads((folder / "config.json").read_text())
+    del config["deit_jax"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_weights(folder).card.preprocessing == Preprocessing()
+    assert f"has no preprocessor_config.json; images are prepared as for {TINY}" in caplog.text
+    # Of a model by another name they are those that go with the name.
+    assert open_model(folder, model=VIT)[1].preprocessing == entry(VIT).preprocessing
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has config\.json but none of model\.safetensors, pytorch_model\.bin"):
         read_weights(folder)

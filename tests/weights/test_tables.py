@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from weight_samples import FAMILIES, PUBLISHED, assert_same_arrays, sample
+from weight_samples import FAMILIES, PUBLISHED, assert_same_arrays, convolutional, sample
 
 from deit_jax.weights import huggingface, tables
 
@@ -61,6 +61,56 @@ def test_the_scheme_is_known_by_the_names():
     assert "blocks.1.gamma_2" in theirs
 
 
+CONVOLUTIONAL = {
+    "regnety_002": ["RegNetForImageClassification"],
+    "resnet50": ["ResNetForImageClassification"],
+    "tf_efficientnet_lite0": [],
+    "tf_efficientnet_lite2": [],
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_convolutional_networks_have_names_too(name):
+    variables = convolutional(name).variables
+    packages = [scheme for scheme in tables.SCHEMES if "package" in scheme.title]
+    schemes = [tables.TIMM, *(tables.HUGGING_FACE[architecture] for architecture in CONVOLUTIONAL[name])]
+    if "lite" in name:
+        schemes.append(packages[name != "tf_efficientnet_lite0"])
+    for scheme in schemes:
+        theirs = dict(reversed(list(tables.scatter(variables, scheme))))
+        assert len(theirs) == len(variables)
+        assert tables.best_scheme(theirs, variables) is scheme
+        assert tables.misfit(theirs, scheme, shapes(variables)) == ""
+        assert_same_arrays(variables, tables.gather(theirs, scheme, variables))
+
+
+@pytest.mark.parametrize(
+    ("title", "path", "name"),
+    [
+        ("RegNet", "stem.bn.var", "regnet.embedder.embedder.normalization.running_var"),
+        ("RegNet", "s3.b12.conv3.conv.kernel", "regnet.encoder.stages.2.layers.11.layer.3.convolution.weight"),
+        ("RegNet", "s4.b1.se.fc2.bias", "regnet.encoder.stages.3.layers.0.layer.2.attention.2.bias"),
+        ("RegNet", "s1.b1.downsample.bn.scale", "regnet.encoder.stages.0.layers.0.shortcut.normalization.weight"),
+        ("RegNet", "head.fc.kernel", "classifier.1.weight"),
+        ("ResNet", "bn1.mean", "resnet.embedder.embedder.normalization.running_mean"),
+        ("ResNet", "layer4.2.conv2.kernel", "resnet.encoder.stages.3.layers.2.layer.1.convolution.weight"),
+        ("ResNet", "layer1.0.downsample.1.bias", "resnet.encoder.stages.0.layers.0.shortcut.normalization.bias"),
+        ("ResNet", "fc.bias", "classifier.1.bias"),
+        ("Lite 0", "blocks.0.0.conv_pw.kernel", "_blocks.0._project_conv.weight"),
+        ("Lite 0", "blocks.0.0.bn2.mean", "_blocks.0._bn2.running_mean"),
+        ("Lite 0", "blocks.2.0.conv_pw.kernel", "_blocks.3._expand_conv.weight"),
+        ("Lite 0", "blocks.6.0.bn3.scale", "_blocks.15._bn2.weight"),
+        ("Lite 1", "blocks.6.0.conv_pwl.kernel", "_blocks.20._project_conv.weight"),
+        ("Lite 1", "conv_head.kernel", "_conv_head.weight"),
+        ("Lite 1", "bn2.bias", "_bn1.bias"),
+        ("Lite 1", "classifier.kernel", "_fc.weight"),
+    ],
+)
+def test_names_of_convolutional_networks(title, path, name):
+    (scheme,) = (scheme for scheme in tables.SCHEMES if title in scheme.title)
+    assert scheme.names(path) == (name,)
+
+
 def test_a_vit_has_no_other_variables_than_those_that_are_looked_for():
     for name in FAMILIES:
         variables = sample(name, depth=12).variables
@@ -97,6 +147,10 @@ def test_what_does_not_fit_is_listed_by_the_files_names():
         (["vit.layers.0.layernorm_before.weight"], "a ViT's or an undistilled DeiT's"),
         (["s1.b1.conv1.conv.weight"], "a RegNet's"),
         (["layer1.0.conv1.weight"], "a ResNet's"),
+        (["regnet.encoder.stages.0.layers.0.layer.0.convolution.weight"], "a RegNet's"),
+        (["resnet.embedder.embedder.convolution.weight"], "a ResNet's"),
+        (["blocks.0.0.conv_dw.weight"], "an EfficientNet's"),
+        (["_blocks.0._depthwise_conv.weight"], "an EfficientNet's"),
         (["layers.0.blocks.0.norm1.weight"], "a Swin"),
         (["bert.pooler.weight"], "no model's here"),
     ],

@@ -1,6 +1,8 @@
 """Hugging Face's models: what transformers computes with the same weights, and its configs."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -11,8 +13,8 @@ from weight_samples import HALF, PUBLISHED, assert_same_arrays, sample
 
 from deit_jax.errors import UserError
 from deit_jax.losses import cross_entropy
-from deit_jax.models import Preprocessing, bind, flatten
-from deit_jax.weights import Card, Weights, files, folders, huggingface, open_model, read_weights, tables
+from deit_jax.models import Preprocessing, bind, flatten, resolve
+from deit_jax.weights import Card, Weights, files, folders, huggingface, open_model, processors, read_weights, tables
 from deit_jax.weights.imagenet import WNIDS, words
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface.npz"
@@ -94,15 +96,43 @@ def test_a_written_folder_gives_card_and_weights_back(tmp_path, name):
     ]
     again = read_weights(tmp_path / "hf")
     assert_same_arrays(weights.variables, again.variables)
-    assert huggingface.resolve(again.card) == huggingface.resolve(weights.card)
-    assert again.card.class_names == weights.card.class_names
-    assert again.card.preprocessing == HALF
+    assert again.card == weights.card
+    # Without our card in it, the config tells the same network.
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config["deit_jax"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    told = read_weights(tmp_path / "hf").card
+    networks = [resolve(card.model, card.arguments) for card in (told, weights.card)]
+    assert networks[0] == networks[1]
+    assert (told.class_names, told.preprocessing) == (weights.card.class_names, HALF)
+
+
+def test_the_card_in_a_config_is_taken_only_while_it_is_true(tmp_path):
+    """As after fine-tuning with transformers, which keeps fields that it does not know."""
+    crop = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.875)
+    weights = sample("vit_tiny_patch16_224", image_size=65)  # int(65 / 0.875) is 74, and 65 / 74 no 0.875
+    weights = Weights(weights.variables, dataclasses.replace(weights.card, preprocessing=crop))
+    folders.write_folder(tmp_path / "hf", weights)
+    config, processor = (
+        json.loads((tmp_path / "hf" / name).read_text()) for name in ("config.json", "preprocessor_config.json")
+    )
+    assert huggingface.card_of(config, processor, "hf") == weights.card
+    # transformers leaves out what is its default.
+    shorter = {field: value for field, value in config.items() if field not in huggingface.FIXED["vit"]}
+    assert huggingface.card_of(shorter, processor, "hf") == weights.card
+    other = huggingface.card_of(config | {"id2label": {"0": "a", "1": "b"}}, processor, "hf")
+    assert (other.class_names, other.arguments["num_classes"]) == (("a", "b"), 2)
+    assert huggingface.card_of(config | {"num_attention_heads": 1}, processor, "hf").arguments["heads"] == 1
+    assert huggingface.card_of(config, processor | {"image_mean": [0, 0, 0]}, "hf").preprocessing.mean == (0, 0, 0)
+    with pytest.raises(UserError, match=r"hf/config\.json: deit_jax cannot be read: .*; remove it from the file"):
+        huggingface.card_of(config | {"deit_jax": {"model": 3}}, processor, "hf")
 
 
 def test_a_written_config_is_complete(tmp_path):
     folders.write_folder(tmp_path / "hf", sample("deit_tiny_distilled_patch16_224", image_size=10))
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     published = FACTS["deit_with_teacher"]["config"]
+    assert config.pop("deit_jax")["model"] == "deit_tiny_distilled_patch16_224"
     later = {"dtype", "pooler_act", "pooler_output_size", "transformers_version", "encoder_stride"}
     assert published.keys() - config.keys() == later
     assert config["architectures"] == ["DeiTForImageClassificationWithTeacher"]
@@ -162,6 +192,16 @@ def test_labels():
     assert card(config(id2label=published)).class_names[10] == "synonym, 10"
     own = {str(i): words(name) for i, name in enumerate(WNIDS)}
     assert card(config(id2label=own)).class_names == WNIDS
+    # As facebook's and Google's repositories have them, two "crane" included; some names may differ.
+    synonyms = {i: f"{re.split(r', | [(]', name)[0]}, Synonyma synonyma" for i, name in own.items()}
+    assert (synonyms["0"], synonyms["134"]) == ("tench, Synonyma synonyma", synonyms["517"])
+    assert card(config(id2label=synonyms)).class_names == WNIDS
+    few = {str(i): "something else" for i in range(0, 1000, 21)}
+    assert card(config(id2label=synonyms | few)).class_names == WNIDS
+    many = {str(i): "something else" for i in range(0, 1000, 19)}
+    assert card(config(id2label=synonyms | many)).class_names[:2] == ("something else", "goldfish, Synonyma synonyma")
+    shifted = {str(i): synonyms[str((i + 1) % 1000)] for i in range(1000)}
+    assert card(config(id2label=shifted)).class_names[0] == "goldfish, Synonyma synonyma"
     with pytest.raises(UserError, match="id2label does not count from 0 to 1"):
         card(config(id2label={"1": "a", "2": "b"}))
 
@@ -191,7 +231,7 @@ def test_what_cannot_be_done_is_refused_by_field(changes, message):
 def test_crop_ratios_give_the_resized_side_back():
     for crop in range(1, 400):
         for resized in range(crop, crop + 90):
-            assert int(crop / huggingface._crop_ratio(crop, resized)) == resized
+            assert int(crop / processors.crop_ratio(crop, resized)) == resized
 
 
 def test_mlp_ratios_give_the_hidden_width_back():
@@ -210,6 +250,10 @@ def test_mlp_ratios_give_the_hidden_width_back():
         ),
         ({"do_center_crop": False, "crop_size": 224, "size": 256}, 1.0),
         ({"size": {"height": 224, "width": 224}}, 1.0),
+        ({"size": 224, "crop_pct": 0.9}, 0.9),  # ConvNextImageProcessor's
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "do_center_crop": None}, 0.875),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, 1.0),
+        ({"do_resize": False}, 1.0),
     ],
 )
 def test_crops_of_processors(processor, ratio):
@@ -217,9 +261,69 @@ def test_crops_of_processors(processor, ratio):
     assert found.preprocessing == Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ratio)
 
 
+SQUARE = {"height": 224, "width": 224}
+
+
+@pytest.mark.parametrize(
+    ("processor", "told"),
+    [
+        ({"do_center_crop": True, "crop_size": 224, "size": 256, "resample": 3}, ""),
+        ({"do_center_crop": True, "crop_size": SQUARE, "size": {"shortest_edge": 256}}, ""),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, ""),
+        ({"size": SQUARE}, "to a square"),
+        ({"size": 224}, "to a square"),
+        ({"size": SQUARE, "resample": 2}, "by the bilinear filter and to a square"),
+        ({"do_center_crop": True, "crop_size": SQUARE, "size": {"height": 256, "width": 256}}, "to a square"),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, "to a square"),
+        ({"do_resize": False}, "not at all"),
+    ],
+)
+def test_what_is_resized_otherwise_is_told(caplog, processor, told):
+    card(config(), processor | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]})
+    assert caplog.messages == [] if not told else f"the original resizes images {told}; here" in caplog.text
+
+
+def test_pixels_that_are_not_normalised():
+    crop = {"size": {"shortest_edge": 224}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    assert card(config(), crop | {"do_normalize": False}).preprocessing == Preprocessing((0,) * 3, (1,) * 3, 1.0)
+    for change in ({"do_rescale": False}, {"rescale_factor": 1 / 127.5}):
+        with pytest.raises(UserError, match=r"preprocessor_config\.json: pixels are scaled by 1/255 here; remove"):
+            card(config(), crop | change)
+
+
 def test_a_damaged_processor_is_told():
-    with pytest.raises(UserError, match=r"preprocessor_config\.json: 'image_std' is missing"):
+    with pytest.raises(UserError, match=r"config\.json: cannot be understood: 'image_std' is missing; mend"):
         card(config(), {"image_mean": [0.5] * 3})
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"model_type": "regnet", "depths": [1, 1, 4, 7], "hidden_sizes": [24, 56, 152, 368], "groups_width": 8},
+            Card("regnety_002"),
+        ),
+        (
+            {"model_type": "regnet", "depths": [2, 4, 11, 1], "hidden_sizes": [224, 448, 1232, 3024]}
+            | {"groups_width": 112, "embedding_size": 16},
+            Card("regnety_160", {"stem_width": 16}),
+        ),
+        ({"model_type": "resnet"}, Card("resnet50")),
+        ({"model_type": "resnet", "depths": [3, 4, 23, 3]}, Card("resnet50", {"depths": (3, 4, 23, 3)})),
+    ],
+)
+def test_convolutional_networks(fields, expected):
+    name = {"regnet": "RegNet", "resnet": "ResNet"}[fields["model_type"]]
+    assert card({"architectures": [f"{name}ForImageClassification"], **fields}) == expected
+
+
+def test_convolutional_networks_that_cannot_be_read():
+    fields = {"model_type": "regnet", "architectures": ["RegNetForImageClassification"]}
+    with pytest.raises(UserError, match="layer_type is 'x', only 'y' can be read"):
+        card(fields | {"layer_type": "x"})
+    fields = {"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}
+    with pytest.raises(UserError, match="downsample_in_bottleneck is True, only False"):
+        card(fields | {"downsample_in_bottleneck": True})
 
 
 def timm_config(**changes):

@@ -2,6 +2,8 @@
 
 import builtins
 import json
+import os
+import stat
 import struct
 
 import ml_dtypes
@@ -47,9 +49,34 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", half)
-    with pytest.raises(UserError, match=r"w\.safetensors: cannot be written: disk full"):
+    with pytest.raises(OSError, match="disk full"):
         write_safetensors(path, TENSORS.items(), {})
     assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
+
+
+def test_errors_of_the_library_are_the_systems(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/w\.safetensors'") as error:
+        write_safetensors(tmp_path / "w.safetensors", TENSORS.items(), {})
+    assert error.value.errno == 28
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_safetensors(tmp_path / "w.safetensors", TENSORS.items(), {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == 0o644
+
+
+def test_counters_are_left_out(tmp_path):
+    tensors = {"bn.weight": np.ones(3, np.float32), "bn.num_batches_tracked": np.array(7, np.int64)}
+    safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
+    assert read_tensors(tmp_path / "w.safetensors")[0].keys() == {"bn.weight"}
 
 
 def file_of(header, data=b"\0" * 8):
@@ -75,6 +102,10 @@ BAD = {
     "deep JSON": (file_of(b"[" * 100_000), "its header is no safetensors header"),
     "no entry": (file_of({"a": 3}), "its header is no safetensors header"),
     "not text": (file_of(b"\xff\xfe\x00"), "its header is no safetensors header"),
+    "metadata of another kind": (file_of({"a": ENTRY, "__metadata__": [1]}), "its header is no safetensors header"),
+    "metadata of numbers": (file_of({"a": ENTRY, "__metadata__": {"x": 1}}), "its header has metadata that is no text"),
+    "offsets of another kind": (file_of({"a": ENTRY | {"data_offsets": ["0", "8"]}}), "its header is no safetensors"),
+    "offsets that are none": (file_of({"a": ENTRY | {"data_offsets": [0, None]}}), "its header is no safetensors"),
     "twice": (file_of(TWICE), "its header has a twice"),
     "wrong shape": (file_of({"a": ENTRY | {"shape": [3]}}), "is damaged: .*"),
     "overlapping": (file_of(OVERLAPPING), "is damaged: .*"),
