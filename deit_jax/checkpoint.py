@@ -5,7 +5,6 @@ and shape, dtype and checksum of every array). The latest few and the best are k
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array
 from orbax.checkpoint import checkpoint_managers as policies
 
+from deit_jax.atomic import replacing
 from deit_jax.errors import UserError
 from deit_jax.state import TrainState, Variables
 
@@ -228,14 +228,12 @@ def write_variables(directory: Path, variables: Variables, meta: Meta) -> None:
     """
     zero = np.int32(0)
     state = TrainState(zero, variables, stats={}, opt_state=(), ema={}, skipped=zero, skipped_in_a_row=zero)
-    unfinished = directory.with_name(f".{directory.name}.{os.getpid()}")
     try:
-        checkpoints = Checkpoints(unfinished)
-        checkpoints.save(state, meta, last=True)
-        checkpoints.close()
-        unfinished.rename(directory)
+        with replacing(directory) as unfinished:
+            checkpoints = Checkpoints(unfinished)
+            checkpoints.save(state, meta, last=True)
+            checkpoints.close()
     except Exception as error:  # Orbax raises ValueError, RuntimeError and others for a full disk
-        shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(f"{directory}: cannot be written: {error}; is there room, and is the place yours?") from error
 
 

@@ -15,9 +15,7 @@ The arrays are zarr 3 with a checksum in every chunk, the last chunk padded. A h
 
 import dataclasses
 import json
-import os
 import reprlib
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from deit_jax.atomic import replacing
 from deit_jax.distill.summary import index_type
 from deit_jax.errors import UserError
 
@@ -95,7 +94,8 @@ class Writer:
             elif others:
                 raise UserError(f"--output: {folder} is not empty and no store; name a new folder")
             else:
-                _write_whole(folder / HEADER, json.dumps(dataclasses.asdict(header), indent=2) + "\n")
+                with replacing(folder / HEADER) as fresh:
+                    fresh.write_text(json.dumps(dataclasses.asdict(header), indent=2) + "\n")
             (folder / DONE).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--output: cannot write to {folder}: {error.strerror}; name a folder of yours") from error
@@ -237,15 +237,6 @@ def _differing(wanted: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
         for name, value in wanted.items()
         if recorded.get(name) != value
     )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """All of it or nothing, whatever happens meanwhile, be it another process that writes the same."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
 
 
 def _why(error: Exception) -> str:

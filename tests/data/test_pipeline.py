@@ -90,6 +90,7 @@ def test_shapes_and_types(source) -> None:
         assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
             "image": ((5, 11, 11, 3), "uint8"),
             "label": ((5,), "int32"),
+            "index": ((5,), "int32"),
             "replaced": ((5,), "bool"),
         }
         assert not batch["replaced"].any()
