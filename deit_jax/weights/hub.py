@@ -82,6 +82,7 @@ def own_folder() -> Path:
 
 def _file(repository: str, revision: str | None, name: str, mend: str = "or name a file") -> Path | None:
     """A file of a repository in the cache, fetched where it is not there yet; None where the repository has none."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the reason of a failure is told below, once
     # Not at the top: a second to import, and it fixes its cache by the environment of that moment.
     import huggingface_hub as hub
     from huggingface_hub import errors
