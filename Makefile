@@ -12,7 +12,7 @@ quickstart-distilled: .venv/runtime.stamp
 	bash launch/quickstart_distilled.sh $(BIN)/python
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "not long and not parity"
+	$(BIN)/python -m pytest -n 2 --dist=loadfile -m "not long and not parity"
 
 test-long: .venv/dev.stamp
 	$(BIN)/python -m pytest -m "long and not parity"

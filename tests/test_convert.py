@@ -153,3 +153,8 @@ def test_help_tells_what_there_is(capsys):
     out = capsys.readouterr().out
     assert "Nothing is ever overwritten" in out
     assert "--[no]ema" in out
+
+
+def test_a_url_is_no_destination(tmp_path):
+    with pytest.raises(UserError, match=r"DST: gs://bucket/x is a URL; name a place of this machine"):
+        convert.main([str(tmp_path), "gs://bucket/x"])

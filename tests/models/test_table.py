@@ -74,8 +74,8 @@ def test_data_and_papers_are_those_of_the_registry():
 
 
 def test_published_weights_are_those_of_the_registry():
-    text = TEXT[TEXT.index("## Published weights") :]
-    lines = [line.strip("| ").split(" | ") for line in text.split("\n\n")[2].splitlines()]
+    table = TEXT[TEXT.index("| Model | Tag |") :].partition("\n\n")[0]
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()]
     assert lines[0] == ["Model", "Tag", "Crop ratio", "Licence"]
     known = {}
     for names, tag, ratios, licence in lines[2:]:
