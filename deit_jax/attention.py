@@ -32,7 +32,8 @@ from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.errors import UserError
 from deit_jax.models import VisionTransformer, bind, flatten
-from deit_jax.trained import Trained, define_flags, open_trained, printable, report_unreadable
+from deit_jax.steps import Normalization
+from deit_jax.trained import define_flags, open_trained, printable, report_unreadable
 
 COLUMNS = (3, 6)  # of the grid of heads, at least and at most
 TITLE = 80  # characters that fit over three columns
@@ -47,13 +48,16 @@ def main(argv: Sequence[str]) -> int:
     output = Path(given.output).expanduser()
     cli.set_compilation_cache()
     trained = open_trained(given)
-    block = _block(trained.model, given.block)
+    model = trained.model
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"--weights: {given.weights} is of {trained.name}, which has no attention; name a ViT's")
+    block = _block(model, given.block)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output: cannot make the folder {output}: {error.strerror}") from error
-    variables = flatten(trained.model)
-    attention_maps = jax.jit(functools.partial(_attention_maps, trained))
+    variables = flatten(model)
+    attention_maps = jax.jit(functools.partial(_attention_maps, model, trained.normalize))
     errors = {}
     names = _picture_names(paths)
     for path in paths:
@@ -69,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         )
         try:
             with replacing(output / names[path]) as fresh:
-                draw(photo, maps, tokens_of(trained.model), block, title).savefig(fresh, format="png", dpi=100)
+                draw(photo, maps, tokens_of(model), block, title).savefig(fresh, format="png", dpi=100)
         except OSError as error:
             raise UserError(f"--output: cannot write {output / names[path]}: {error.strerror}") from error
         print(printable(str(output / names[path])), flush=True)
@@ -144,9 +148,11 @@ def _overlay(axes: Axes, photo: np.ndarray, weights: Float[np.ndarray, " patches
     axes.set_title(f"{title}\n{100 * weights.min():.3g} to {100 * weights.max():.3g} % a patch", fontsize=8)
 
 
-def _attention_maps(trained: Trained, variables: dict[str, Array], photo: Array) -> Array:
+def _attention_maps(
+    model: VisionTransformer, normalize: Normalization, variables: dict[str, Array], photo: Array
+) -> Array:
     """[depth, heads, tokens, tokens] of one uint8 image."""
-    return bind(trained.model, variables).attention_maps(trained.normalize(photo[None]))[:, 0]
+    return bind(model, variables).attention_maps(normalize(photo[None]))[:, 0]
 
 
 def _block(model: VisionTransformer, given: int) -> int:

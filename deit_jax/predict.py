@@ -128,11 +128,9 @@ def compile_forward(trained: Trained, batch_size: int) -> Forward:
 
     def forward(variables: dict[str, Array], images: Array) -> tuple[Array, Array]:
         model = bind(trained.model, variables)
-        heads = [head for head in (model.head, model.head_dist) if head is not None]
-        model.head = model.head_dist = None  # so that what the heads would classify comes out
-        features = model.head_logits(trained.normalize(images))
-        logits = [head(pooled) for head, pooled in zip(heads, features, strict=True)]
-        return jax.nn.softmax(jnp.mean(jnp.stack(logits), axis=0)), jnp.mean(jnp.stack(features), axis=0)
+        features = model.head_features(trained.normalize(images))
+        logits = jnp.mean(jnp.stack(model.classify(features)), axis=0)
+        return jax.nn.softmax(logits), jnp.mean(jnp.stack(features), axis=0)
 
     images = jax.ShapeDtypeStruct((batch_size, trained.image_size, trained.image_size, 3), jnp.uint8)
     compiled = jax.jit(forward).lower(variables, images).compile()

@@ -10,7 +10,7 @@ from absl import flags
 
 from deit_jax.data.files import read_image
 from deit_jax.errors import UserError
-from deit_jax.models import Preprocessing, VisionTransformer, entry
+from deit_jax.models import Network, Preprocessing, entry
 from deit_jax.steps import Normalization
 from deit_jax.weights import open_model
 
@@ -27,7 +27,7 @@ class Trained:
         preprocessing: what the weights expect of images.
     """
 
-    model: VisionTransformer
+    model: Network
     name: str
     class_names: tuple[str, ...]
     image_size: int
@@ -77,13 +77,12 @@ def open_trained(given: flags.FlagValues, **overrides: Any) -> Trained:
     height, width = model.image_size
     if height != width:
         raise UserError(f"--weights: {given.weights} is for images of {height} x {width}; photos are cut to squares")
-    if model.head is None:
+    if not model.num_classes:
         raise UserError(f"--weights: {given.weights} has no classification head; fine-tune it first")
-    classes = model.head.bias.shape[0]
     return Trained(
         model=model,
         name=card.model,
-        class_names=card.class_names or tuple(map(str, range(classes))),
+        class_names=card.class_names or tuple(map(str, range(model.num_classes))),
         image_size=height,
         preprocessing=card.preprocessing or entry(card.model).preprocessing,
     )

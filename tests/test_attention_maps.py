@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from trained_models import DEPTH, HEADS, NAMES, PATCH, PREPROCESSING, SIZE, small_model, stand_in, write_photos
+from trained_models import (
+    CONVNET,
+    DEPTH,
+    HEADS,
+    NAMES,
+    PATCH,
+    PREPROCESSING,
+    SIZE,
+    small_convnet,
+    small_model,
+    stand_in,
+    write_photos,
+)
 
 from deit_jax import attention
 from deit_jax.data.decode import decode
@@ -173,6 +185,11 @@ def test_mistakes(photos, monkeypatch, refused, tmp_path) -> None:
 def test_a_model_without_prefix_tokens(photos, monkeypatch, refused) -> None:
     stand_in(monkeypatch, small_model(class_token=False, global_pool="avg"), CARD)
     assert refused(*photos).startswith("--weights: this model has no class token")
+
+
+def test_a_network_without_attention(photos, monkeypatch, refused) -> None:
+    stand_in(monkeypatch, small_convnet(), Card(CONVNET, {}, NAMES, PREPROCESSING))
+    assert refused(*photos).startswith("--weights: x is of regnety_002, which has no attention; name a ViT's")
 
 
 def test_help(capsys) -> None:

@@ -1,5 +1,6 @@
 """Exporting: the artefact computes what the model computes, and the example serves it without this package."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,7 +11,17 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from trained_models import CLASSES, NAMES, PREPROCESSING, SIZE, photo, small_model, stand_in, write_photos
+from trained_models import (
+    CLASSES,
+    NAMES,
+    PREPROCESSING,
+    SIZE,
+    photo,
+    small_convnet,
+    small_model,
+    stand_in,
+    write_photos,
+)
 
 from deit_jax import export, predict
 from deit_jax.errors import UserError
@@ -28,10 +39,16 @@ def exported(model: Any, monkeypatch: pytest.MonkeyPatch, output: Path, *argumen
 
 
 @pytest.mark.parametrize(
-    "name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"]
+    "make",
+    [
+        small_model,
+        functools.partial(small_model, "deit_tiny_distilled_patch16_224"),
+        functools.partial(small_model, "deit3_small_patch16_224"),
+        small_convnet,
+    ],
 )
-def test_logits_are_the_models_for_any_batch_size(name, monkeypatch, tmp_path) -> None:
-    model = small_model(name)
+def test_logits_are_the_models_for_any_batch_size(make, monkeypatch, tmp_path) -> None:
+    model = make()
     output = exported(model, monkeypatch, tmp_path / "out")
     program = jax.export.deserialize(bytearray((output / "model.jaxexport").read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")

@@ -9,7 +9,18 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from trained_models import CLASSES, NAMES, PREPROCESSING, SIZE, WIDTH, small_model, stand_in, write_photos
+from trained_models import (
+    CLASSES,
+    CONVNET,
+    NAMES,
+    PREPROCESSING,
+    SIZE,
+    WIDTH,
+    small_convnet,
+    small_model,
+    stand_in,
+    write_photos,
+)
 
 from deit_jax import predict
 from deit_jax.data.decode import decode
@@ -138,6 +149,16 @@ def test_distilled_models(run, photos, tmp_path, monkeypatch, dist_head) -> None
         for head in heads:
             head.kernel[...], head.bias[...] = model.head.kernel[...], model.head.bias[...]
         logits = saved["features"] @ np.asarray(model.head.kernel) + np.asarray(model.head.bias)
+    np.testing.assert_allclose(jax.nn.softmax(logits), expected(photos, model), rtol=1e-5, atol=1e-7)
+
+
+def test_convolutional_networks(run, photos, tmp_path, monkeypatch) -> None:
+    model = small_convnet()
+    stand_in(monkeypatch, model, Card(CONVNET, {}, NAMES, PREPROCESSING))
+    lines, _ = run("--json", "--top=99", f"--features={tmp_path}/f.npz", *photos)
+    np.testing.assert_allclose(probabilities(lines), expected(photos, model), rtol=1e-5, atol=1e-7)
+    with np.load(tmp_path / "f.npz") as saved:
+        logits = saved["features"] @ np.asarray(model.head.fc.kernel) + np.asarray(model.head.fc.bias)
     np.testing.assert_allclose(jax.nn.softmax(logits), expected(photos, model), rtol=1e-5, atol=1e-7)
 
 

@@ -12,16 +12,26 @@ from deit_jax import trained
 from deit_jax.models import Preprocessing, bind, create_model, flatten
 from deit_jax.weights import Card
 
+CONVNET = "regnety_002"
 SIZE, PATCH, WIDTH, DEPTH, HEADS, CLASSES = 35, 7, 22, 3, 2, 11
+IMAGES_AND_CLASSES = {"image_size": SIZE, "num_classes": CLASSES}
 NAMES = ("n01440764", "dress", "ein Schuh", *(f"class {i}" for i in range(3, CLASSES)))
 PREPROCESSING = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 0.875)
 
 
 def small_model(name: str = "deit_tiny_patch16_224", **overrides: Any) -> nnx.Module:
     """Every axis of another size; weights so large that attention and classes differ clearly."""
-    sizes = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "depth": DEPTH, "heads": HEADS}
-    sizes["num_classes"] = CLASSES
-    model = create_model(name, rngs=nnx.Rngs(3), **sizes | overrides)
+    sizes = {"patch_size": PATCH, "width": WIDTH, "depth": DEPTH, "heads": HEADS}
+    return _disturbed(create_model(name, rngs=nnx.Rngs(3), **IMAGES_AND_CLASSES | sizes | overrides))
+
+
+def small_convnet() -> nnx.Module:
+    """A RegNetY with statistics that are not those of the beginning."""
+    sizes = {"depths": (1, 2), "widths": (8, WIDTH), "group_width": 2, "stem_width": 6}
+    return _disturbed(create_model(CONVNET, rngs=nnx.Rngs(3), **IMAGES_AND_CLASSES | sizes))
+
+
+def _disturbed(model: nnx.Module) -> nnx.Module:
     random = np.random.default_rng(5)
     noise = {name: 0.3 * random.normal(size=value.shape) for name, value in flatten(model).items()}
     return bind(model, {name: value + noise[name].astype(np.float32) for name, value in flatten(model).items()})

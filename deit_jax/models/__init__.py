@@ -1,11 +1,16 @@
 """The networks, built by name, and their parameters as one flat dict."""
 
+from deit_jax.models.convolution import ConvolutionalNetwork
 from deit_jax.models.params import abstract_model, bind, check_fit, flatten
 from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models, resolve
 from deit_jax.models.vit import VisionTransformer
 
+Network = VisionTransformer | ConvolutionalNetwork
+
 __all__ = [
+    "ConvolutionalNetwork",
     "Entry",
+    "Network",
     "Preprocessing",
     "Pretrained",
     "VisionTransformer",

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from deit_jax.models.layers import DType
+from deit_jax.models.layers import DType, drop_path_rates
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 Features = Float[Array, "batch height width channels"]
@@ -217,25 +217,33 @@ def residual(shortcut: Features, branch: Features, scale: Scale) -> Features:
 class ConvolutionalNetwork(nnx.Module):
     """Features, their mean over positions, and a dense classifier; takes normalised NHWC images.
 
-    A subclass sets the attributes, and defines what lies before the pooling and after it.
+    A subclass defines what lies before the pooling and after it.
 
-    Attributes:
-        image_size: (height, width) of the images, any.
-        drop_path: stochastic depth rate (arXiv:1603.09382) of each residual block.
+    Args:
+        image_size: height and width in pixels, or one number for both; any.
+        num_classes: classes of the head; 0 leaves it out, so that the model returns pooled features.
+        drop_path: stochastic depth rate (arXiv:1603.09382) of the last of the `blocks` residual blocks; the others'
+            grow linearly from 0 at the first.
         dtype: of the computation; parameters, statistics, pooled features and logits are float32 always.
     """
 
-    image_size: tuple[int, int]
-    drop_path: tuple[float, ...]
-    dtype: jnp.dtype
     num_heads = 1  # classifiers, as a Vision Transformer may have two
+
+    def __init__(
+        self, *, image_size: int | tuple[int, int], num_classes: int, blocks: int, drop_path: float, dtype: DType
+    ):
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.num_classes = num_classes
+        self.drop_path = drop_path_rates(drop_path, blocks, "linear")
+        self.dtype = jnp.dtype(dtype)
 
     def features(self, x: Features, scales: Sequence[Scale], *, train: bool) -> Output:
         """What is pooled; `scales` multiplies each block's branch, see `residual`."""
         raise NotImplementedError
 
-    def classify(self, pooled: Pooled) -> Logits:
-        """The logits, float32; what is pooled where `num_classes` is 0."""
+    @property
+    def classifier_layer(self) -> nnx.Linear | None:
+        """What gives the logits; None where `num_classes` is 0."""
         raise NotImplementedError
 
     def __call__(self, images: Images, *, train: bool = False, key: Array | None = None) -> Logits:
@@ -248,28 +256,30 @@ class ConvolutionalNetwork(nnx.Module):
             raise ValueError("training needs a key: model(images, train=True, key=key)")
         return self.head_logits(images, key=key if train else None)[0]
 
-    def head_logits(self, images: Images, *, key: Array | None = None) -> tuple[Logits]:
-        """The logits of the only head. A `key` means training: batch statistics, which also move the stored ones, and
-        stochastic depth drawn from it."""
+    def head_logits(self, images: Images, *, key: Array | None = None) -> tuple[Logits, ...]:
+        """The logits of the only head; `key` as in `head_features`."""
+        return self.classify(self.head_features(images, key=key))
+
+    def classify(self, features: tuple[Pooled, ...]) -> tuple[Logits, ...]:
+        """The logits of what is pooled, float32; that itself where `num_classes` is 0."""
+        return features if self.classifier_layer is None else (self.classifier_layer(features[0]),)
+
+    def head_features(self, images: Images, *, key: Array | None = None) -> tuple[Pooled]:
+        """What the head classifies, in float32. A `key` means training: batch statistics, which also move the stored
+        ones, and stochastic depth drawn from it."""
         height, width = self.image_size
         if images.ndim != 4 or images.shape[1:] != (height, width, 3):
             raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
-        scales = self._scales(len(images), key)
+        scales: Sequence[Scale] = [None] * len(self.drop_path)
+        if key is not None and any(self.drop_path):
+            scales = self._scales(len(images), key)
         x = self.features(jnp.asarray(images, self.dtype), scales, train=key is not None)
-        return (self.classify(x.mean(axis=(1, 2), dtype=jnp.float32)),)
+        return (x.mean(axis=(1, 2), dtype=jnp.float32),)
 
-    def _scales(self, batch: int, key: Array | None) -> Sequence[Scale]:
+    def _scales(self, batch: int, key: Array) -> Sequence[Scale]:
         """For each block, 0 for an example with its rate as probability, else 1 / (1 - rate)."""
-        if key is None or not any(self.drop_path):
-            return [None] * len(self.drop_path)
         keep = 1 - jnp.asarray(self.drop_path, jnp.float32)[:, None]
         return list(jax.random.bernoulli(key, keep, (len(self.drop_path), batch)) / keep)
-
-
-def square(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size that one number gives for both."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return height, width
 
 
 def check_stem(stem: str) -> None:

@@ -12,14 +12,11 @@ from deit_jax.models.convolution import (
     Convolution,
     ConvolutionalNetwork,
     Features,
-    Logits,
     Output,
-    Pooled,
     Scale,
     residual,
-    square,
 )
-from deit_jax.models.layers import DType, drop_path_rates
+from deit_jax.models.layers import DType
 
 # Of each stage, as in the paper's table 1: kernel size, and the stride of its first block.
 KERNELS = (3, 3, 5, 3, 5, 5, 3)
@@ -104,9 +101,9 @@ class EfficientNetLite(ConvolutionalNetwork):
     ):
         if not len(depths) == len(widths) == len(KERNELS):
             raise ValueError(f"{len(depths)} depths and {len(widths)} widths: there are {len(KERNELS)} stages")
-        self.image_size = square(image_size)
-        self.drop_path = drop_path_rates(drop_path, sum(depths), "linear")
-        self.dtype = jnp.dtype(dtype)
+        super().__init__(
+            image_size=image_size, num_classes=num_classes, blocks=sum(depths), drop_path=drop_path, dtype=dtype
+        )
         conv, norm = _parts(dtype, rngs)
         self.conv_stem = conv(3, stem_width, 3, stride=2)
         self.bn1 = norm(stem_width)
@@ -131,5 +128,6 @@ class EfficientNetLite(ConvolutionalNetwork):
             x = block(x, scale, train=train)
         return relu6(self.bn2(self.conv_head(x), train=train))
 
-    def classify(self, pooled: Pooled) -> Logits:
-        return pooled if self.classifier is None else self.classifier(pooled)
+    @property
+    def classifier_layer(self) -> nnx.Linear | None:
+        return self.classifier

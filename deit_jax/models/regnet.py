@@ -11,16 +11,13 @@ from deit_jax.models.convolution import (
     ConvNorm,
     ConvolutionalNetwork,
     Features,
-    Logits,
     Output,
-    Pooled,
     Scale,
     SqueezeExcitation,
     check_stem,
     residual,
-    square,
 )
-from deit_jax.models.layers import DType, drop_path_rates
+from deit_jax.models.layers import DType
 
 
 class Block(nnx.Module):
@@ -105,9 +102,9 @@ class RegNet(ConvolutionalNetwork):
         for width, group in zip(widths, groups, strict=True):
             if width % group:
                 raise ValueError(f"width {width} is not divisible by group_width {group_width}")
-        self.image_size = square(image_size)
-        self.drop_path = drop_path_rates(drop_path, sum(depths), "linear")
-        self.dtype = jnp.dtype(dtype)
+        super().__init__(
+            image_size=image_size, num_classes=num_classes, blocks=sum(depths), drop_path=drop_path, dtype=dtype
+        )
         self.stem = ConvNorm(3, stem_width, 3, stride=2 if stem == "imagenet" else 1, dtype=dtype, rngs=rngs)
         self.stages = len(depths)
         inputs = stem_width
@@ -124,5 +121,6 @@ class RegNet(ConvolutionalNetwork):
             x = block(x, scale, train=train)
         return x
 
-    def classify(self, pooled: Pooled) -> Logits:
-        return pooled if self.head.fc is None else self.head.fc(pooled)
+    @property
+    def classifier_layer(self) -> nnx.Linear | None:
+        return self.head.fc

@@ -15,15 +15,12 @@ from deit_jax.models.convolution import (
     Convolution,
     ConvolutionalNetwork,
     Features,
-    Logits,
     Output,
-    Pooled,
     Scale,
     check_stem,
     residual,
-    square,
 )
-from deit_jax.models.layers import DType, drop_path_rates
+from deit_jax.models.layers import DType
 
 EXPANSION = 4  # channels of a block's output over those of its 3 x 3 convolution
 
@@ -86,9 +83,9 @@ class ResNet(ConvolutionalNetwork):
         rngs: nnx.Rngs,
     ):
         check_stem(stem)
-        self.image_size = square(image_size)
-        self.drop_path = drop_path_rates(drop_path, sum(depths), "linear")
-        self.dtype = jnp.dtype(dtype)
+        super().__init__(
+            image_size=image_size, num_classes=num_classes, blocks=sum(depths), drop_path=drop_path, dtype=dtype
+        )
         self.max_pool = stem == "imagenet"
         size, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = Convolution(3, stem_width, size, stride=stride, dtype=dtype, rngs=rngs)
@@ -117,5 +114,6 @@ class ResNet(ConvolutionalNetwork):
             x = block(x, scale, train=train)
         return x
 
-    def classify(self, pooled: Pooled) -> Logits:
-        return pooled if self.fc is None else self.fc(pooled)
+    @property
+    def classifier_layer(self) -> nnx.Linear | None:
+        return self.fc

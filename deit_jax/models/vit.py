@@ -25,6 +25,7 @@ from deit_jax.models.layers import (
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 Tokens = Float[Array, "batch tokens dim"]
+Pooled = Float[Array, "batch features"]
 Logits = Float[Array, "batch classes"]
 
 
@@ -141,6 +142,7 @@ class VisionTransformer(nnx.Module):
         if distilled and (global_pool == "avg" or pre_logits):
             raise ValueError('distilled=True classifies two tokens: it excludes global_pool="avg" and pre_logits')
         self.image_size = size
+        self.num_classes = num_classes
         self.num_patches = math.prod(size) // patch_size**2
         self.num_prefix_tokens = class_token + distilled
         self.num_heads = 1 + (distilled and dist_head)
@@ -189,6 +191,15 @@ class VisionTransformer(nnx.Module):
 
     def head_logits(self, images: Images, *, key: Array | None = None) -> tuple[Logits, ...]:
         """The logits of every head: `(class,)`, or `(class, distillation)`; stochastic depth only with a `key`."""
+        return self.classify(self.head_features(images, key=key))
+
+    def classify(self, features: tuple[Pooled, ...]) -> tuple[Logits, ...]:
+        """The logits of every head for what each of them classifies; that itself where there are no heads."""
+        heads = (self.head, self.head_dist)
+        return tuple(x if head is None else head(x) for head, x in zip(heads, features, strict=False))
+
+    def head_features(self, images: Images, *, key: Array | None = None) -> tuple[Pooled, ...]:
+        """What each head classifies, normalised, in float32; `key` as in `head_logits`."""
         x = self._embed(images)
         scales = None
         if key is not None and any(self.drop_path):
@@ -198,8 +209,7 @@ class VisionTransformer(nnx.Module):
         for i, block in enumerate(self.blocks):
             run = partial(block, first=first[i])
             x = (jax.checkpoint(run) if self.remat else run)(x, None if scales is None else scales[i])
-        heads = (self.head, self.head_dist)
-        return tuple(x if head is None else head(x) for head, x in zip(heads, self._pool(x), strict=False))
+        return self._pool(x)
 
     def attention_maps(self, images: Images) -> Float[Array, "depth batch heads tokens tokens"]:
         """The attention weights of every block: row q of a map is the distribution of token q over all tokens."""
@@ -222,7 +232,7 @@ class VisionTransformer(nnx.Module):
             return jnp.concatenate([*prefix, patches], axis=1) + positions
         return jnp.concatenate([*prefix, patches + positions], axis=1)
 
-    def _pool(self, x: Tokens) -> tuple[Float[Array, "batch features"], ...]:
+    def _pool(self, x: Tokens) -> tuple[Pooled, ...]:
         """Normalised float32 features, one array for each head."""
         if self.global_pool == "avg":
             pooled = self.fc_norm(x[:, self.num_prefix_tokens :].mean(axis=1, dtype=jnp.float32)[:, None])

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from deit_jax import models
 from deit_jax.errors import UserError
-from deit_jax.models import VisionTransformer, abstract_model, bind, entry, flatten, resolve
+from deit_jax.models import Network, abstract_model, bind, entry, flatten, resolve
 from deit_jax.weights import surgery, tables
 from deit_jax.weights.card import Card, Weights
 from deit_jax.weights.imagenet import WNIDS
@@ -119,26 +119,23 @@ def load_weights(model: M, path: str | Path, *, ema: bool | None = None) -> M:
     return bind(model, {name: jnp.asarray(value, expected[name].dtype) for name, value in variables.items()})
 
 
-def open_model(
-    spec: str | Path, *, model: str = "", ema: bool | None = None, **overrides: Any
-) -> tuple[VisionTransformer, Card]:
+def open_model(spec: str | Path, *, model: str = "", ema: bool | None = None, **overrides: Any) -> tuple[Network, Card]:
     """The model that weights are of, with them in float32, and their card, complete.
 
     Args:
         spec, ema: see `read_weights`.
         model: the registry's name, where the weights do not tell; must fit them where they do.
         **overrides: arguments of `create_model`. Another `image_size` resizes the position embedding, `num_classes=0`
-            leaves the heads out.
+            leaves the heads out. How to compute what the network does not have, such as `attention`, is passed over.
 
     Raises:
         UserError: as `read_weights`; the model is not known; or the overrides ask for what the weights do not have.
     """
     weights = read_named(spec, model=model, ema=ema)
-    card = dataclasses.replace(weights.card, arguments={**weights.card.arguments, **overrides})
-    abstract = _abstract(card, str(spec))
-    if not isinstance(abstract, VisionTransformer):
-        raise UserError(f"{spec}: {card.model} is no Vision Transformer; name weights of one")
-
+    known = resolve(weights.card.model, {})
+    chosen = {name: value for name, value in overrides.items() if name in known or name not in RUNTIME}
+    card = dataclasses.replace(weights.card, arguments={**weights.card.arguments, **chosen})
+    abstract: Any = _abstract(card, str(spec))
     named = card.class_names if "num_classes" not in overrides else ()
     try:
         variables, _ = surgery.adapt(weights, abstract, class_names=named)
@@ -148,7 +145,7 @@ def open_model(
     complete = dataclasses.replace(
         card,
         arguments={name: value for name, value in card.arguments.items() if name not in RUNTIME},
-        class_names=card.class_names if abstract.head is not None else (),
+        class_names=card.class_names if abstract.num_classes else (),
     )
     return bound, complete
 

@@ -17,7 +17,7 @@ from deit_jax.weights.card import Card, Weights
 HEADS = ("head", "head_dist", "head.fc", "fc", "classifier")  # of Vision Transformers, RegNets, ResNets, EfficientNets
 
 # Attributes of modules that say how a network computes, not which function, or what this file fits.
-INCIDENTAL = {"implementation", "form", "remat", "image_size", "num_patches", "out_features"}
+INCIDENTAL = {"implementation", "form", "remat", "image_size", "num_patches", "num_classes", "out_features"}
 
 Fresh = Callable[[Sequence[str]], Mapping[str, Array]]
 

@@ -216,8 +216,12 @@ def test_convolutional_networks_by_their_names(tmp_path):
         read_weights(tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"is not regnety_004's .*missing: s2\.b2.*; they look like a RegNet's"):
         read_weights(tmp_path / "w.safetensors", model="regnety_004")
-    with pytest.raises(UserError, match="regnety_002 is no Vision Transformer"):
-        open_model(tmp_path / "w.safetensors", model="regnety_002")
+    # A command chooses how attention is computed before it knows whether there is any.
+    model, card = open_model(tmp_path / "w.safetensors", model="regnety_002", attention="xla", dtype="bfloat16")
+    assert (model.dtype, card) == (jnp.bfloat16, found.card)
+    assert_same_arrays(weights.variables, flatten(model))
+    with pytest.raises(UserError, match="patch_size"):
+        open_model(tmp_path / "w.safetensors", model="regnety_002", patch_size=8)
 
 
 def test_features_of_convolutional_networks(tmp_path):
