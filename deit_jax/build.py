@@ -244,6 +244,7 @@ def train_step(
         optimizer=optimizer(config, num_classes),
         learning_rate=schedule(config, examples),
         rates=learning_rates(config, num_classes),
+        frozen_backbone=config.optim.trainable == "head",
         num_classes=num_classes,
         label_smoothing=config.mixing.label_smoothing,
         accumulation=config.optim.accumulation,

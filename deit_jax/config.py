@@ -25,6 +25,8 @@ _FIXED = [
     (r"", None),
 ]
 
+_POSITIVE = 1e-12
+
 # Fields (by path) with the values that they admit.
 _RANGES = [
     (r"^seed$", 0, 2**32 - 1),  # JAX's keys take so much
@@ -36,7 +38,7 @@ _RANGES = [
     ),
     (r"(_steps|_epochs|_examples)$", 0, math.inf),
     (r"(batch_size|image_size|group|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$", 1, math.inf),
-    (r"\.(learning_rate|eps|tau|std\.\d)$", 1e-12, math.inf),
+    (r"\.(learning_rate|eps|tau|std\.\d)$", _POSITIVE, math.inf),
     (r"\.(probability|switch_probability|flip|max_corrupt|alpha)$", 0, 1),
     (r"\.(label_smoothing|drop_path|decay|b1|b2)$", 0, 1 - 1e-9),
     (r"\.(crop_ratio|crop_scale\.\d|layer_decay)$", 1e-3, 1),
@@ -83,6 +85,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def stream_fields(config: Config) -> dict[str, Any]:
+    """The fields that decide which images a run trains on, in which order, cut and mixed how; by path."""
+    return {path: value for path, value in flatten(to_dict(config)) if first_match(_FIXED, path) == STREAM}
 
 
 def check_same(
@@ -188,7 +195,8 @@ def _check_ranges(config: Config) -> None:
         for entry, number in entries.items():
             low, high = first_match(rules, entry)
             if isinstance(number, int | float) and not low <= number <= high:
-                bounds = f"at least {low:g}" if high == math.inf else f"from {low} to {high}"
+                least = "positive" if low == _POSITIVE else f"at least {low:g}"
+                bounds = least if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"config.{path}: is {value!r}, should be {bounds}")
 
 
@@ -233,6 +241,13 @@ def _check_contradictions(config: Config) -> None:
 def _check_distillation(distillation: Distillation) -> None:
     if distillation.top_k == 0 or distillation.top_k < -1:
         raise UserError("config.distillation.top_k: should be positive, or -1 for all classes")
+    if distillation.kind == "none" and distillation.store:
+        raise UserError(
+            "config.distillation.kind: is 'none', and distillation.store names what a teacher said; set soft or hard, "
+            "or leave the store out"
+        )
+    if "://" in distillation.store:
+        raise UserError(f"config.distillation.store: {distillation.store} is a URL; copy the store to a folder")
     if distillation.kind != "none" and not (distillation.teacher.name or distillation.store):
         raise UserError(
             f"config.distillation.teacher.name: missing for distillation.kind={distillation.kind!r}; name a teacher, "

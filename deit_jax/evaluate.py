@@ -225,6 +225,14 @@ def _evaluate_weights(
     return json_of(results)
 
 
+def teacher_note(
+    config: Config, predict: Callable[[Any, Array], tuple[Array, ...]], variables: Any, source: Source, mesh: Mesh
+) -> str:
+    """In words, how good a teacher is on the evaluation split, of which it sees what the student does."""
+    told = Evaluator(config, predict, source, mesh)({"teacher": variables})["teacher"]
+    return f"the teacher has {told.summary()['top1']:.2f} % top-1 as it sees the evaluation split"
+
+
 def weights_of(state: TrainState) -> dict[str, Variables]:
     """The sets of weights that a state holds, by the name of their metrics."""
     return {"eval": state.params | state.stats} | ({"eval_ema": state.ema} if state.ema else {})

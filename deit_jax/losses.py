@@ -83,6 +83,8 @@ def distillation_loss(
         distillation = hard_distillation(student, teacher_labels)
     else:
         raise ValueError(f"kind {kind!r} is none of none, soft, hard")
+    if teacher_logits is not None:  # a best class is found among NaN, too, and what is not positive counts as no class
+        distillation = jnp.where(jnp.isnan(teacher_logits).any(), jnp.nan, distillation)
     terms = {"base": (1 - alpha) * base(cls_logits, targets), "distillation": alpha * distillation}
     return terms["base"] + terms["distillation"], terms
 

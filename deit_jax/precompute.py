@@ -37,13 +37,15 @@ from tqdm import tqdm
 from deit_jax import build, cli, rng, sharding, steps, teachers
 from deit_jax.config import for_platform, resolve
 from deit_jax.data import Source, eval_batches
-from deit_jax.distill import Header, Rows, Store, Writer, read_header, summarize
+from deit_jax.distill import Header, Rows, Store, Writer, expand, read_header, summarize
 from deit_jax.errors import UserError
+from deit_jax.evaluate import teacher_note
 from deit_jax.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
 from deit_jax.schema import Config
 
 CHUNK_ROWS = 8192  # about so many rows; 10 logits with their classes are then a third of a megabyte
 CHECKED = 8  # batches of a check
+APART = 0.05  # probabilities of a check, at most: bfloat16 on another device differs by less
 Batches = Callable[[int, int], Generator[Any, None, None]]  # device batches from one step to another
 
 
@@ -62,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     if config.distillation.kind == "none":
         raise UserError("config.distillation.kind: is 'none', so there is nothing to record; set soft or hard")
     cli.set_compilation_cache()
+    if "://" in given.output:
+        raise UserError(f"--output: {given.output} is a URL; name a folder, one that all processes see")
     folder = Path(given.output).expanduser().absolute()
     try:
         result = check(config, folder) if given.check else Recording(config, given.views).write(folder)
@@ -82,6 +86,7 @@ class Recording:
 
     def __init__(self, config: Config, views: str):
         mesh, source = build.mesh(config), build.train_source(config)
+        held_out = build.eval_source(config, source.class_names)
         classes, batch_size = len(source.class_names), config.batch_size
         sharding.check_batch(mesh, batch_size, config.optim.accumulation)
         build.model(config, classes)  # what training would refuse is refused before hours of recording
@@ -98,17 +103,19 @@ class Recording:
             dtype=config.model.dtype,
             fingerprint=teachers.fingerprint(config, source, teacher, views),
         )
-        self.batch_size = batch_size
+        self.batch_size, self._tells = batch_size, config.distillation.teacher.evaluate
         self._batches: Batches = functools.partial(
             _stream if views == "stream" else _centre_crops, config, source, mesh
         )
         self._variables = teachers.place(teacher, mesh)
+        predict = teachers.predict(teacher)
+        self._note = functools.partial(teacher_note, config, predict, self._variables, held_out, mesh)
 
         def look(variables: Any, batch: Any, top: int) -> tuple[dict[str, jax.Array], jax.Array]:
             if views == "stream":
                 logits = steps.teacher_step(variables, batch, teacher=teacher, normalize=build.normalization(config))
             else:
-                logits = teacher(variables, batch["image"].astype(jnp.float32) / 255)
+                (logits,) = predict(variables, batch["image"])
             return summarize(logits, top), jnp.isnan(logits).any()
 
         # Every process gets all rows, and writes whole chunks of its own: none is written by two.
@@ -143,6 +150,10 @@ class Recording:
         there = (header.chunks - len(todo)) * header.chunk
         if main_process:
             print(f"{header.rows:,} rows of {header.classes} classes, {header.nbytes / 1e6:,.1f} MB, in {folder}")
+        if self._tells and todo:
+            note = self._note()
+            if main_process:
+                print(note, flush=True)
         start, recorded = time.perf_counter(), 0
         parts: list[Rows] = []
         progress = tqdm(total=header.rows, initial=min(there, header.rows), unit="image", disable=not main_process)
@@ -172,12 +183,20 @@ class Recording:
 def check(config: Config, folder: Path) -> dict[str, Any]:
     """Asks the teacher again about a sample of batches.
 
+    Every chunk is read, too, which finds damaged ones.
+
     Raises:
-        UserError: the store is not there or not whole, or less than 99.9 % of the labels are the same.
+        UserError: the store is not there, not whole or damaged; less than 99.9 % of the labels are the same; or a
+            probability is another one.
     """
     recorded = read_header(folder)
+    if recorded.dtype != config.model.dtype:
+        raise UserError(
+            f"config.model.dtype: is {config.model.dtype}, {folder} was recorded in {recorded.dtype}; check it in that"
+        )
     recording = Recording(config, recorded.views)
     store = Store(folder, fingerprint=recording.header.fingerprint, rows=recording.header.rows, soft=recorded.top > 0)
+    store.verify()
     batch_size, available = recording.batch_size, -(-recording.header.rows // recording.batch_size)
     sample = rng.generator(config.seed, "check", 0).choice(available, min(CHECKED, available), replace=False)
     same, rows, apart = 0, 0, 0.0
@@ -187,9 +206,10 @@ def check(config: Config, folder: Path) -> dict[str, Any]:
         then = store.read(slice(start, stop), np.arange(start, stop))
         same, rows = same + int((now["labels"] == then["labels"]).sum()), rows + stop - start
         if recorded.top:
-            apart = max(apart, float(np.abs(now["values"].astype(np.float32) - then["values"]).max()))
+            before, after = (jax.nn.softmax(expand(said, recorded.classes)) for said in (then, now))
+            apart = max(apart, float(jnp.abs(after - before).max()))
     result = {"rows_checked": rows, "same_labels": round(100 * same / rows, 3), "largest_difference": apart}
-    if same < 0.999 * rows:
+    if same < 0.999 * rows or apart > APART:
         raise UserError(f"{folder}: the teacher says something else now: {result}; record it anew")
     return result
 

@@ -72,8 +72,10 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
-        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
         axes = first_match(PARAMETER_RULES, names[-1]) if names else ()
+        if len(axes) > leaf.ndim:  # a name that a teacher of the user's has for something else
+            axes = ()
         spec = (None,) * (leaf.ndim - len(axes)) + axes
         fits = (a if a and size % mesh.shape[a] == 0 else None for a, size in zip(spec, leaf.shape, strict=True))
         return NamedSharding(mesh, P(*fits))

@@ -49,6 +49,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[Array], Array],
     rates: Mapping[str, float],
+    frozen_backbone: bool,
     num_classes: int,
     label_smoothing: float,
     accumulation: int,
@@ -66,13 +67,15 @@ def train_step(
         loss: of (logits of each head, targets [batch, classes], the teacher's logits), with its terms by name.
         learning_rate: of the step.
         rates: what it is multiplied by for each parameter that is trained; the others stay as they are.
+        frozen_backbone: nothing below the heads is trained: it computes as in evaluation, with the stored statistics
+            and without stochastic depth.
         accumulation: micro-batches that the batch is cut into; it is mixed before.
         clip_norm: bound of the gradient's global norm; 0 for none.
 
     Returns:
         The next state, and scalar metrics. With a non-finite loss or gradient only the step and the counters advance.
     """
-    images = mixing.mix_images(normalize(batch["image"]), batch["mix"])
+    images = student_images(batch, normalize)
     targets = mixing.mix_targets(batch["label"], batch["mix"], num_classes=num_classes, smoothing=label_smoothing)
 
     trained = {path: state.params[path] for path in rates}
@@ -81,7 +84,7 @@ def train_step(
         images, targets, recorded = rows
         bound = bind(model, state.params | trained | stats)
         taught = None if teacher is None else teacher(teacher_variables, normalize.undo(images), recorded)
-        value, terms = loss(bound.head_logits(images, key=key), targets, taught)
+        value, terms = loss(bound.head_logits(images, key=None if frozen_backbone else key), targets, taught)
         return value, (flatten(bound, nnx.BatchStat), terms)
 
     key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
@@ -115,6 +118,11 @@ def train_step(
         "skipped_in_a_row": state.skipped_in_a_row,
     }
     return state, metrics
+
+
+def student_images(batch: Batch, normalize: Normalization) -> Float[Array, "batch height width channels"]:
+    """What the student sees of a training batch, normalised: what a teacher is asked about, beside it or recorded."""
+    return mixing.mix_images(normalize(batch["image"]), batch["mix"])
 
 
 def _accumulate(
@@ -156,8 +164,7 @@ def teacher_step(
     variables: Any, batch: Batch, *, teacher: Callable[[Any, Array], Array], normalize: Normalization
 ) -> Float[Array, "batch classes"]:
     """The logits that a teacher gives for the images of a training batch, as `train_step` shows them to it."""
-    images = mixing.mix_images(normalize(batch["image"]), batch["mix"])
-    return teacher(variables, normalize.undo(images))
+    return teacher(variables, normalize.undo(student_images(batch, normalize)))
 
 
 def eval_step(variables: Any, batch: Batch, *, predict: Callable[[Any, Array], tuple[Array, ...]]) -> Metrics:

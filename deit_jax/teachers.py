@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from deit_jax import sharding
-from deit_jax.config import flatten, to_dict
-from deit_jax.data import Source
+from deit_jax.config import flatten, stream_fields, to_dict
+from deit_jax.data import IMAGES_VERSION, Source
 from deit_jax.data.records import fingerprint as digest
 from deit_jax.distill import Header, Store, Teacher, expand, read_header
 from deit_jax.errors import UserError
@@ -24,15 +26,15 @@ from deit_jax.models import abstract_model, bind, entry
 from deit_jax.models import flatten as variables_of
 from deit_jax.schema import Config
 from deit_jax.weights import adapt, read_weights
+from deit_jax.weights.surgery import traits
 
 FIELD = "config.distillation.teacher"
+PLATFORMS = {"cuda": "gpu", "rocm": "gpu"}  # of programs, as JAX calls its backends
 
-# What decides which images a teacher is shown, beside the data: of its own centre crops, of the stream's.
+# What decides which images a teacher is shown, beside the data: of centre crops these fields, of the stream all those
+# of `stream_fields` but these.
 CENTRE_CROPS = ("data.name", "data.image_size", "data.crop_ratio")
-STREAM = (
-    *("seed", "batch_size", "data.name", "data.image_size", "data.crop_scale", "data.flip"),
-    *("mixing.mixup", "mixing.cutmix", "mixing.probability", "mixing.switch_probability", "mixing.group"),
-)
+NOT_SHOWN = ("data.train_split", "mixing.label_smoothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +71,17 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
         return Teaching()
     if distillation.store:
         store = open_store(config, source, rows)
-        notes = _notes(store.header, distillation.kind)
+        notes = _notes(store.header, config)
         return Teaching(lambda variables, images, recorded: expand(recorded, classes), store=store, notes=notes)
     teacher = open_teacher(config, source.class_names)
     return Teaching(
-        lambda variables, images, recorded: teacher(variables, images),
-        place(teacher, mesh),
-        predict=lambda variables, images: (teacher(variables, images.astype(jnp.float32) / 255),),
+        lambda variables, images, recorded: teacher(variables, images), place(teacher, mesh), predict=predict(teacher)
     )
+
+
+def predict(teacher: Teacher) -> Callable[[Any, Array], tuple[Array, ...]]:
+    """As `build.predict`: a teacher's logits for uint8 images of the student's size."""
+    return lambda variables, images: (teacher(variables, images.astype(jnp.float32) / 255),)
 
 
 def place(teacher: Teacher, mesh: Mesh) -> Any:
@@ -116,15 +121,21 @@ def fingerprint(config: Config, source: Source, teacher: Teacher | None, views: 
     Args:
         views: "stream", for augmented and mixed images by position, or "one", for centre crops by example.
     """
-    fields = dict(flatten(to_dict(config)))
-    chosen = {name: fields[name] for name in (CENTRE_CROPS if views == "one" else STREAM)}
-    chosen |= {"data": source.fingerprint, "classes": list(source.class_names)}
+    if views == "one":
+        fields = dict(flatten(to_dict(config)))
+        chosen = {name: fields[name] for name in CENTRE_CROPS}
+    else:
+        chosen = {name: value for name, value in stream_fields(config).items() if name not in NOT_SHOWN}
+    chosen |= {"data": source.fingerprint, "classes": list(source.class_names), "images": IMAGES_VERSION}
     name = config.distillation.teacher.name
     if name:
         chosen["distillation.teacher.name"] = Path(name).name
     if teacher:
-        chosen["distillation.teacher.weights"] = _digest(name, teacher)
-        chosen["distillation.teacher.image_size"] = teacher.image_size
+        leaves = jax.tree_util.tree_leaves_with_path(teacher.variables)
+        parts = (part for path, leaf in leaves for part in (jax.tree_util.keystr(path), leaf.tobytes()))
+        chosen["distillation.teacher.weights"] = digest(parts)
+        for field in ("image_size", "mean", "std", "function"):
+            chosen[f"distillation.teacher.{field}"] = getattr(teacher, field)
     return json.loads(json.dumps(chosen))  # as it comes back from a file
 
 
@@ -188,7 +199,8 @@ def _from_registry(config: Config, class_names: Sequence[str]) -> Teacher:
         logits = bind(abstract, variables).head_logits(images)
         return jnp.mean(jnp.stack(logits), axis=0)
 
-    return Teacher(apply, variables, look.mean, look.std, abstract.image_size)
+    function = digest([json.dumps(traits(abstract), sort_keys=True)])
+    return Teacher(apply, variables, look.mean, look.std, abstract.image_size, function)
 
 
 def _from_module(name: str) -> Teacher:
@@ -203,7 +215,10 @@ def _from_module(name: str) -> Teacher:
         if not callable(apply):
             raise TypeError("the first is no function")
         variables = jax.tree.map(np.asarray, variables)
-        return Teacher(apply, variables, _channels(mean), _channels(std), (int(height), int(width)))
+        mean, std = _channels(mean), _channels(std)
+        if not all(0 < value < math.inf for value in std):
+            raise ValueError(f"its std is {std}")
+        return Teacher(apply, variables, mean, std, (int(height), int(width)), _source_of(module))
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{FIELD}.name: {name} should return (apply(variables, images) -> logits, variables, mean, std, "
@@ -220,10 +235,15 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
         (images,) = exported.in_avals
-        _, height, width, _ = images.shape
+        height, width = (int(side) for side in images.shape[1:3])
         known = json.loads(beside.read_text())["class_names"] if beside.is_file() else []
     except Exception as error:  # flatbuffers raises whatever damaged bytes make it run into
         raise UserError(f"{FIELD}.name: {path} cannot be read: {_first_line(error)}; export it anew") from error
+    if jax.default_backend() not in [PLATFORMS.get(name, name) for name in exported.platforms]:
+        raise UserError(
+            f"{FIELD}.name: {path} is for {', '.join(exported.platforms)}, not for {jax.default_backend()}; export it "
+            f"for that"
+        )
     columns = None
     if known and known != [str(i) for i in range(len(known))]:
         try:
@@ -237,7 +257,8 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
         logits = exported.call((jnp.round(given * 255) if whole else given).astype(images.dtype))
         return logits if columns is None else logits[:, columns]
 
-    return Teacher(apply, {}, (0.0,) * 3, (1.0,) * 3, (int(height), int(width)))
+    function = digest([path.read_bytes(), str(columns)])  # the weights are in it
+    return Teacher(apply, {}, (0.0,) * 3, (1.0,) * 3, (height, width), function)
 
 
 def _is_artefact(name: str) -> bool:
@@ -252,6 +273,12 @@ def _check_classes(known: Sequence[str], wanted: Sequence[str]) -> None:
         raise UserError(f"was trained for other classes than the data's: {instead}; take a teacher that knows them all")
 
 
+def _source_of(module: str) -> str:
+    """A digest of the file that a module is."""
+    file = sys.modules[module].__file__
+    return digest([Path(file).read_bytes()]) if file else ""
+
+
 def _channels(values: Any) -> tuple[float, ...]:
     red, green, blue = values
     return float(red), float(green), float(blue)
@@ -261,18 +288,13 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
 
 
-def _digest(name: str, teacher: Teacher) -> str:
-    if _is_artefact(name):  # the weights are in it
-        return digest([Path(name).expanduser().read_bytes()])
-    leaves = jax.tree_util.tree_leaves_with_path(teacher.variables)
-    return digest(part for path, leaf in leaves for part in (jax.tree_util.keystr(path), leaf.tobytes()))
-
-
-def _notes(header: Header, kind: str) -> tuple[str, ...]:
+def _notes(header: Header, config: Config) -> tuple[str, ...]:
     notes = []
     if header.views == "one":
         notes.append("the recorded teacher saw each image's centre crop, not what the student sees: an approximation")
-    if kind == "soft" and header.top < header.classes:
+        if config.mixing.probability and (config.mixing.mixup or config.mixing.cutmix):
+            notes.append("of a mixed image it tells its first part alone; without, config.mixing.probability=0")
+    if config.distillation.kind == "soft" and header.top < header.classes:
         notes.append(
             f"the recorded teacher's {header.top} best of {header.classes} logits are known, the others evened"
         )

@@ -17,7 +17,7 @@ from deit_jax import __version__, build, plots, sharding
 from deit_jax.checkpoint import Checkpoints, Meta, has_steps
 from deit_jax.config import check_same, to_dict
 from deit_jax.errors import UserError
-from deit_jax.evaluate import Evaluator, Result, json_of, report, rows_of, weights_of
+from deit_jax.evaluate import Evaluator, Result, json_of, report, rows_of, teacher_note, weights_of
 from deit_jax.interrupt import Interrupt, Interrupted
 from deit_jax.metrics import Monitor, Writer, read_rows, require_wandb
 from deit_jax.rollback import Rollbacks
@@ -80,11 +80,11 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         results.update(evaluator(weights_of(state)))
         return rows_of(results)
 
-    # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
     if teaching.predict and config.distillation.teacher.evaluate and start == 0:
-        told = Evaluator(config, teaching.predict, held_out, mesh)({"teacher": teaching.variables})["teacher"]
-        notes.append(f"the teacher has {told.summary()['top1']:.2f} % top-1 as it sees the evaluation split")
+        notes.append(teacher_note(config, teaching.predict, teaching.variables, held_out, mesh))
     describe_run(config, workdir, state, mesh, total, notes)
+
+    # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
     monitor = _monitor(config, workdir, start, total, in_steps(config.log.every))
     with Interrupt() as interrupt, closing(checkpoints), closing(monitor), closing(batches):
         for step in range(start + 1, total + 1):

@@ -5,16 +5,17 @@
 set -euo pipefail
 python=${1:-python}
 epochs=${EPOCHS:-40} # of the students
+store=runs/quickstart_store_$epochs
 
 train() { # CONFIG [flags]: the run's result, the last line of its output
   local config=$1
   shift
-  "$python" -m deit_jax.main --config="configs/$config.py" "$@" | tee /dev/stderr | tail -n 1
+  "$python" -m deit_jax.main --config="configs/$config.py" "$@" | tee >(cat >&2) | tail -n 1
 }
 teacher=$(train quickstart_teacher)
 student=(--config.total_epochs="$epochs")
-"$python" -m deit_jax.precompute --config=configs/quickstart_distilled.py "${student[@]}" --output=runs/quickstart_store >&2
-distilled=$(train quickstart_distilled "${student[@]}" --config.distillation.store=runs/quickstart_store)
+"$python" -m deit_jax.precompute --config=configs/quickstart_distilled.py "${student[@]}" --output="$store" >&2
+distilled=$(train quickstart_distilled "${student[@]}" --config.distillation.store="$store")
 alone=$(train quickstart "${student[@]}" --workdir=runs/quickstart_alone)
 "$python" - "$teacher" "$distilled" "$alone" <<'END'
 import json

@@ -14,6 +14,7 @@ from deit_jax import build, train
 from deit_jax.checkpoint import read_variables, write_variables
 from deit_jax.errors import UserError
 from deit_jax.evaluate import evaluate
+from deit_jax.metrics import read_rows
 from deit_jax.weights import load_weights
 from deit_jax.weights.surgery import resize_positions
 
@@ -89,6 +90,23 @@ def test_a_linear_probe_moves_the_heads_alone(before, photos, tmp_path, capsys):
     gone = finetuning(before / "gone", photos, optim__trainable="head", total_steps=3)
     with pytest.raises(UserError, match=r"config\.init_from.*the weights that the run began with"):
         train.train(gone, tmp_path / "run")
+
+
+def test_fine_tuning_learns_from_a_teacher_too(before, photos, tmp_path, monkeypatch):
+    (tmp_path / "sums.py").write_text(
+        "import numpy as np\n"
+        "def build():\n"
+        "    weights = {'w': np.eye(3, 4, dtype=np.float32)}\n"
+        "    return lambda v, x: x.mean((1, 2)) @ v['w'], weights, (0.5,) * 3, (0.5,) * 3, 9\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = {"distillation__kind": "hard", "distillation__teacher__name": "sums:build", "total_steps": 2}
+    result = train.train(finetuning(before, photos, **fields), tmp_path / "run")
+    assert {"top1", "top1_cls", "top1_dist"} <= result.keys()
+    for row in (row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row):
+        terms = [row[f"train/loss_{name}"] for name in ("base", "distillation")]
+        assert min(terms) > 0
+        np.testing.assert_allclose(sum(terms), row["train/loss"], rtol=1e-6)
 
 
 def test_weights_are_evaluated_without_a_run(before, photos, tmp_path):

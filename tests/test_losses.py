@@ -206,6 +206,18 @@ def test_a_class_that_the_teacher_excludes_adds_nothing():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_teacher_that_says_nan_teaches_nothing(kind):
+    """Not even a best class, which is found among NaN, too: the update is left out."""
+    logits = jnp.zeros((2, 3))
+    teacher = jnp.array([[0.0, jnp.nan, 1.0], [0.0, 0.0, 1.0]])
+    loss, _ = distillation_loss(
+        cls_logits=logits, dist_logits=None, targets=jnp.ones((2, 3)) / 3, teacher_logits=teacher, kind=kind, alpha=0.5,
+        tau=1.0,
+    )  # fmt: skip
+    assert jnp.isnan(loss)
+
+
 def test_a_student_like_its_teacher_has_nothing_to_learn():
     assert soft_distillation(TEACHER + 5, TEACHER, tau=3.0) == pytest.approx(0, abs=1e-6)
 

@@ -17,23 +17,23 @@ MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (2, 4, 1), "tensor": (2, 
 
 
 @functools.cache
-def run_on(name):
-    """(losses of 20 steps, state, evaluation) of the tiny run on one of the meshes."""
+def run_on(name, config=CONFIG):
+    """(losses of every step, state, evaluation) of a run on one of the meshes."""
     shape = MESHES[name]
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
-    source = build.train_source(CONFIG)
-    seed, init = np.uint32(CONFIG.seed), build.init(CONFIG, 10)
+    source = build.train_source(config)
+    seed, init = np.uint32(config.seed), build.init(config, 10)
     placed = sharding.shardings(jax.eval_shape(init, seed), mesh)
     state = jax.jit(init, out_shardings=placed)(seed)
-    step = build.train_step(CONFIG, 10, len(source))
+    step = build.train_step(config, 10, len(source))
     step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     losses = []
-    for batch, _ in build.batches(CONFIG, source, mesh, 0, STEPS):
+    for batch, _ in build.batches(config, source, mesh, 0, config.total.steps):
         state, metrics = step(state, batch, seed)
         losses.append(float(metrics["loss"]))
     # 97 examples: divided neither by 1 x 36 nor by 8 devices.
     held_out = build.eval_source(tiny_config(data__eval_split="test[:97]", eval__batch_size=36), source.class_names)
-    result = Evaluator(CONFIG, build.predict(CONFIG, 10), held_out, mesh)(weights_of(state))
+    result = Evaluator(config, build.predict(config, 10), held_out, mesh)(weights_of(state))
     return np.array(losses), state, result
 
 
@@ -55,6 +55,23 @@ def test_evaluation_counts_the_same(name):
         np.testing.assert_array_equal(ours[weights].heads, one[weights].heads)
         assert ours[weights].top5 == one[weights].top5
         np.testing.assert_allclose(ours[weights].loss_sum, one[weights].loss_sum, rtol=1e-5)
+
+
+@pytest.mark.long
+def test_batch_statistics_are_of_the_global_batch():
+    """In training, in the state and in the average that is evaluated."""
+    fields = dict.fromkeys(("patch_size", "width", "depth", "heads", "drop_path"), 0) | {"name": "regnety_002"}
+    config = tiny_config(total_steps=5, distillation__token=False, model__stem="cifar", **{
+        f"model__{name}": value for name, value in fields.items()
+    })  # fmt: skip
+    (one, state, evaluated), (losses, cut, ours) = run_on("one", config), run_on("fsdp", config)
+    np.testing.assert_allclose(losses, one, rtol=1e-5)
+    assert len(state.stats) == 2 * sum(path.endswith("bn.scale") for path in state.params) > 0
+    for path, value in state.stats.items():
+        np.testing.assert_allclose(cut.stats[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+        assert np.abs(value - path.endswith("var")).max() > 1e-3, path  # has moved
+    for weights in evaluated:
+        np.testing.assert_array_equal(ours[weights].confusion, evaluated[weights].confusion)
 
 
 def test_fsdp_cuts_parameters_moments_and_average():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 
@@ -89,7 +90,7 @@ def test_rows_are_what_the_teacher_says_of_the_mixed_images(teacher, recorded):
         values, indices = jax.lax.top_k(logits, 3)
         np.testing.assert_array_equal(rows["labels"], jnp.argmax(logits, axis=1))
         np.testing.assert_array_equal(rows["indices"], indices)
-        np.testing.assert_allclose(rows["values"], values, rtol=1e-3)
+        np.testing.assert_allclose(rows["values"], values - values[:, :1], rtol=1e-3)
     assert mixed > 6
 
 
@@ -99,6 +100,7 @@ def test_the_command_tells_its_size_and_goes_on_where_it_was(command, recorded, 
     assert status == 0
     first, last = out.splitlines()[0], json.loads(out.splitlines()[-1])
     assert first == f"384 rows of 10 classes, 0.0 MB, in {folder}"
+    assert re.fullmatch(r"the teacher has \d+\.\d\d % top-1 as it sees the evaluation split", out.splitlines()[1])
     assert (last["rows"], last["recorded"], last["bytes"]) == (ROWS, ROWS, ROWS * (1 + 6 + 3 + 2))
     assert content(folder) == content(recorded)
     assert json.loads(command(f"--output={folder}")[1].splitlines()[-1])["recorded"] == 0
@@ -136,11 +138,30 @@ def test_a_check_asks_again(command, recorded, tmp_path):
         Store(recorded, fingerprint={}, rows=0, soft=True),
         Writer(tmp_path / "store", read_header(recorded)),
     )
+    changes = {
+        "labels": lambda labels: (labels + (np.arange(96) < 5)) % np.uint8(10),
+        "values": lambda values: values / 2,
+        "indices": lambda indices: indices[:, ::-1],
+    }
+    for name, change in changes.items():
+        for chunk in range(4):
+            rows = store.read(slice(96 * chunk, 96 * chunk + 96), np.zeros(96, int))
+            writer.write(chunk, rows | {name: change(rows[name])})
+        with pytest.raises(UserError, match="the teacher says something else now"):
+            command(f"--output={tmp_path / 'store'}", "--check")
+
+
+def test_a_check_reads_every_chunk_and_wants_the_same_dtype(command, recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(precompute, "CHECKED", 1)
     for chunk in range(4):
-        rows = store.read(slice(96 * chunk, 96 * chunk + 96), np.zeros(96, int))
-        writer.write(chunk, rows | {"labels": (rows["labels"] + (np.arange(96) < 5)) % np.uint8(10)})
-    with pytest.raises(UserError, match="the teacher says something else now"):
-        command(f"--output={tmp_path / 'store'}", "--check")
+        folder = tmp_path / str(chunk)
+        shutil.copytree(recorded, folder)
+        file = next((folder / "rest" / "c").glob(f"{chunk}*"))
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(UserError, match=f"chunk {chunk} of .* cannot be read"):
+            command(f"--output={folder}", "--check")
+    with pytest.raises(UserError, match=r"config\.model\.dtype: is bfloat16, .* was recorded in float32; check it in"):
+        command(f"--output={recorded}", "--check", "--config.model.dtype=bfloat16")
 
 
 def test_a_store_of_another_run_is_neither_checked_nor_gone_on_with(command, recorded):

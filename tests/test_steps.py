@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from deit_jax import losses, optim, steps
+from deit_jax import losses, mixing, optim, steps
 from deit_jax.models import bind, flatten
 from deit_jax.state import init_state
 
@@ -44,7 +44,7 @@ def criterion(logits, targets, taught):
 
 
 @functools.cache
-def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75, rates=None):
+def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75, rates=None, frozen_backbone=False):
     return jax.jit(
         functools.partial(
             steps.train_step,
@@ -54,6 +54,7 @@ def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75, rates=None):
             optimizer=adamw(dict(rates)) if rates else OPTIMIZER,
             learning_rate=lambda step: 0.01 * (step + 1),
             rates=dict(rates) if rates else dict.fromkeys(flatten(NET, nnx.Param), 1.0),
+            frozen_backbone=frozen_backbone,
             num_classes=CLASSES,
             label_smoothing=0.1,
             accumulation=accumulation,
@@ -179,6 +180,22 @@ def test_micro_batches_draw_their_own_keys_and_rows():
     jax.effects_barrier()
     assert [rows.tolist() for rows, _ in seen] == [[0, 2, 4], [1, 3, 5]]
     assert seen[0][1].tolist() != seen[1][1].tolist()
+
+
+def test_a_frozen_backbone_computes_as_in_evaluation():
+    heads = tuple((path, 1.0) for path in flatten(NET, nnx.Param) if path.startswith("head."))
+    assert heads
+    optimizer_state = adamw(dict(heads)).init({path: flatten(NET)[path] for path, _ in heads})
+    start = dataclasses.replace(first_state(), opt_state=optimizer_state)
+    before = jax.tree.map(np.asarray, start)
+    after, metrics = jitted(rates=heads, frozen_backbone=True)(start, a_batch(), SEED)
+    jax.tree.map(np.testing.assert_array_equal, after.stats, before.stats)
+    batch = jax.tree.map(jnp.asarray, a_batch())
+    logits = NET.head_logits(steps.student_images(batch, NORMALIZE))
+    targets = mixing.mix_targets(batch["label"], batch["mix"], num_classes=CLASSES, smoothing=0.1)
+    np.testing.assert_allclose(metrics["loss"], criterion(logits, targets, None)[0], rtol=1e-6)
+    moved = {path for path, value in after.params.items() if np.abs(value - before.params[path]).max() > 0}
+    assert moved == {path for path, _ in heads}
 
 
 def test_non_finite_update_is_skipped_and_counted():

@@ -201,6 +201,15 @@ def test_a_function_of_the_users(module):
     teachers.place(teacher, sharding.make_mesh(2, 4, 1))
 
 
+def test_variables_of_any_names(module):
+    """Also of numbers, and of those that the student's rules would cut otherwise."""
+    source = OWN.replace('{"head": {"kernel": kernel}}', '{0: kernel, 1: {"attn.qkv.kernel": jnp.ones(8)}}')
+    source = source.replace('["head"]["kernel"]', "[0]")
+    teacher = teachers.open_teacher(with_teacher(distilled_config("none"), name=module(source), weights=""), NAMES)
+    placed = teachers.place(teacher, sharding.make_mesh(2, 4, 1))
+    assert placed[1]["attn.qkv.kernel"].sharding.is_fully_replicated
+
+
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
@@ -214,6 +223,8 @@ def test_a_function_of_the_users(module):
         ("def build(): return 1, {}, (0, 0, 0), (1, 1, 1), 8", ["should return", "the first is no function"]),
         ("def build(): return print, {}, (0, 0), (1, 1, 1), 8", ["should return", "expected 3, got 2"]),
         ("def build(): return print, {}, (0, 0, 0), 1, 8", ["should return", "non-iterable int"]),
+        ("def build(): return print, {}, (0, 0, 0), (1, 0, 1), 8", ["should return", "its std is (1.0, 0.0, 1.0)"]),
+        ("def build(): return print, {}, (0, 0, 0), (1, float('nan'), 1), 8", ["its std is (1.0, nan, 1.0)"]),
         ("def build(): return print, {}, (0, 0, 0), (1, 1, 1), 'big'", ["should return"]),
         (OWN.replace(", 10)", ", 5, 2)[:, :, 0]"), ["gives logits of shape (1, 5) for one image, the data has 10 c"]),
         (OWN.replace("return images", "return images[0]"), ["fails on images (1, 8, 8, 3): "]),
@@ -284,6 +295,20 @@ def test_a_program_of_floating_point_images_in_0_to_1(tmp_path):
     np.testing.assert_allclose(ask(teachers.open_teacher(config, NAMES)), expected, rtol=1e-5)
 
 
+def test_a_program_that_does_not_fit_is_one_line(tmp_path):
+    batch, side = export.symbolic_shape("batch, side")
+    programs = {
+        "sizes": ((batch, side, side, 3), ("cpu",), "cannot be read: "),
+        "tpu": ((batch, 8, 8, 3), ("tpu",), "is for tpu, not for cpu; export it for that"),
+    }
+    for name, (shape, platforms, message) in programs.items():
+        program = export.export(jax.jit(lambda images: images.mean((1, 2))), platforms=platforms)
+        path = tmp_path / f"{name}.jaxexport"
+        path.write_bytes(program(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize())
+        config = with_teacher(distilled_config("none"), name=str(path), weights="")
+        assert message in refused(teachers.open_teacher, config, NAMES)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no program", "cut"])
 def test_a_file_that_is_no_program_is_one_line(exported, tmp_path, content):
     path = tmp_path / "model.jaxexport"
@@ -306,12 +331,32 @@ def test_a_fingerprint_tells_teachers_apart(workdir, exported, module):
     assert base == printed(config) == json.loads(json.dumps(base))
     own = printed(with_teacher(config, name=module(OWN), weights=""))
     other = printed(with_teacher(config, name=module(OWN.replace("30.0)", "30.0)[::-1]")), weights=""))
-    assert [name for name in own if own[name] != other[name]] == ["distillation.teacher.weights"]
+    teacher = "distillation.teacher."
+    assert [name for name in own if own[name] != other[name]] == [f"{teacher}weights", f"{teacher}function"]
+    for before, after, field in (
+        ("(0.5, 0.4, 0.3)", "(0.5, 0.4, 0.2)", "mean"),
+        ("[1, 2, 4]", "[1, 2, 5]", "std"),
+        ("images.mean", "images.max", "function"),
+    ):
+        other = printed(with_teacher(config, name=module(OWN.replace(before, after)), weights=""))
+        differing = {name for name in own if own[name] != other[name]}
+        assert f"{teacher}{field}" in differing <= {f"{teacher}{field}", f"{teacher}function"}
     program = printed(with_teacher(config, name=str(exported), weights=""))
     described = exported.parent / "copy.jaxexport"
     described.write_bytes(exported.read_bytes() + b"\0")
     again = printed(with_teacher(config, name=str(described), weights=""))
-    assert program["distillation.teacher.weights"] != again["distillation.teacher.weights"]
+    assert program[f"{teacher}function"] != again[f"{teacher}function"]
+
+
+def test_a_fingerprint_tells_networks_of_the_same_variables_apart(workdir, tmp_path):
+    variables, _ = read_variables(workdir / "checkpoints")
+    write_weights(tiny_config(**TEACHER | {"model__heads": 2}), NAMES, tmp_path, variables)
+    source = build.train_source(distilled_config(workdir))
+    one, two = (
+        teachers.fingerprint(config, source, teachers.open_teacher(config, NAMES), "stream")
+        for config in map(distilled_config, (workdir, tmp_path))
+    )
+    assert [name for name in one if one[name] != two[name]] == ["distillation.teacher.function"]
 
 
 @pytest.mark.parametrize(

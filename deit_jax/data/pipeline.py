@@ -20,6 +20,9 @@ from deit_jax.data.transforms import eval_transform, random_flip, random_resized
 from deit_jax.errors import UserError
 
 MAX_NEIGHBOURS = 16
+# To be raised by whoever lets the same config, seed and files give other images: what a teacher said of the old ones
+# is then refused.
+IMAGES_VERSION = 1
 
 Batch = dict[str, np.ndarray]
 Example = dict[str, np.ndarray | np.generic]

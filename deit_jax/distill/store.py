@@ -88,7 +88,7 @@ class Writer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Listed before it is asked for the header, which another process may be writing, and then the rest.
-            others = [path for path in folder.iterdir() if not path.name.startswith(HEADER)]
+            others = [path for path in folder.iterdir() if HEADER not in path.name]  # nor what a kill left of one
             if (folder / HEADER).exists():
                 _check_same(folder, read_header(folder), header)
             elif others:
@@ -181,6 +181,11 @@ class Store:
         if chunk != self._chunk:  # a run goes through a chunk batch by batch: it is read and checked once
             self._chunk, self._rows = chunk, self._read(chunk)
         return {name: array[first : first + positions.stop - positions.start] for name, array in self._rows.items()}
+
+    def verify(self) -> None:
+        """Reads every chunk; `UserError` naming the first that is damaged."""
+        for chunk in range(self.header.chunks):
+            self._read(chunk)
 
     def _read(self, chunk: int) -> Rows:
         """The rows of a chunk."""

@@ -19,12 +19,14 @@ def summarize(logits: Float[Array, "batch classes"], top: int) -> dict[str, Arra
     Returns:
         `labels` [batch], the best class; with `top` also `values` float16 [batch, top], the largest logits, best first
         (all of them, in the order of the classes, where top = classes), else with them `indices` [batch, top], their
-        classes, and `rest` float16 [batch], the log of the summed exponentials of the logits left out. Classes are in
-        `index_type`; values beyond float16 are its largest.
+        classes, and `rest` float16 [batch], the log of the summed exponentials of the logits left out. The largest
+        logit of each row is subtracted, which no softmax sees: so float16 is finest where the probability is. Classes
+        are in `index_type`; values below float16 are its smallest.
     """
     classes = logits.shape[-1]
     index = index_type(classes)
     kept = {"labels": jnp.argmax(logits, axis=-1).astype(index)}
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
     if top == classes:
         kept["values"] = _half(logits)
     elif top:
@@ -35,20 +37,20 @@ def summarize(logits: Float[Array, "batch classes"], top: int) -> dict[str, Arra
     return kept
 
 
-def expand(kept: Mapping[str, Array], classes: int) -> Float[Array, "batch classes"]:
-    """Logits in float32 from what `summarize` kept.
+def expand(kept: Mapping[str, Array | np.ndarray], classes: int) -> Float[Array, "batch classes"]:
+    """Logits in float32 from what `summarize` kept, the largest of each row 0.
 
     The classes that were left out share the probability that remained evenly: each gets `rest - log(classes - top)`.
     Of labels alone, 1 for the label and 0 for all others.
     """
     if "values" not in kept:
         return jax.nn.one_hot(kept["labels"], classes)
-    values = kept["values"].astype(jnp.float32)
+    values = jnp.asarray(kept["values"], jnp.float32)
     if "indices" not in kept:
         return values
-    share = kept["rest"].astype(jnp.float32) - np.log(classes - values.shape[-1])
+    share = jnp.asarray(kept["rest"], jnp.float32) - np.log(classes - values.shape[-1])
     even = jnp.broadcast_to(share[:, None], (len(values), classes))
-    return jnp.put_along_axis(even, kept["indices"].astype(jnp.int32), values, axis=-1, inplace=False)
+    return jnp.put_along_axis(even, jnp.asarray(kept["indices"], jnp.int32), values, axis=-1, inplace=False)
 
 
 def index_type(classes: int) -> np.dtype:

@@ -21,6 +21,7 @@ class Teacher:
             as the student's are.
         mean, std: of the channels of images in [0, 1], as the teacher was trained.
         image_size: height and width that the teacher takes.
+        function: what tells `apply` apart from other functions of the same variables; for fingerprints.
     """
 
     apply: Callable[[Any, Images], Array]
@@ -28,6 +29,7 @@ class Teacher:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: tuple[int, int]
+    function: str = ""
 
     def __call__(self, variables: Any, images: Images) -> Float[Array, "batch classes"]:
         """Logits in float32 for images in [0, 1]; no gradient passes through.

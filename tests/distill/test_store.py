@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from deit_jax.atomic import replacing
 from deit_jax.distill import Header, Store, Writer
 from deit_jax.errors import UserError
 
@@ -108,9 +109,12 @@ def test_a_recording_killed_at_its_beginning_goes_on(tmp_path, left):
     elif left != "nothing":
         folder.mkdir()
         text = json.dumps(dataclasses.asdict(HEADER))
-        (folder / ("store.json" if left == "header" else "store.json.x1")).write_text(
-            text[: None if left == "header" else 9]
-        )
+        if left == "header":
+            (folder / "store.json").write_text(text)
+        else:  # as `replacing` leaves it when it is killed
+            fresh = replacing(folder / "store.json").__enter__()
+            fresh.write_text(text[:9])
+            assert [path.name for path in folder.iterdir()] == [fresh.name]
     record(folder)
     opened(folder)
     assert json.loads((folder / "store.json").read_text()) == dataclasses.asdict(HEADER)
