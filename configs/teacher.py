@@ -15,5 +15,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     arguments = recipes.arguments(argument, hardware="auto", dataset="folder", model="regnety_016")
     config = recipes.finetune(arguments.pop("model"), **arguments)
     config.model.drop_path = 0.0
-    config.optim.update(learning_rate=4e-3, layer_decay=1.0)
+    config.optim.learning_rate = 4e-3
     return config

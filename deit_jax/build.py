@@ -153,6 +153,13 @@ def predict(config: Config, num_classes: int) -> Callable[[Variables, Array], tu
 def learning_rates(config: Config, num_classes: int) -> dict[str, float]:
     """The factor of the learning rate for each parameter that is trained."""
     paths = flatten(model(config, num_classes), nnx.Param)
+    if not any(".attn." in path for path in paths):
+        if config.optim.layer_decay != 1:
+            raise UserError(
+                f"config.optim.layer_decay: counts a Transformer's blocks, and {config.model.name} is none; set it to 1"
+            )
+        if config.optim.trainable == "attention":
+            raise UserError(f"config.optim.trainable: {config.model.name} has no attention; set it to all or head")
     return optim.learning_rates(paths, trainable=config.optim.trainable, layer_decay=config.optim.layer_decay)
 
 

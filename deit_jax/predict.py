@@ -67,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
     cli.set_compilation_cache()
     on_cpu = jax.default_backend() == "cpu"
     dtype = ("float32" if on_cpu else "bfloat16") if given.dtype == "auto" else given.dtype
-    trained = open_trained(given, dtype=dtype, attention="einsum" if on_cpu else "xla")
+    attention = "einsum" if on_cpu else "xla"
+    trained = open_trained(given, classifies=not output, dtype=dtype, attention=attention)
     batch_size = min(given.batch_size, len(paths))
     forward = compile_forward(trained, batch_size)
     names, features, errors = [], [], {}
@@ -130,7 +131,8 @@ def compile_forward(trained: Trained, batch_size: int) -> Forward:
         model = bind(trained.model, variables)
         features = model.head_features(trained.normalize(images))
         logits = jnp.mean(jnp.stack(model.classify(features)), axis=0)
-        return jax.nn.softmax(logits), jnp.mean(jnp.stack(features), axis=0)
+        classes = logits[:, : trained.model.num_classes]  # none where there is no head: then they are the features
+        return jax.nn.softmax(classes), jnp.mean(jnp.stack(features), axis=0)
 
     images = jax.ShapeDtypeStruct((batch_size, trained.image_size, trained.image_size, 3), jnp.uint8)
     compiled = jax.jit(forward).lower(variables, images).compile()

@@ -11,7 +11,7 @@ from typing import TypeVar
 from ml_collections import ConfigDict
 
 from deit_jax.errors import UserError, nearest
-from deit_jax.models import entry
+from deit_jax.models import VisionTransformer, entry
 
 T = TypeVar("T")
 
@@ -118,15 +118,17 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
 def finetune(name: str, *, hardware: str = "auto", dataset: str = "folder") -> ConfigDict:
     """Fine-tuning the published weights of `name` on a data set of its own, of hundreds to tens of thousands of images.
 
-    The DeiT recipe with less of everything: 30 epochs, gentler crops and mixing, and steps that shrink from the head
-    down (layer-wise decay of the learning rate, arXiv:2106.08254), since lower layers serve any photo.
+    The DeiT recipe with less of everything: 30 epochs, gentler crops and mixing, and for Transformers steps that shrink
+    from the head down (layer-wise decay of the learning rate, arXiv:2106.08254), since lower layers serve any photo.
     """
     config = deit(name, hardware=hardware, dataset=dataset)
     config.init_from = "pretrained"
     config.batch_size = 64
     config.data.update(crop_scale=(0.3, 1.0), threads=4, max_corrupt=0.1)
     config.mixing.update(mixup=0.2, cutmix=0.5, probability=0.5)
-    config.optim.update(learning_rate=2e-3, min_learning_rate=1e-6, schedule_per_epoch=False, layer_decay=0.75)
+    config.optim.update(learning_rate=2e-3, min_learning_rate=1e-6, schedule_per_epoch=False)
+    if entry(name).build is VisionTransformer:
+        config.optim.layer_decay = 0.75
     config.ema.decay = 0.0  # over a few hundred steps an average would be of the beginning
     set_duration(config, "total", epochs=30)
     set_duration(config.optim, "warmup", epochs=2)

@@ -26,6 +26,7 @@ from deit_jax.models import abstract_model, bind, entry
 from deit_jax.models import flatten as variables_of
 from deit_jax.schema import Config
 from deit_jax.weights import adapt, read_weights
+from deit_jax.weights.imagenet import words
 from deit_jax.weights.surgery import traits
 
 FIELD = "config.distillation.teacher"
@@ -250,7 +251,8 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
             _check_classes(known, class_names)
         except UserError as error:
             raise UserError(f"{FIELD}.name: {path}: {error}") from error
-        columns = np.array([known.index(name) for name in class_names])
+        names = list(map(words, known))
+        columns = np.array([names.index(words(name)) for name in class_names])
     whole = jnp.issubdtype(images.dtype, jnp.integer)
 
     def apply(variables: Any, given: Array) -> Array:
@@ -267,7 +269,8 @@ def _is_artefact(name: str) -> bool:
 
 def _check_classes(known: Sequence[str], wanted: Sequence[str]) -> None:
     """Raises `UserError` where a teacher that knows these classes lacks one that it should teach."""
-    lacking = [name for name in wanted if name not in set(known)]
+    there = set(map(words, known))
+    lacking = [name for name in wanted if words(name) not in there]
     if lacking:
         instead = f"knows no class {lacking[0]!r}" if known else "does not say which classes it knows"
         raise UserError(f"was trained for other classes than the data's: {instead}; take a teacher that knows them all")

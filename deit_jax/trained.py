@@ -58,11 +58,12 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def open_trained(given: flags.FlagValues, **overrides: Any) -> Trained:
+def open_trained(given: flags.FlagValues, *, classifies: bool = True, **overrides: Any) -> Trained:
     """The model that the flags of `define_flags` name.
 
     Args:
         given: the parsed flags.
+        classifies: the model has to have classes; else it may give features alone.
         **overrides: arguments of the model that do not touch its weights, such as `dtype`.
 
     Raises:
@@ -77,8 +78,10 @@ def open_trained(given: flags.FlagValues, **overrides: Any) -> Trained:
     height, width = model.image_size
     if height != width:
         raise UserError(f"--weights: {given.weights} is for images of {height} x {width}; photos are cut to squares")
-    if not model.num_classes:
-        raise UserError(f"--weights: {given.weights} has no classification head; fine-tune it first")
+    if classifies and not model.num_classes:
+        raise UserError(
+            f"--weights: {given.weights} has no classification head; fine-tune it, or take predict --features=FILE.npz"
+        )
     return Trained(
         model=model,
         name=card.model,

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny import tiny_config, write_random_weights
 
-from deit_jax import build, train
+from deit_jax import build, recipes, train
 from deit_jax.checkpoint import read_variables, write_variables
 from deit_jax.errors import UserError
 from deit_jax.evaluate import evaluate
@@ -90,6 +90,17 @@ def test_a_linear_probe_moves_the_heads_alone(before, photos, tmp_path, capsys):
     gone = finetuning(before / "gone", photos, optim__trainable="head", total_steps=3)
     with pytest.raises(UserError, match=r"config\.init_from.*the weights that the run began with"):
         train.train(gone, tmp_path / "run")
+
+
+def test_what_counts_blocks_or_attention_is_for_transformers():
+    fields = dict.fromkeys(("patch_size", "width", "depth", "heads", "drop_path"), 0) | {"name": "resnet50"}
+    convnet = {f"model__{name}": value for name, value in fields.items()} | {"distillation__token": False}
+    assert set(build.learning_rates(tiny_config(**convnet), 3).values()) == {1.0}
+    for field, value in (("layer_decay", 0.75), ("trainable", "attention")):
+        with pytest.raises(UserError, match=rf"^config\.optim\.{field}: .*resnet50.*; set it to"):
+            build.learning_rates(tiny_config(**convnet, **{f"optim__{field}": value}), 3)
+    assert recipes.finetune("resnet50").optim.layer_decay == 1.0
+    assert recipes.finetune("deit_tiny_patch16_224").optim.layer_decay == 0.75
 
 
 def test_fine_tuning_learns_from_a_teacher_too(before, photos, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from deit_jax import predict
 from deit_jax.data.decode import decode
 from deit_jax.data.transforms import eval_transform
 from deit_jax.errors import UserError
+from deit_jax.models import bind, flatten
 from deit_jax.weights import Card
 
 MODEL = small_model()
@@ -232,6 +233,17 @@ def test_models_that_cannot_classify_photos(photos, monkeypatch, overrides, mess
     stand_in(monkeypatch, small_model(**overrides), CARD)
     with pytest.raises(UserError, match=f"--weights: somewhere {message}"):
         predict.main(["--weights=somewhere", photos[0]])
+
+
+def test_features_of_models_without_a_head(run, photos, monkeypatch, tmp_path) -> None:
+    headless = small_model(num_classes=0)
+    body = {path: value for path, value in flatten(MODEL).items() if path in flatten(headless)}
+    stand_in(monkeypatch, bind(headless, body), CARD)
+    lines, _ = run("--json", f"--features={tmp_path}/f.npz", *photos)
+    assert [json.loads(line)["predictions"] for line in lines] == [[]] * len(photos)
+    with np.load(tmp_path / "f.npz") as saved:
+        logits = saved["features"] @ np.asarray(MODEL.head.kernel) + np.asarray(MODEL.head.bias)
+    np.testing.assert_allclose(jax.nn.softmax(logits), expected(photos), rtol=1e-5, atol=1e-7)
 
 
 def test_damaged_weights(photos, monkeypatch) -> None:

@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 # A whitelist: Pillow also opens formats that start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")  # of files in these
+UNREAD = (".heic", ".heif", ".hif", ".avif", ".tif", ".tiff")  # of photos that are found, and reported as not read
 ORIENTATION_TAG = 0x0112
 # By the brands that an ISO media file (ISO/IEC 14496-12) states: of HEIF (ISO/IEC 23008-12, annex B) and of AVIF. An
 # AVIF file states a brand of HEIF's, too, hence the order.

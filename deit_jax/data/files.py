@@ -6,12 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from deit_jax.data.decode import CorruptImage, decode
+from deit_jax.data.decode import SUFFIXES, UNREAD, CorruptImage, decode
 from deit_jax.data.transforms import eval_transform
 from deit_jax.errors import UserError
-
-# HEIC, HEIF and AVIF cannot be decoded: they are found so that they are reported, not silently left out.
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".heic", ".heif", ".hif", ".avif")
 
 
 def find_images(arguments: Iterable[str]) -> list[str]:
@@ -30,7 +27,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
         raise UserError("no images: name files, folders or patterns such as 'photos/*.jpg'")
     paths = [path for argument in arguments for path in _expand(os.path.expanduser(argument))]
     if not paths:
-        raise UserError(f"no images in {', '.join(arguments)}; known by their suffixes: {' '.join(SUFFIXES)}")
+        raise UserError(f"no images in {', '.join(arguments)}; known by their suffixes: {' '.join(SUFFIXES + UNREAD)}")
     return list(dict.fromkeys(paths))
 
 
@@ -70,7 +67,7 @@ def _in_folder(root: str) -> Iterator[str]:
                 fresh.append(name)
         subfolders[:] = fresh
         for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES + UNREAD):
                 yield os.path.join(folder, name)
 
 

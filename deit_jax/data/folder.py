@@ -15,12 +15,11 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
+from deit_jax.data.decode import SUFFIXES, UNREAD
 from deit_jax.data.records import Record, digest, fingerprint, relabel
 from deit_jax.data.splits import parse_split, unknown_split
 from deit_jax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-UNREAD = (".heic", ".heif", ".hif", ".avif")  # what phones make, and nothing here decodes
 SPLIT_NAMES = ("train", "val", "validation", "test")
 ALIASES = {"val": "validation", "validation": "val"}
 
@@ -125,12 +124,12 @@ def _scan(root: str, folder: str) -> dict[str, list[str]]:
         found = list(_images(root, path))
         classes[name] = [image for image in found if not image.lower().endswith(UNREAD)]
         unread = len(found) - len(classes[name])
-        where, convert = os.path.join(root, path), "convert them to JPEG: `magick mogrify -format jpg *.heic`"
+        where, convert = os.path.join(root, path), "convert them to JPEG, as by `magick mogrify -format jpg *.heic`"
         if not classes[name]:
-            mend = f" but {unread} in HEIC or AVIF; {convert}" if unread else "; fill or remove it"
-            raise UserError(f"config.data.dir: class folder {where} has no JPEG, PNG or WebP image{mend}")
+            mend = f" but {unread} in HEIC, AVIF or TIFF; {convert}" if unread else "; fill or remove it"
+            raise UserError(f"config.data.dir: class folder {where} has no JPEG, PNG, WebP, GIF or BMP image{mend}")
         if unread:
-            log.warning("%s: %d photos in HEIC or AVIF are left out; %s", where, unread, convert)
+            log.warning("%s: %d photos in HEIC, AVIF or TIFF are left out; %s", where, unread, convert)
     return classes
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import collections
 import json
 import logging
 import operator
@@ -23,7 +24,7 @@ from deit_jax.errors import UserError
 
 Tensors = dict[str, np.ndarray]
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar")  # the last is timm's, and no archive
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # Under which a training script's file keeps the weights: facebook's, timm's.
 RAW, AVERAGE = ("model", "state_dict"), ("model_ema", "state_dict_ema")
@@ -31,7 +32,7 @@ MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
 DTYPES = ("F64", "F32", "F16", "BF16", "I64")  # I64 for counters, which are no weights but stand beside them
 TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64")
 COUNTER = ".num_batches_tracked"  # of batch normalisations, by which torch counts what nothing here reads
-_SCALAR = np.float64().__reduce__()[0]
+_SCALAR, _ARRAY = np.float64().__reduce__()[0], np.zeros(1).__reduce__()[0]
 # Plain data that training scripts save beside weights, and where a pickle says that it is from.
 HARMLESS = [
     (argparse.Namespace, "argparse.Namespace"),
@@ -40,30 +41,37 @@ HARMLESS = [
     (codecs.encode, "_codecs.encode"),
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_ARRAY, "numpy.core.multiarray._reconstruct"),
+    (_ARRAY, "numpy._core.multiarray._reconstruct"),
+    (np.ndarray, "numpy.ndarray"),
+    (collections.defaultdict, "collections.defaultdict"),
+    *((kind, f"builtins.{kind.__name__}") for kind in (int, float, list, dict)),  # what such a dict begins with
     *((kind, f"{kind.__module__}.{kind.__name__}") for kind in (np.dtype, *map(type, map(np.dtype, "?bBhHiIlLefd")))),
 ]
 
 
 def read_tensors(path: Path, *, ema: bool | None = None) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a file by their names in it, counters left out, and the text metadata of its header.
+    """The tensors of a file by their names in it, counters left out, and its metadata: the texts of a header, or the
+    `arch` that timm's training script saves.
 
     float16, bfloat16 and float32 come as they are stored; float64 as float32, with a warning.
 
     Args:
-        path: `.safetensors`, or `.pth`, `.pt`, `.bin`, which take torch to read.
+        path: `.safetensors`, or `.pth`, `.pt`, `.bin`, `.pth.tar`, which take torch to read.
         ema: True for the moving average beside the weights, as training scripts save it; else the weights.
 
     Raises:
         UserError: the file is missing, damaged, or would run code when read; or it has no average.
     """
-    if path.suffix not in SUFFIXES:
+    if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}")
     try:
         path.open("rb").close()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name a weight file that is there") from error
-    if path.suffix in TORCH_SUFFIXES:
-        return _plain(_read_torch(path, ema), path), {}
+    if path.name.endswith(TORCH_SUFFIXES):
+        tensors, metadata = _read_torch(path, ema)
+        return _plain(tensors, path), metadata
     if ema:
         raise UserError(f"{path}: a safetensors file has one set of weights, no moving average; leave out the choice")
     metadata = _read_header(path)
@@ -139,7 +147,7 @@ def _plain(tensors: Tensors, path: Path) -> Tensors:
     return tensors | {name: tensors[name].astype(np.float32) for name in double}
 
 
-def _read_torch(path: Path, ema: bool | None) -> Tensors:
+def _read_torch(path: Path, ema: bool | None) -> tuple[Tensors, dict[str, str]]:
     try:
         import torch
     except ImportError as error:
@@ -168,7 +176,9 @@ def _read_torch(path: Path, ema: bool | None) -> Tensors:
         if value.layout is not torch.strided or kind not in TORCH_DTYPES:
             sparse = "" if value.layout is torch.strided else "sparse "
             raise UserError(f"{path}: {name} is of type {sparse}{kind}; save it as plain float32 first")
-    return {name: _to_numpy(value) for name, value in _unprefixed(state, path).items()}
+    arch = content.get("arch")
+    metadata = {"arch": arch} if state is not content and isinstance(arch, str) else {}
+    return {name: _to_numpy(value) for name, value in _unprefixed(state, path).items()}, metadata
 
 
 def _unwrapped(content: Any, path: Path, ema: bool | None) -> dict[Any, Any]:
@@ -184,14 +194,13 @@ def _unwrapped(content: Any, path: Path, ema: bool | None) -> dict[Any, Any]:
 
 
 def _unprefixed(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Without the `module.` that torch's data parallelism puts in front."""
-    names = [name.removeprefix("module.") for name in state]
-    twice = [name for name in state if f"module.{name}" in state]
-    if twice:
-        raise UserError(
-            f"{path}: {len(twice)} tensors duplicated: {twice[0]} is there as module.{twice[0]} too; save one of them"
-        )
-    return dict(zip(names, state.values(), strict=True))
+    """Without what torch's data parallelism (`module.`) and compiler (`_orig_mod.`) put in front."""
+    plain: dict[str, str] = {}
+    for name in state:
+        first = plain.setdefault(re.sub(r"^((module|_orig_mod)\.)+", "", name), name)
+        if first != name:
+            raise UserError(f"{path}: a tensor is duplicated: {first} is there as {name} too; save one of them")
+    return {short: state[name] for short, name in plain.items()}
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

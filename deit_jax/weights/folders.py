@@ -23,13 +23,19 @@ def read_folder(folder: Path) -> tuple[Path, Card]:
         UserError: no weight file is there, or a config tells of a network that there is none of here.
     """
     config = _read_json(folder / CONFIG)
+    processor = _read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else None
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: has {CONFIG} but none of {', '.join(WEIGHT_FILES)}; name the weight file itself")
-    if "architecture" in config:
-        return file, timm_card(config, str(folder / CONFIG))
-    processor = _read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else None
-    card = huggingface.card_of(config, processor, str(folder))
+    try:
+        if "architecture" in config:
+            return file, timm_card(config, str(folder / CONFIG))
+        card = huggingface.card_of(config, processor, str(folder))
+    except UserError:
+        raise
+    except Exception as error:  # whatever fields of other types make the arithmetic run into
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"{folder / CONFIG}: cannot be understood: {reason}; mend it") from error
     if card.preprocessing is None:
         logging.warning("%s: has no %s; images are prepared as for %s", folder, PROCESSOR, card.model)
     return file, card
@@ -39,22 +45,27 @@ def timm_card(config: Mapping[str, Any], where: str) -> Card:
     """The card of a timm config.json; `UserError` where its model is none of those here, or is changed."""
     model = config["architecture"].partition(".")[0]
     entry(model)
-    changed = set(config.get("model_args", {})) - {"img_size"}
+    own, published = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
+    changed = set(own) - {"img_size", "num_classes", "global_pool"}
     if changed:
         raise UserError(
             f"{where}: model_args has {', '.join(sorted(changed))}, which cannot be read; take plain {model}"
         )
-    published = config.get("pretrained_cfg", {})
-    arguments = {"num_classes": config["num_classes"]} if config.get("num_classes", 1000) != 1000 else {}
-    size = config.get("model_args", {}).get("img_size") or published.get("input_size", [])[1:]
+    resolved = resolve(model, {})
+    arguments = {name: {**config, **own}[name] for name in ("num_classes", "global_pool") if name in {**config, **own}}
+    size = own.get("img_size") or published.get("input_size", [])[1:]
     if size:
         arguments["image_size"] = huggingface.image_size_of(size)
     known = {"mean", "std", "crop_pct"} <= published.keys()
     preprocessing = Preprocessing.from_json({**published, "crop_ratio": published["crop_pct"]}) if known else None
-    resolved = resolve(model, {})
+    if preprocessing:
+        interpolation, mode = published.get("interpolation", "bicubic"), published.get("crop_mode", "center")
+        otherwise = [f"by the {interpolation} filter"] if interpolation != "bicubic" else []
+        otherwise += [f"in crop mode {mode!r}"] if mode != "center" else []
+        processors.warn_of_resizing(where, otherwise, preprocessing.crop_ratio)
     return Card(
         model,
-        {name: value for name, value in arguments.items() if value != resolved[name]},
+        {name: value for name, value in arguments.items() if resolved.get(name, value) != value},
         tuple(config.get("label_names") or ()),
         preprocessing,
     )

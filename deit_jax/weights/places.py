@@ -20,6 +20,7 @@ from typing import Any
 
 from deit_jax.checkpoint import read_variables
 from deit_jax.errors import UserError
+from deit_jax.models import list_models
 from deit_jax.weights import files, folders, hub, tables
 from deit_jax.weights.card import Card
 
@@ -94,7 +95,8 @@ def _in_folder(folder: Path, ema: bool | None) -> Found:
 
 def _in_file(file: Path, ema: bool | None) -> Found:
     tensors, metadata = files.read_tensors(file, ema=ema)
-    card = Card()
+    name = metadata.get("arch", "").partition(".")[0]
+    card = Card(name if name in list_models() else "")
     if KEY in metadata:
         try:
             card = _card(json.loads(metadata[KEY]), str(file))

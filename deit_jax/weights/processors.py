@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deit_jax.errors import UserError
@@ -11,7 +11,7 @@ from deit_jax.weights.card import Card
 
 # Pillow's numbers, which the configs use. 3 is what everything here is resized by.
 FILTERS = {0: "nearest", 1: "Lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "Hamming"}
-BICUBIC = 3
+BILINEAR, BICUBIC = 2, 3
 
 
 def preprocessing_of(processor: Mapping[str, Any], where: str) -> Preprocessing:
@@ -36,19 +36,29 @@ def preprocessing_of(processor: Mapping[str, Any], where: str) -> Preprocessing:
         mean, std = (processor["image_mean"], processor["image_std"]) if normalize else ((0,) * 3, (1,) * 3)
         crop_ratio, otherwise = _crop(processor)
         preprocessing = Preprocessing.from_json({"mean": mean, "std": std, "crop_ratio": crop_ratio})
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise UserError(f"{file}: cannot be understood: {reason}; mend or remove the file") from error
-    resample = processor.get("resample", BICUBIC)
+    kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
+    resample = processor.get("resample", BILINEAR if kind.startswith("ViT") else BICUBIC)  # by the class's default
     if resample != BICUBIC:
         otherwise = [f"by the {FILTERS.get(resample, resample)} filter", *otherwise]
+    warn_of_resizing(file, otherwise, crop_ratio)
+    return preprocessing
+
+
+def warn_of_resizing(where: str, otherwise: Sequence[str], crop_ratio: float) -> None:
+    """Tells how the weights in `where` were shown their images `otherwise` than images are prepared here, if they were.
+
+    Args:
+        otherwise: in words, after "resizes images".
+    """
     if otherwise:
         logging.warning(
             "%s: the original resizes images %s; here they are resized by the bicubic filter in their own proportions, "
             "and the centre is cut out (crop ratio %s)",
-            *(file, " and ".join(otherwise), crop_ratio),
+            *(where, " and ".join(otherwise), crop_ratio),
         )
-    return preprocessing
 
 
 def processor_of(card: Card) -> dict[str, Any]:

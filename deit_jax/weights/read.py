@@ -59,6 +59,8 @@ def read_named(spec: str | Path, *, model: str = "", ema: bool | None = None) ->
 def _read(spec: str, model: str, ema: bool | None) -> Weights:
     found = find(spec, model, ema)
     card = dataclasses.replace(found.card, model=found.card.model or model)
+    if "fc_norm.weight" in found.tensors and card.model and "global_pool" in resolve(card.model, {}):
+        card = dataclasses.replace(card, arguments={"global_pool": "avg", **card.arguments})
     expected = shapes(_abstract(card, found.where)) if card.model else {}
     paths = list(expected) if card.model else tables.vit_paths(found.tensors)
     scheme = found.scheme or tables.best_scheme(found.tensors, paths)
@@ -108,7 +110,7 @@ def load_weights(model: M, path: str | Path, *, ema: bool | None = None) -> M:
     """
     found, expected = find(str(path), "", ema), flatten(model)
     scheme = found.scheme or tables.best_scheme(found.tensors, expected)
-    _check(found, scheme, shapes(model), "this model")
+    _check(found, scheme, shapes(model), "this model", mend="build the model that it is of")
     try:
         notes = surgery.check_function(found.card, model)
     except UserError as error:
@@ -232,10 +234,12 @@ def _abstract(card: Card, where: str) -> nnx.Module:
         raise UserError(f"{where}: {card.model} cannot be built with {dict(card.arguments)}: {reason}") from error
 
 
-def _check(found: Found, scheme: tables.Scheme, expected: tables.Shapes, of: str) -> None:
+def _check(
+    found: Found, scheme: tables.Scheme, expected: tables.Shapes, of: str, *, mend: str = "name the model that it is of"
+) -> None:
     problems = tables.misfit(found.tensors, scheme, expected)
     if problems:
-        raise UserError(f"{found.where}: is not {of}'s ({scheme.title}): {problems}; name the model that it is of")
+        raise UserError(f"{found.where}: is not {of}'s ({scheme.title}): {problems}; {mend}")
 
 
 def _fitting(variables: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Fits weights to a model for other classes or another image size; everything else has to match."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +14,13 @@ from jaxtyping import Array, Float
 from deit_jax.errors import UserError
 from deit_jax.models import abstract_model, check_fit, flatten
 from deit_jax.weights.card import Card, Weights
+from deit_jax.weights.imagenet import words
 
 HEADS = ("head", "head_dist", "head.fc", "fc", "classifier")  # of Vision Transformers, RegNets, ResNets, EfficientNets
 
 # Attributes of modules that say how a network computes, not which function, or what this file fits.
-INCIDENTAL = {"implementation", "form", "remat", "image_size", "num_patches", "num_classes", "out_features"}
+INCIDENTAL = {"implementation", "form", "remat", "out_features"}
+INCIDENTAL |= {"image_size", "num_patches", "num_classes"}
 
 Fresh = Callable[[Sequence[str]], Mapping[str, Array]]
 
@@ -44,9 +47,13 @@ def adapt(
         UserError: something else than classes and image size differs; the line lists what. Or there is nothing to take
             a classifier from, and `fresh` is None.
     """
-    expected, fitted = flatten(model), dict(weights.variables)
-    notes = _fit_positions(fitted, weights.card, model)
-    notes += _fit_heads(fitted, weights.card.class_names, expected, class_names, fresh)
+    expected, fitted, card = flatten(model), dict(weights.variables), weights.card
+    notes = _fit_positions(fitted, card, model)
+    if "head_dist.kernel" in fitted and "head_dist.kernel" not in expected and "head.kernel" in expected:
+        del fitted["head_dist.kernel"], fitted["head_dist.bias"]
+        card = dataclasses.replace(card, arguments={**card.arguments, "dist_head": False})
+        notes.append("head_dist: left out, the model has none")
+    notes += _fit_heads(fitted, card.class_names, expected, class_names, fresh)
     arrays = {path: np.asarray(value) for path, value in fitted.items()}
     variables = {
         path: value.astype(expected[path].dtype, copy=False) if path in expected else value
@@ -56,9 +63,9 @@ def adapt(
         check_fit(expected, variables)
     except ValueError as error:
         raise UserError(
-            f"the weights{_of(weights.card)} are those of another network: {error}; set model.name to theirs"
+            f"the weights{_of(card)} are those of another network: {error}; set model.name to theirs"
         ) from error
-    return variables, notes + check_function(weights.card, model)
+    return variables, notes + check_function(card, model)
 
 
 def check_function(card: Card, model: nnx.Module) -> list[str]:
@@ -193,6 +200,7 @@ def _columns(
     if len(shape) != 2 or shape[0] != features or (before and len(before) != shape[1]):
         return None  # another network: left for the comparison of shapes to say
     if before and after and tuple(before) != tuple(after):
+        before, after = list(map(words, before)), list(map(words, after))  # a folder "goldfish" is ImageNet's n01443537
         counts = collections.Counter(before), collections.Counter(after)
         index = {old: i for i, old in enumerate(before) if all(count[old] == 1 for count in counts)}
         return [index.get(new) for new in after]

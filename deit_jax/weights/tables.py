@@ -22,6 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 SAME: Rule = ("", ())
+LISTED = 8  # names of each kind of misfit in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +232,7 @@ def misfit(tensors: Mapping[str, Any], scheme: Scheme, expected: Shapes) -> str:
         ],
     }
     lines = [
-        f"{len(names)} {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {problem}: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
         for problem, names in problems.items()
         if names
     ]

@@ -136,7 +136,11 @@ def test_class_names_decide_the_labels(image_folder) -> None:
         (["a/0.jpg"], "test", r"data.train_split: no split 'test'; there are train, validation"),
         (["train/a/0.jpg", "train/b/.0.jpg"], "train", r"config.data.dir: class folder .*/train/b has no JPEG.*"),
         (["a/0.jpg", "b/0.txt"], "train", r"config.data.dir: class folder .*/b has no JPEG.*fill or remove it"),
-        (["a/0.jpg", "b/0.HEIC", "b/1.avif"], "train", r".*/b has no JPEG.* but 2 in HEIC or AVIF; convert .*magick"),
+        (
+            ["a/0.jpg", "b/0.HEIC", "b/1.avif"],
+            "train",
+            r".*/b has no JPEG.* but 2 in HEIC, AVIF or TIFF; .*magick",
+        ),
         (["train/0.jpg", "test/0.jpg"], "train", r"config.data.dir: .*/train has no class folders.*"),
         (["0.jpg"], "train", r"config.data.dir: .* has no subfolders.*"),
         (["a/0.jpg", "b/0.jpg"], "validation", r"data.train_split: validation is empty.*"),
@@ -165,4 +169,4 @@ def test_a_file_that_vanished_is_an_os_error(image_folder) -> None:
 def test_photos_that_cannot_be_read_are_told(image_folder, caplog) -> None:
     root = image_folder(["train/a/0.jpg", "train/a/1.heic", "train/b/2.jpg"])
     assert len(open_folder(root, "train")) == 2
-    assert "train/a: 1 photos in HEIC or AVIF are left out; convert them" in caplog.text
+    assert "train/a: 1 photos in HEIC, AVIF or TIFF are left out; convert them" in caplog.text

@@ -11,6 +11,7 @@ import pytest
 
 from deit_jax.errors import UserError
 from deit_jax.weights.files import read_tensors
+from deit_jax.weights.places import find
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
@@ -64,8 +65,23 @@ def test_data_parallel_prefix(path):
     torch.save({"model": {f"module.{name}": value for name, value in RAW.items()}}, path)
     assert_is(read_tensors(path)[0], RAW)
     torch.save({"model": {**RAW, "module.b": RAW["b"]}}, path)
-    with pytest.raises(UserError, match=r"1 tensors duplicated: b is there as module\.b too"):
+    with pytest.raises(UserError, match=r"a tensor is duplicated: b is there as module\.b too"):
         read_tensors(path)
+    torch.save({"model": {f"module._orig_mod.{name}": value for name, value in RAW.items()}}, path)
+    assert_is(read_tensors(path)[0], RAW)
+
+
+def test_checkpoints_of_timm(tmp_path):
+    """By their own file name, with the architecture's, and with plain data of more kinds."""
+    path = tmp_path / "model_best.pth.tar"
+    history = collections.defaultdict(list, loss=[1.0])
+    torch.save({"state_dict": RAW, "arch": "deit_tiny_patch16_224", "metric": np.ones(3), "history": history}, path)
+    tensors, metadata = read_tensors(path)
+    assert_is(tensors, RAW)
+    assert metadata == {"arch": "deit_tiny_patch16_224"}
+    assert find(str(path), "", None).card.model == "deit_tiny_patch16_224"
+    torch.save({"state_dict": RAW, "arch": "my_own"}, path)
+    assert find(str(path), "", None).card.model == ""
 
 
 class Hostile:

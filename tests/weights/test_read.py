@@ -333,6 +333,70 @@ def test_folders_of_timm(tmp_path, small):
     assert read_weights(tmp_path).card == Card(TINY, {"num_classes": 3}, (), HALF)
 
 
+CONFIG = {"architecture": TINY, "num_classes": 3, "pretrained_cfg": {"input_size": [3, 20, 20]}}
+CROPPED = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "input_size": [3, 20, 20]}
+
+
+def test_folders_of_timm_whose_model_pools_the_patches(tmp_path, small):
+    weights = sample(TINY, image_size=20, global_pool="avg")
+    path = bare(tmp_path / "model.safetensors", weights)
+    repeated = {"num_classes": 3, "img_size": 20}  # what the config says anyhow
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"global_pool": "avg", "model_args": repeated}))
+    for found in (read_weights(tmp_path), read_weights(path, model=TINY)):
+        assert found.card.arguments == {"num_classes": 3, "global_pool": "avg"}
+        assert_same_arrays(weights.variables, found.variables)
+
+
+@pytest.mark.parametrize("fields", [{"interpolation": "bilinear"}, {"crop_mode": "squash"}])
+def test_what_timm_does_otherwise_to_images_is_told(tmp_path, small, caplog, fields):
+    bare(tmp_path / "model.safetensors", sample(TINY, image_size=20))
+    for given in ({}, fields):
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"pretrained_cfg": CROPPED | given}))
+        read_weights(tmp_path)
+        assert ("the original resizes images" in caplog.text) == bool(given)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"architecture": None},
+        {"pretrained_cfg": 3},
+        {"pretrained_cfg": CROPPED | {"mean": None}},
+        {"pretrained_cfg": CROPPED | {"crop_pct": 1.1}},
+        {"model_args": {"img_size": [20]}},
+    ],
+)
+def test_nonsense_of_timm_is_one_line(tmp_path, small, fields):
+    bare(tmp_path / "model.safetensors", sample(TINY, image_size=20))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | fields))
+    with pytest.raises(UserError, match=r"config\.json: cannot be understood: .*; mend it"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("config", {"hidden_size": "6"}),
+        ("config", {"hidden_size": 0}),
+        ("config", {"image_size": [10]}),
+        ("config", {"id2label": ["a", "b", "c"]}),
+        ("config", {"id2label": {"a": "b"}}),
+        ("preprocessor_config", {"size": None}),
+        ("preprocessor_config", {"crop_size": None}),
+        ("preprocessor_config", {"size": [20, 20]}),
+    ],
+)
+def test_nonsense_of_transformers_is_one_line(tmp_path, small, file, fields):
+    folder = tmp_path / "hf"
+    folders.write_folder(folder, sample(TINY, image_size=10))
+    path = folder / f"{file}.json"
+    content = json.loads(path.read_text())
+    content.pop("deit_jax", None)
+    path.write_text(json.dumps(content | fields))
+    with pytest.raises(UserError, match=rf"{file}\.json: cannot be understood: .*; mend"):
+        read_weights(folder)
+
+
 def test_folders_that_lack_a_part(tmp_path, small, caplog):
     folder = tmp_path / "hf"
     folders.write_folder(folder, sample(TINY, image_size=10))

@@ -227,3 +227,23 @@ def test_another_network_is_refused(model, message):
     given = weights(class_names=("a", "b", "c"))
     with pytest.raises(UserError, match=f"deit_tiny_distilled_patch16_224 are those of another network: .*{message}"):
         adapt(given, model, fresh=refuse, class_names=("a", "b", "c"))
+
+
+def test_classes_are_the_same_by_identifier_and_by_word():
+    """ImageNet's weights name synsets, a user's folders say what they are."""
+    given = weights(class_names=("n01440764", "n01443537", "n01484850"))
+    model = network(num_classes=2)
+    fresh, _ = sevens(model)
+    variables, notes = adapt(given, model, fresh=fresh, class_names=("goldfish", "shoe"))
+    for head in ("head", "head_dist"):
+        kernel = variables[f"{head}.kernel"]
+        np.testing.assert_array_equal(kernel[:, 0], given.variables[f"{head}.kernel"][:, 1])
+        np.testing.assert_array_equal(kernel[:, 1], 7)
+    assert notes[0] == "head: 2 classes, 1 taken over by name, 1 new"
+
+
+def test_a_head_that_the_model_lacks_is_left_out():
+    given = weights()
+    variables, notes = adapt(given, network(dist_head=False), fresh=refuse)
+    assert notes == ["head_dist: left out, the model has none"]
+    same(variables, {path: value for path, value in given.variables.items() if not path.startswith("head_dist.")})

@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_listed_by_the_files_names():
     theirs |= {f"pooler.{i}": np.zeros(1) for i in range(5)}
     theirs["norm.bias"] = theirs["deit.layernorm.bias"]
     assert tables.misfit(theirs, scheme, shapes(variables)) == (
-        f"1 missing: {layer}attention.attention.key.bias; 5 extra: pooler.0, pooler.1, pooler.2, ...; "
+        f"1 missing: {layer}attention.attention.key.bias; 5 extra: pooler.0, pooler.1, pooler.2, pooler.3, pooler.4; "
         f"1 duplicated under other names: norm.bias; "
         f"1 of another shape: {layer}output.dense.weight [24, 6] instead of [6, 24]; "
         f"they look like a distilled DeiT's (deit_*_distilled_*)"
