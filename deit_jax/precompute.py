@@ -103,13 +103,15 @@ class Recording:
             dtype=config.model.dtype,
             fingerprint=teachers.fingerprint(config, source, teacher, views),
         )
-        self.batch_size, self._tells = batch_size, config.distillation.teacher.evaluate
+        self.batch_size, self._progress = batch_size, config.log.progress
         self._batches: Batches = functools.partial(
             _stream if views == "stream" else _centre_crops, config, source, mesh
         )
         self._variables = teachers.place(teacher, mesh)
         predict = teachers.predict(teacher)
-        self._note = functools.partial(teacher_note, config, predict, self._variables, held_out, mesh)
+        self._note: Callable[[], str] | None = None
+        if config.distillation.teacher.evaluate:
+            self._note = functools.partial(teacher_note, config, predict, self._variables, held_out, mesh)
 
         def look(variables: Any, batch: Any, top: int) -> tuple[dict[str, jax.Array], jax.Array]:
             if views == "stream":
@@ -127,15 +129,21 @@ class Recording:
         Raises:
             UserError: it says NaN.
         """
+        waiting: tuple[Any, ...] = ()
         with closing(self._batches(start, stop)) as batches:
             for step, batch in enumerate(batches, start):
-                rows, nan = jax.device_get(self._look(self._variables, batch, top))
-                if nan:
-                    raise UserError(
-                        f"{teachers.FIELD}: its logits are NaN in the batch of step {step}; mend its weights"
-                    )
-                left = self.header.rows - step * self.batch_size
-                yield {name: array[:left] for name, array in rows.items()}
+                said = self._look(self._variables, batch, top)  # runs on while the batch before is fetched and written
+                if waiting:
+                    yield self._fetched(*waiting)
+                waiting = step, said
+        yield self._fetched(*waiting)
+
+    def _fetched(self, step: int, said: tuple[dict[str, jax.Array], jax.Array]) -> Rows:
+        rows, nan = jax.device_get(said)
+        if nan:
+            raise UserError(f"{teachers.FIELD}: its logits are NaN in the batch of step {step}; mend its weights")
+        left = self.header.rows - step * self.batch_size
+        return {name: array[:left] for name, array in rows.items()}
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Records what is missing in `folder`.
@@ -150,13 +158,14 @@ class Recording:
         there = (header.chunks - len(todo)) * header.chunk
         if main_process:
             print(f"{header.rows:,} rows of {header.classes} classes, {header.nbytes / 1e6:,.1f} MB, in {folder}")
-        if self._tells and todo:
+        if self._note and todo:
             note = self._note()
             if main_process:
                 print(note, flush=True)
         start, recorded = time.perf_counter(), 0
         parts: list[Rows] = []
-        progress = tqdm(total=header.rows, initial=min(there, header.rows), unit="image", disable=not main_process)
+        silent = not (main_process and self._progress)
+        progress = tqdm(total=header.rows, initial=min(there, header.rows), unit="image", disable=silent)
         with Interrupt() as interrupt, progress as bar:
             for chunk, whole, rows in self._told(todo):
                 parts.append(rows)
