@@ -130,12 +130,15 @@ def test_another_model_is_the_users_mistake(tmp_path):
 noisy = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-def flip_a_bit_of_the_arrays(step):
-    """Of the largest file of array data, in its middle."""
-    file = max((step / "state" / "ocdbt.process_0" / "d").iterdir(), key=lambda path: path.stat().st_size)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
+def flip_a_bit_of_each_large_array(step):
+    """Of the parameters and their average. The order in which Orbax writes the two is left to chance, and they are
+    about as long, so that each has a bit in one of the quarters."""
+    for file in (step / "state" / "ocdbt.process_0" / "d").iterdir():
+        data = bytearray(file.read_bytes())
+        if len(data) > 40_000:  # other files hold indices and the small arrays
+            data[len(data) // 4] ^= 1
+            data[3 * len(data) // 4] ^= 1
+            file.write_bytes(data)
 
 
 def cut(name):
@@ -147,7 +150,7 @@ def cut(name):
 
 
 DAMAGES = {
-    "flipped bit": flip_a_bit_of_the_arrays,
+    "flipped bit": flip_a_bit_of_each_large_array,
     "cut meta": cut("meta/metadata"),
     "cut manifest": cut("state/manifest.ocdbt"),
     "cut tree": cut("state/_METADATA"),
