@@ -68,7 +68,8 @@ def model_arguments(config: Config, num_classes: int) -> dict[str, Any]:
         wanted["attention"] = config.model.attention
     for name in wanted:
         if name not in takes:
-            raise UserError(f"config.model.{name}: {config.model.name} has none; set it to 0")
+            off = "nothing" if isinstance(wanted[name], str) else "False" if name == "remat" else "0"
+            raise UserError(f"config.model.{name}: {config.model.name} has none; set it to {off}")
     return wanted
 
 

@@ -197,6 +197,8 @@ def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
     look = weights.card.preprocessing
     if look:  # as they were trained, whatever the config would train with
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=look.mean, std=look.std))
+        if look.crop_ratio != config.data.crop_ratio and jax.process_index() == 0:
+            print(f"{config.init_from}: expects crop_ratio {look.crop_ratio}, config.data has {config.data.crop_ratio}")
     source = build.eval_source(config, weights.card.class_names or None)
 
     def refuse(paths: Sequence[str]) -> Variables:
@@ -229,6 +231,10 @@ def teacher_note(
     config: Config, predict: Callable[[Any, Array], tuple[Array, ...]], variables: Any, source: Source, mesh: Mesh
 ) -> str:
     """In words, how good a teacher is on the evaluation split, of which it sees what the student does."""
+    # The student's evaluation may take more images at a time than there is room for in a larger network.
+    config = dataclasses.replace(
+        config, eval=dataclasses.replace(config.eval, batch_size=min(config.eval.batch_size, config.batch_size))
+    )
     told = Evaluator(config, predict, source, mesh)({"teacher": variables})["teacher"]
     return f"the teacher has {told.summary()['top1']:.2f} % top-1 as it sees the evaluation split"
 

@@ -1,5 +1,6 @@
 """From a resolved config to its teacher: one that runs beside the student, or a recorded one."""
 
+import collections
 import dataclasses
 import importlib
 import json
@@ -153,14 +154,17 @@ def open_teacher(config: Config, class_names: Sequence[str]) -> Teacher:
         teacher = _from_module(name)
     else:
         teacher = _from_registry(config, class_names)
-    images = jax.ShapeDtypeStruct((1, *teacher.image_size, 3), jnp.float32)
+    if config.distillation.teacher.image_size not in (0, *teacher.image_size):
+        height, width = teacher.image_size
+        raise UserError(f"{FIELD}.image_size: {name} takes images of {height} x {width}; set it to 0")
+    images = jax.ShapeDtypeStruct((2, *teacher.image_size, 3), jnp.float32)  # one alone would pass where one is fixed
     try:
         shape = jax.eval_shape(teacher, teacher.variables, images).shape
     except Exception as error:  # whatever a function of somebody else's raises
         raise UserError(f"{FIELD}.name: {name} fails on images {images.shape}: {_first_line(error)}") from error
-    if shape != (1, len(class_names)):
+    if shape != (2, len(class_names)):
         raise UserError(
-            f"{FIELD}.name: {name} gives logits of shape {shape} for one image, the data has {len(class_names)} "
+            f"{FIELD}.name: {name} gives logits of shape {shape} for two images, the data has {len(class_names)} "
             f"classes; take a teacher of these classes (configs/teacher.py trains one)"
         )
     return teacher
@@ -217,6 +221,8 @@ def _from_module(name: str) -> Teacher:
             raise TypeError("the first is no function")
         variables = jax.tree.map(np.asarray, variables)
         mean, std = _channels(mean), _channels(std)
+        if not all(map(math.isfinite, mean)):
+            raise ValueError(f"its mean is {mean}")
         if not all(0 < value < math.inf for value in std):
             raise ValueError(f"its std is {std}")
         return Teacher(apply, variables, mean, std, (int(height), int(width)), _source_of(module))
@@ -232,21 +238,23 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
 
     Where deit_jax.export has put the names of its classes beside it, they decide about the order of the logits.
     """
-    beside = path.with_name("preprocessing.json")
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
         (images,) = exported.in_avals
         height, width = (int(side) for side in images.shape[1:3])
-        known = json.loads(beside.read_text())["class_names"] if beside.is_file() else []
     except Exception as error:  # flatbuffers raises whatever damaged bytes make it run into
         raise UserError(f"{FIELD}.name: {path} cannot be read: {_first_line(error)}; export it anew") from error
+    if isinstance(images.shape[0], int):
+        raise UserError(
+            f"{FIELD}.name: {path} takes {images.shape[0]} image(s) at a time; export it with a symbolic batch size"
+        )
     if jax.default_backend() not in [PLATFORMS.get(name, name) for name in exported.platforms]:
         raise UserError(
             f"{FIELD}.name: {path} is for {', '.join(exported.platforms)}, not for {jax.default_backend()}; export it "
             f"for that"
         )
-    columns = None
-    if known and known != [str(i) for i in range(len(known))]:
+    columns, known = None, _names_beside(path)
+    if known and known not in (list(class_names), [str(i) for i in range(len(known))]):
         try:
             _check_classes(known, class_names)
         except UserError as error:
@@ -263,17 +271,40 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
     return Teacher(apply, {}, (0.0,) * 3, (1.0,) * 3, (height, width), function)
 
 
+def _names_beside(program: Path) -> list[str]:
+    """The classes that deit_jax.export has written beside a program; none where there is no such file."""
+    path = program.with_name("preprocessing.json")
+    if not path.is_file():
+        return []
+    try:
+        names = json.loads(path.read_text())["class_names"]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("class_names are not all text")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{FIELD}.name: {path}, beside it, tells no class_names: {_first_line(error)}; mend or remove that file"
+        ) from error
+    return names
+
+
 def _is_artefact(name: str) -> bool:
     return Path(name).suffix == ".jaxexport"
 
 
 def _check_classes(known: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raises `UserError` where a teacher that knows these classes lacks one that it should teach."""
-    there = set(map(words, known))
-    lacking = [name for name in wanted if words(name) not in there]
+    """Raises `UserError` where a teacher that knows these classes lacks one that it should teach, or names tell them
+    not apart."""
+    there, taught = collections.Counter(map(words, known)), collections.Counter(map(words, wanted))
+    lacking = [name for name in wanted if not there[words(name)]]
     if lacking:
         instead = f"knows no class {lacking[0]!r}" if known else "does not say which classes it knows"
         raise UserError(f"was trained for other classes than the data's: {instead}; take a teacher that knows them all")
+    unclear = [name for name in wanted if there[words(name)] > 1 or taught[words(name)] > 1]
+    if unclear:
+        raise UserError(
+            f"was trained for other classes than the data's, and {unclear[0]!r} stands for several of them; name each "
+            f"class differently"
+        )
 
 
 def _source_of(module: str) -> str:

@@ -99,6 +99,9 @@ def test_what_counts_blocks_or_attention_is_for_transformers():
     for field, value in (("layer_decay", 0.75), ("trainable", "attention")):
         with pytest.raises(UserError, match=rf"^config\.optim\.{field}: .*resnet50.*; set it to"):
             build.learning_rates(tiny_config(**convnet, **{f"optim__{field}": value}), 3)
+    for field, value, mend in (("heads", 3, "0"), ("global_pool", "avg", "nothing"), ("remat", True, "False")):
+        with pytest.raises(UserError, match=rf"^config\.model\.{field}: resnet50 has none; set it to {mend}$"):
+            build.model(tiny_config(**convnet | {f"model__{field}": value}), 3)
     assert recipes.finetune("resnet50").optim.layer_decay == 1.0
     assert recipes.finetune("deit_tiny_patch16_224").optim.layer_decay == 0.75
 

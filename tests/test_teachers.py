@@ -163,6 +163,17 @@ def test_a_teacher_of_other_classes_is_refused(workdir, tmp_path):
     assert message.startswith("config.distillation.teacher.weights: ")
 
 
+@pytest.mark.parametrize(
+    ("known", "wanted"), [(("0", "1", "1", *NAMES[3:]), NAMES[:2]), (NAMES, (*NAMES[:9], "8"))], ids=["known", "wanted"]
+)
+def test_a_name_of_several_classes_is_refused(workdir, tmp_path, known, wanted):
+    """Otherwise their logits would be none of the teacher's."""
+    variables, _ = read_variables(workdir / "checkpoints")
+    write_weights(tiny_config(**TEACHER), known, tmp_path, variables)
+    message = refused(teachers.open_teacher, distilled_config(tmp_path), wanted)
+    assert f"{'1' if wanted == NAMES[:2] else '8'!r} stands for several of them; name each class differently" in message
+
+
 # Of the user's own.
 
 
@@ -225,11 +236,12 @@ def test_variables_of_any_names(module):
         ("def build(): return print, {}, (0, 0, 0), 1, 8", ["should return", "non-iterable int"]),
         ("def build(): return print, {}, (0, 0, 0), (1, 0, 1), 8", ["should return", "its std is (1.0, 0.0, 1.0)"]),
         ("def build(): return print, {}, (0, 0, 0), (1, float('nan'), 1), 8", ["its std is (1.0, nan, 1.0)"]),
+        ("def build(): return print, {}, (0, float('inf'), 0), (1, 1, 1), 8", ["its mean is (0.0, inf, 0.0)"]),
         ("def build(): return print, {}, (0, 0, 0), (1, 1, 1), 'big'", ["should return"]),
-        (OWN.replace(", 10)", ", 5, 2)[:, :, 0]"), ["gives logits of shape (1, 5) for one image, the data has 10 c"]),
-        (OWN.replace("return images", "return images[0]"), ["fails on images (1, 8, 8, 3): "]),
-        (OWN.replace('variables["head"]', 'variables["tail"]'), ["fails on images (1, 8, 8, 3): KeyError: 'tail'"]),
-        ("def build(): return (lambda v, x: (x, x)), {}, (0, 0, 0), (1, 1, 1), 8", ["fails on images (1, 8, 8, 3): "]),
+        (OWN.replace(", 10)", ", 5, 2)[:, :, 0]"), ["gives logits of shape (2, 5) for two images, the data has 10 c"]),
+        (OWN.replace("return images", "return images[0]"), ["fails on images (2, 8, 8, 3): "]),
+        (OWN.replace('variables["head"]', 'variables["tail"]'), ["fails on images (2, 8, 8, 3): KeyError: 'tail'"]),
+        ("def build(): return (lambda v, x: (x, x)), {}, (0, 0, 0), (1, 1, 1), 8", ["fails on images (2, 8, 8, 3): "]),
     ],
 )
 def test_a_function_that_is_none_is_one_line(module, source, parts):
@@ -283,6 +295,22 @@ def test_the_classes_of_a_program_are_taken_by_the_names_beside_it(exported, tmp
     (tmp_path / "preprocessing.json").write_text(json.dumps(described | {"class_names": names}))
     np.testing.assert_array_equal(ask(teachers.open_teacher(config, names[::-2])), plain[:, ::-2])
     assert "knows no class '3'" in refused(teachers.open_teacher, config, ("digit 1", "3"))
+    twice = [*names[:9], "digit 1"]
+    (tmp_path / "preprocessing.json").write_text(json.dumps(described | {"class_names": twice}))
+    message = refused(teachers.open_teacher, config, ("digit 2", "digit 1"))
+    assert "'digit 1' stands for several of them; name each class differently" in message
+    (tmp_path / "preprocessing.json").write_text("{}")
+    message = refused(teachers.open_teacher, config, NAMES)
+    assert f"{tmp_path / 'preprocessing.json'}, beside it, tells no class_names: KeyError" in message
+
+
+@pytest.mark.parametrize("field", ["exported", "module"])
+def test_images_of_another_size_are_refused_where_the_size_is_given(exported, module, field):
+    name = str(exported) if field == "exported" else module(OWN)
+    config = with_teacher(distilled_config("none"), name=name, weights="", image_size=16)
+    message = refused(teachers.open_teacher, config, NAMES)
+    assert message.startswith("config.distillation.teacher.image_size: ")
+    assert message.endswith("set it to 0")
 
 
 def test_a_program_of_floating_point_images_in_0_to_1(tmp_path):
@@ -300,6 +328,7 @@ def test_a_program_that_does_not_fit_is_one_line(tmp_path):
     programs = {
         "sizes": ((batch, side, side, 3), ("cpu",), "cannot be read: "),
         "tpu": ((batch, 8, 8, 3), ("tpu",), "is for tpu, not for cpu; export it for that"),
+        "one": ((1, 8, 8, 3), ("cpu",), "takes 1 image(s) at a time; export it with a symbolic batch size"),
     }
     for name, (shape, platforms, message) in programs.items():
         program = export.export(jax.jit(lambda images: images.mean((1, 2))), platforms=platforms)

@@ -103,10 +103,14 @@ def differences(theirs: nnx.Module, ours: nnx.Module) -> list[str]:
 
 
 def traits(model: nnx.Module) -> dict[str, bool | int | float | str]:
-    """What decides a network's function beside its variables: numbers and words in its modules, by dotted path."""
+    """What decides a network's function beside its variables: numbers and words in its modules, by dotted path.
+
+    Flax's own modules, whose attributes change with its versions, add nothing: they follow from the variables' shapes.
+    """
     return {
         ".".join(map(str, (*path, name))): value
         for path, module in nnx.iter_modules(model)
+        if not type(module).__module__.startswith("flax.")
         for name, value in vars(module).items()
         if name not in INCIDENTAL and isinstance(value, bool | int | float | str)
     }
