@@ -27,7 +27,7 @@ ROWS = 12 * 32  # of the tiny run
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(precompute, "CHUNK_ROWS", 100)  # three batches
+    monkeypatch.setattr(precompute, "CHUNKS", 4)  # of three batches
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def recorded(teacher, tmp_path_factory):
     """A store of the tiny run with three logits a row."""
     folder = tmp_path_factory.mktemp("recorded") / "store"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precompute, "CHUNK_ROWS", 100)
+        patch.setattr(precompute, "CHUNKS", 4)
         config = distilled_config(teacher, distillation__kind="soft", distillation__top_k=3)
         precompute.Recording(config, "stream").write(folder)
     return folder
@@ -133,7 +133,7 @@ def test_a_check_asks_again(command, recorded, tmp_path):
     shutil.copytree(recorded, tmp_path / "store")
     result = json.loads(command(f"--output={tmp_path / 'store'}", "--check", "--views=one")[1].splitlines()[-1])
     assert (result["rows_checked"], result["same_labels"]) == (8 * 32, 100)
-    assert result["largest_difference"] == 0
+    assert 0 <= result["largest_difference"] < 1e-3  # float16
     store, writer = (
         Store(recorded, fingerprint={}, rows=0, soft=True),
         Writer(tmp_path / "store", read_header(recorded)),
@@ -229,5 +229,5 @@ def test_a_teacher_that_says_nothing_is_refused(teacher, tmp_path):
     variables["fc_norm.scale"] = np.full(24, np.nan, np.float32)
     write_variables(tmp_path / "nan" / "checkpoints", variables, meta)
     config = distilled_config(tmp_path / "nan", distillation__kind="soft", distillation__top_k=3)
-    with pytest.raises(UserError, match="its logits are NaN in the batch of step 0"):
+    with pytest.raises(UserError, match="its logits are NaN or infinite in the batch of step 0"):
         precompute.Recording(config, "stream").write(tmp_path / "store")
