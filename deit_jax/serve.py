@@ -14,10 +14,13 @@ def main(directory: str, *paths: str) -> None:
     about = json.loads(Path(directory, "preprocessing.json").read_text())
     short, size = about["resize_short_side"], about["crop_size"]
     for path in paths:
-        photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        photo = ImageOps.exif_transpose(Image.open(path))
+        if photo.mode.startswith("I"):  # 16-bit grey, which convert would clip
+            photo = Image.fromarray((asarray(photo) // 256).clip(0, 255).astype("uint8"))
         width, height = (int(short * side / min(photo.size)) for side in photo.size)
         left, top = round((width - size) / 2), round((height - size) / 2)
-        photo = photo.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+        photo = photo.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        photo = photo.crop((left, top, left + size, top + size))
         probabilities = asarray(nn.softmax(model.call(asarray(photo)[None])[0]))  # uint8 [any, size, size, 3]
         print(path, *(f"{probabilities[i]:8.2%}  {about['names'][i]}" for i in argsort(-probabilities)[:5]), sep="\n")
 

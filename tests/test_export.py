@@ -11,6 +11,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
+from PIL import Image
 from trained_models import (
     CLASSES,
     NAMES,
@@ -84,7 +85,8 @@ def test_preprocessing(monkeypatch, tmp_path, capsys) -> None:
 
 
 def test_the_example_serves_it_without_this_package(monkeypatch, tmp_path, capsys) -> None:
-    paths = write_photos(tmp_path, ["a.jpg", "b.png", "c.jpg"])
+    paths = [*write_photos(tmp_path, ["a.jpg", "b.png", "c.jpg"]), str(tmp_path / "16bit.png")]
+    Image.fromarray(photo(40, 50, 9)[..., 0].astype(np.uint16) * 257).save(paths[-1])
     output = exported(small_model(), monkeypatch, tmp_path / "out")
     capsys.readouterr()
     predict.main(["--weights=x", "--top=5", *paths])

@@ -6,6 +6,7 @@ faster way, simplejpeg, that gives the same pixels.
 """
 
 import io
+import warnings
 
 import numpy as np
 import simplejpeg
@@ -16,6 +17,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")  # of files in these
 UNREAD = (".heic", ".heif", ".hif", ".avif", ".tif", ".tiff")  # of photos that are found, and reported as not read
 ORIENTATION_TAG = 0x0112
+# Of 90 to 180 megapixels Pillow warns; what is larger it refuses.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # By the brands that an ISO media file (ISO/IEC 14496-12) states: of HEIF (ISO/IEC 23008-12, annex B) and of AVIF. An
 # AVIF file states a brand of HEIF's, too, hence the order.
 BRANDS = {

@@ -4,8 +4,8 @@
 subfolders have such names; every visible subfolder is then a split. Otherwise its subfolders are the classes, and a
 tenth of each (at least one image where there are two) is the split `validation`, the rest `train`. Which tenth
 depends on the file names alone, so it is never trained on, whatever the seed. Folders within a class folder belong
-to the class. Files that are not JPEG, PNG or WebP by suffix, and hidden ones, are ignored, but for HEIC and AVIF
-photos not without a word.
+to the class. Files that are not JPEG, PNG, WebP, GIF or BMP by suffix, and hidden ones, are ignored, but for HEIC,
+AVIF and TIFF photos not without a word.
 """
 
 import logging

@@ -50,8 +50,8 @@ def unknown_split(name: str, available: Iterable[str], *, field: str) -> UserErr
     """The error for a split that is not there: it lists those that are, and the nearest."""
     names = list(available)
     nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return UserError(f"{field}: no split {name!r}; there are {', '.join(names)}{hint}")
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "set it to one of them, or to a part, such as train[90%:]"
+    return UserError(f"{field}: no split {name!r}; there are {', '.join(names)}; {hint}")
 
 
 def _position(bound: str, count: int, *, field: str) -> int:

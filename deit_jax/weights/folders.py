@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from deit_jax.weights.card import Card, Weights
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# Arguments of timm's Vision Transformers by ours, and those of any network that change nothing in evaluation.
+TIMM_ARGUMENTS = {name: name for name in ("patch_size", "depth", "mlp_ratio", "class_token")}
+TIMM_ARGUMENTS |= {"embed_dim": "width", "num_heads": "heads"}
+TIMM_INCIDENTAL = r"img_size|(\w+_)?drop_(path_)?rate|(strict|dynamic)_img_size|weight_init|pretrained_\w+"
 
 
 def read_folder(folder: Path) -> tuple[Path, Card]:
@@ -45,14 +50,10 @@ def timm_card(config: Mapping[str, Any], where: str) -> Card:
     """The card of a timm config.json; `UserError` where its model is none of those here, or is changed."""
     model = config["architecture"].partition(".")[0]
     entry(model)
-    own, published = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
-    changed = set(own) - {"img_size", "num_classes", "global_pool"}
-    if changed:
-        raise UserError(
-            f"{where}: model_args has {', '.join(sorted(changed))}, which cannot be read; take plain {model}"
-        )
+    # Before timm 0.9 the fields of pretrained_cfg stood by themselves.
+    own, published = config.get("model_args") or {}, config.get("pretrained_cfg") or config
     resolved = resolve(model, {})
-    arguments = {name: {**config, **own}[name] for name in ("num_classes", "global_pool") if name in {**config, **own}}
+    arguments = _timm_arguments(config, own, resolved, where)
     size = own.get("img_size") or published.get("input_size", [])[1:]
     if size:
         arguments["image_size"] = huggingface.image_size_of(size)
@@ -66,9 +67,42 @@ def timm_card(config: Mapping[str, Any], where: str) -> Card:
     return Card(
         model,
         {name: value for name, value in arguments.items() if resolved.get(name, value) != value},
-        tuple(config.get("label_names") or ()),
+        _timm_labels(config.get("label_names") or published.get("label_names") or published.get("labels") or ()),
         preprocessing,
     )
+
+
+def _timm_arguments(
+    config: Mapping[str, Any], own: Mapping[str, Any], resolved: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """A timm config's arguments of its model by our names, but for the image size.
+
+    Args:
+        own: its model_args, which since timm 1.0.12 hold all that its `create_model` was told.
+        resolved: the arguments that the model has here.
+    """
+    same = {name: own.get(name, config.get(name)) for name in ("num_classes", "global_pool")}
+    arguments = {ours: own[theirs] for theirs, ours in TIMM_ARGUMENTS.items() if theirs in own and ours in resolved}
+    arguments |= {name: value for name, value in same.items() if value is not None and name in resolved}
+    pools = arguments.get("global_pool") == "avg"
+    neutral = {"in_chans": 3, "fc_norm": pools, "global_pool": "avg"}
+    others = [
+        f"{name}={value!r}"
+        for name, value in {**own, **same}.items()
+        if value is not None and neutral.get(name) != value
+        if TIMM_ARGUMENTS.get(name, name) not in arguments and not re.fullmatch(TIMM_INCIDENTAL, name)
+    ]
+    if others:
+        raise UserError(f"{where}: model_args has {', '.join(sorted(others))}, which cannot be read; take others")
+    return arguments
+
+
+def _timm_labels(labels: Any) -> tuple[str, ...]:
+    """Class names from a list, or from names by index; none where indices are left out."""
+    if not isinstance(labels, Mapping):
+        return tuple(labels)
+    names = {int(index): name for index, name in labels.items()}
+    return tuple(names[index] for index in sorted(names)) if sorted(names) == list(range(len(names))) else ()
 
 
 def write_folder(folder: Path, weights: Weights) -> None:

@@ -40,6 +40,13 @@ class Found:
 def find(spec: str, model: str, ema: bool | None) -> Found:
     """What `spec` names; for the arguments and errors see `read_weights`."""
     spec = os.path.expanduser(spec)
+    try:
+        return _find(spec, model, ema)
+    except OSError as error:  # a folder of somebody else's, a name that is too long
+        raise UserError(f"{spec}: cannot be read: {error.strerror}; name a place that is yours to read") from error
+
+
+def _find(spec: str, model: str, ema: bool | None) -> Found:
     path, step, ema = _split(spec, ema)
     if path == "pretrained":
         if not model:
@@ -75,7 +82,8 @@ def _checkpoints(place: Path) -> Path | None:
     """The checkpoint directory that `place` is or, as a workdir, has."""
     if (place / "checkpoints").is_dir():
         return place / "checkpoints"
-    steps = place.is_dir() and any(child.name.isdigit() and child.is_dir() for child in place.iterdir())
+    # Of digits as classes, a folder of photos has such names, too.
+    steps = place.is_dir() and any(child.name.isdigit() and (child / "state").is_dir() for child in place.iterdir())
     return place if steps else None
 
 

@@ -319,6 +319,11 @@ def test_urls_and_empty_folders(tmp_path):
             read_weights(spec)
     with pytest.raises(UserError, match="pretrained: of which model"):
         read_weights("pretrained")
+    with pytest.raises(UserError, match="a: cannot be read: File name too long"):
+        read_weights("a" * 5000)
+    (tmp_path / "photos" / "0").mkdir(parents=True)  # of digits, say
+    with pytest.raises(UserError, match="photos: has neither checkpoints nor"):
+        read_weights(tmp_path / "photos")
 
 
 def test_folders_of_timm(tmp_path, small):
@@ -345,6 +350,62 @@ def test_folders_of_timm_whose_model_pools_the_patches(tmp_path, small):
     for found in (read_weights(tmp_path), read_weights(path, model=TINY)):
         assert found.card.arguments == {"num_classes": 3, "global_pool": "avg"}
         assert_same_arrays(weights.variables, found.variables)
+
+
+# What timm 1.0.31's save_for_hf writes for a fine-tuned model, but for fields of no interest here.
+TIMM_SAVED = {
+    "architecture": TINY,
+    "num_classes": 3,
+    "num_features": 6,
+    "global_pool": "token",
+    "label_names": ["cat", "dog", "eel"],
+    "model_args": {"in_chans": 3, "num_classes": 3, "global_pool": "token", "img_size": 20, "drop_path_rate": 0.1},
+    "pretrained_cfg": CROPPED | {"fixed_input_size": True, "pool_size": None, "custom_load": False},
+}
+
+
+def test_folders_that_timm_saves_today(tmp_path, small):
+    weights = sample(TINY, image_size=20)
+    bare(tmp_path / "model.safetensors", weights)
+    expected = Card(TINY, {"num_classes": 3}, ("cat", "dog", "eel"), Preprocessing((0.5,) * 3, (0.5,) * 3, 0.9))
+    by_index = {"2": "eel", "0": "cat", "1": "dog"}
+    cut = {name: value for name, value in TIMM_SAVED.items() if name != "label_names"}
+    before = {name: value for name, value in cut.items() if name not in ("model_args", "pretrained_cfg")}
+    ways = {
+        "list": TIMM_SAVED,
+        "by index": TIMM_SAVED | {"label_names": by_index},
+        "in pretrained_cfg": cut | {"pretrained_cfg": CROPPED | {"label_names": by_index}},
+        "timm 0.8": before | CROPPED | {"labels": ["cat", "dog", "eel"]},
+    }
+    for way, config in ways.items():
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        found = read_weights(tmp_path)
+        assert found.card == expected, way
+        assert_same_arrays(weights.variables, found.variables)
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_SAVED | {"label_names": {"0": "cat", "7": "dog"}}))
+    assert read_weights(tmp_path).card.class_names == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        ({"embed_dim": 12}, {"width": 12}),
+        ({"num_heads": 1, "depth": 3, "patch_size": 5}, {"heads": 1, "depth": 3}),
+        ({"fc_norm": None, "in_chans": 3, "weight_init": "jax", "strict_img_size": False}, {}),
+    ],
+)
+def test_changes_of_a_model_that_timm_tells(small, arguments, changed):
+    card = folders.timm_card(TIMM_SAVED | {"model_args": arguments}, "config.json")
+    assert card.arguments == {"num_classes": 3, **changed}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [({"in_chans": 1}, "in_chans=1"), ({"qk_norm": True}, "qk_norm=True"), ({"fc_norm": True}, "fc_norm=True")],
+)
+def test_changes_that_no_network_here_has_are_refused(small, arguments, told):
+    with pytest.raises(UserError, match=f"config.json: model_args has {told}, which cannot be read"):
+        folders.timm_card(TIMM_SAVED | {"model_args": arguments}, "config.json")
 
 
 @pytest.mark.parametrize("fields", [{"interpolation": "bilinear"}, {"crop_mode": "squash"}])
