@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Speed of DeiT-Ti, S and B in bfloat16 on the accelerators that JAX finds, a JSON file each:
+# Speed of DeiT-Ti, S and B in bfloat16 on the accelerators that JAX finds, and what the paper's teacher costs beside
+# them, a JSON file each:
 #   bash benchmarks/gpu.sh FOLDER [further flags, such as --attention=cudnn]
 set -euo pipefail
 
@@ -12,3 +13,5 @@ for size in tiny small base; do
   done
   python -m deit_jax.benchmark infer "${flags[@]}" --output="$folder/gpu_infer_deit_$size.json"
 done
+python benchmarks/teaching.py --model=deit_small_distilled_patch16_224 --teacher=regnety_160 --batch_size=256 \
+  --turns=10 --steps=20 --output="$folder/gpu_teaching.json"
