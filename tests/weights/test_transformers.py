@@ -344,5 +344,5 @@ def test_timms_config():
 def test_timms_configs_of_other_models_are_refused():
     with pytest.raises(UserError, match="unknown model 'swin_tiny'"):
         folders.timm_card(timm_config(architecture="swin_tiny"), "config.json")
-    with pytest.raises(UserError, match="model_args has act_layer, which cannot be read"):
+    with pytest.raises(UserError, match="model_args has act_layer='relu', which cannot be read"):
         folders.timm_card(timm_config(model_args={"act_layer": "relu"}), "config.json")
