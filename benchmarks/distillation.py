@@ -40,6 +40,7 @@ ROWS: dict[str, tuple[bool, str, dict[str, Any]]] = {
     "none": (False, "", {"kind": "none"}),
     "usual soft": (False, "convnet", SOFT),
     "usual hard": (False, "convnet", HARD),
+    "usual hard, no labels": (False, "convnet", HARD | {"alpha": 1.0}),
     "token soft": (True, "convnet", SOFT),
     "token hard": (True, "convnet", HARD),
     "token hard, transformer teacher": (True, "transformer", HARD),
