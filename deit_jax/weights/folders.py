@@ -50,7 +50,7 @@ def timm_card(config: Mapping[str, Any], where: str) -> Card:
     """The card of a timm config.json; `UserError` where its model is none of those here, or is changed."""
     model = config["architecture"].partition(".")[0]
     entry(model)
-    # Before timm 0.9 the fields of pretrained_cfg stood by themselves.
+    # In early repositories the fields of pretrained_cfg stand by themselves.
     own, published = config.get("model_args") or {}, config.get("pretrained_cfg") or config
     resolved = resolve(model, {})
     arguments = _timm_arguments(config, own, resolved, where)
@@ -78,7 +78,7 @@ def _timm_arguments(
     """A timm config's arguments of its model by our names, but for the image size.
 
     Args:
-        own: its model_args, which since timm 1.0.12 hold all that its `create_model` was told.
+        own: its model_args, which hold all that its `create_model` was told.
         resolved: the arguments that the model has here.
     """
     same = {name: own.get(name, config.get(name)) for name in ("num_classes", "global_pool")}

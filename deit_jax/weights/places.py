@@ -43,7 +43,9 @@ def find(spec: str, model: str, ema: bool | None) -> Found:
     try:
         return _find(spec, model, ema)
     except OSError as error:  # a folder of somebody else's, a name that is too long
-        raise UserError(f"{spec}: cannot be read: {error.strerror}; name a place that is yours to read") from error
+        raise UserError(
+            f"{spec}: cannot be read: {error.strerror or error}; name a place that is yours to read"
+        ) from error
 
 
 def _find(spec: str, model: str, ema: bool | None) -> Found:

@@ -375,7 +375,7 @@ def test_folders_that_timm_saves_today(tmp_path, small):
         "list": TIMM_SAVED,
         "by index": TIMM_SAVED | {"label_names": by_index},
         "in pretrained_cfg": cut | {"pretrained_cfg": CROPPED | {"label_names": by_index}},
-        "timm 0.8": before | CROPPED | {"labels": ["cat", "dog", "eel"]},
+        "early": before | CROPPED | {"labels": ["cat", "dog", "eel"]},
     }
     for way, config in ways.items():
         (tmp_path / "config.json").write_text(json.dumps(config))
