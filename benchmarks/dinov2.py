@@ -28,7 +28,7 @@ from safetensors.numpy import save_file
 
 from deit_jax.data.files import find_images, read_image
 from deit_jax.models import entry
-from deit_jax.steps import Normalization
+from deit_jax.step.step import Normalization
 from deit_jax.weights import Card, open_model, places
 
 MODEL, DEPTH = "deit_small_patch16_224", 12  # the network of DINOv2's ViT-S, and ImageNet's mean and deviation

@@ -25,12 +25,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from deit_jax import build, cli, recipes, sharding
-from deit_jax.config import for_platform, resolve
+from deit_jax import cli, parallel
+from deit_jax.config import recipes
+from deit_jax.config.resolve import for_platform, resolve
+from deit_jax.config.schema import Config
 from deit_jax.data.memory import MemorySource
-from deit_jax.evaluate import Evaluator, Result
-from deit_jax.schema import Config
-from deit_jax.state import TrainState
+from deit_jax.run.build import Run, build
+from deit_jax.run.evaluate import Evaluator, Result
+from deit_jax.step.state import TrainState
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SOFT = {"kind": "soft", "tau": 3.0, "alpha": 0.1, "kl_reduction": "batchmean"}
@@ -73,13 +75,17 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {row: [] for row in given.rows}
     for seed in range(given.seeds):
         start = time.perf_counter()
-        batches = bench.taught_batches(seed, teachers)
+        shown = bench.taught_batches(seed, teachers)
         print(f"seed {seed}: batches and teachers in {time.perf_counter() - start:.0f} s", flush=True)
         for row in given.rows:
             start = time.perf_counter()
-            found[row].append(bench.student(row, seed, batches))
+            found[row].append(bench.taught(row, seed, shown))
             print(f"seed {seed}, {row}: {found[row][-1]}, {time.perf_counter() - start:.0f} s", flush=True)
         write(given, {name: teacher.accuracy for name, teacher in teachers.items()}, found)
+
+
+def batches(run: Run) -> Iterator[Any]:
+    return (batch for batch, _ in run.batches(0, run.total))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,52 +100,49 @@ class Bench:
     """The data, and the compiled steps that all seeds share."""
 
     def __init__(self, given: argparse.Namespace):
-        self.given, self.mesh = given, sharding.make_mesh()
+        self.given, self.mesh = given, parallel.make_mesh()
         self.train, self.test = source(given.data, "train", given.examples), source(given.data, "t10k", None)
         self.all = source(given.data, "train", None)  # what the teachers learn from
-        self.steps = {row: self.step(self.student_config(row, 0), self.train) for row in given.rows}
+        self.steps = {row: self.step(self.student(row, 0)) for row in given.rows}
 
     def teacher(self, name: str) -> Trained:
         model, changes = TEACHERS[name]
         config = self.config(model, changes, epochs=getattr(self.given, f"{name}_epochs"))
-        state, accuracy = self.fit(config, self.step(config, self.all), self.batches(config, self.all))
+        run = build(config, self.mesh, self.all)
+        state, accuracy = self.fit(run, self.step(run), batches(run))
         print(f"{name} teacher: {accuracy}", flush=True)
-        predict, variables = build.predict(config, len(CLASSES)), state.params | state.stats
-        return Trained(jax.jit(lambda images: predict(variables, images)[0]), accuracy["mean"])
+        variables = state.params | state.stats
+        return Trained(jax.jit(lambda images: run.predict(variables, images)[0]), accuracy["mean"])
 
     def taught_batches(self, seed: int, teachers: Mapping[str, Trained]) -> list[tuple[Any, dict[str, Any]]]:
         """Every batch of a seed, with what each teacher says of it: made once for all rows."""
-        batches = self.batches(self.student_config("none", seed), self.train)
         return [
-            (batch, {name: teacher.logits(batch["image"]) for name, teacher in teachers.items()}) for batch in batches
+            (batch, {name: teacher.logits(batch["image"]) for name, teacher in teachers.items()})
+            for batch in batches(self.student("none", seed))
         ]
 
-    def student(self, row: str, seed: int, batches: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, float]:
+    def taught(self, row: str, seed: int, batches: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, float]:
         """The accuracies of one run."""
         teacher = ROWS[row][1]
         taught = (batch | {"teacher": {"logits": told[teacher]} if teacher else {}} for batch, told in batches)
-        return self.fit(self.student_config(row, seed), self.steps[row], taught)[1]
+        return self.fit(self.student(row, seed), self.steps[row], taught)[1]
 
-    def student_config(self, row: str, seed: int) -> Config:
+    def student(self, row: str, seed: int) -> Run:
         token, _, settings = ROWS[row]
         name = "deit_tiny_distilled_patch16_224" if token else "deit_tiny_patch16_224"
         config = self.config(name, STUDENT, epochs=self.given.epochs, seed=seed)
-        return dataclasses.replace(config, distillation=dataclasses.replace(config.distillation, **settings))
+        config = dataclasses.replace(config, distillation=dataclasses.replace(config.distillation, **settings))
+        return build(config, self.mesh, self.train)
 
-    def step(self, config: Config, train: MemorySource) -> Any:
-        told = None if config.distillation.kind == "none" else lambda variables, images, recorded: recorded["logits"]
-        return jax.jit(build.train_step(config, len(CLASSES), len(train), told), donate_argnums=0)
+    def step(self, run: Run) -> Any:
+        taught = run.config.distillation.kind != "none"
+        return run.train_step((lambda variables, images, recorded: recorded["logits"]) if taught else None)
 
-    def batches(self, config: Config, train: MemorySource) -> Iterator[Any]:
-        total = build.in_steps(config, len(train), config.total)
-        return (batch for batch, _ in build.batches(config, train, self.mesh, 0, total))
-
-    def fit(self, config: Config, step: Any, batches: Iterable[Any]) -> tuple[TrainState, dict[str, float]]:
-        seed = np.uint32(config.seed)
-        state = jax.jit(build.init(config, len(CLASSES)))(seed)
+    def fit(self, run: Run, step: Any, batches: Iterable[Any]) -> tuple[TrainState, dict[str, float]]:
+        state = run.first_state()
         for batch in batches:
-            state, _ = step(state, batch, seed)
-        evaluator = Evaluator(config, build.predict(config, len(CLASSES)), self.test, self.mesh)
+            state, _ = step(state, batch, np.uint32(run.config.seed))
+        evaluator = Evaluator(run.config, run.predict, self.test, self.mesh)
         return state, accuracies(evaluator({"eval": state.params | state.stats})["eval"])
 
     def config(self, model: str, changes: Mapping[str, Any], *, epochs: float, seed: int = 0) -> Config:

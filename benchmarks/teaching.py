@@ -26,12 +26,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from deit_jax import build, cli, convert, precompute, recipes, sharding
-from deit_jax.config import for_platform, resolve
+from deit_jax import cli, convert, precompute
+from deit_jax.config import recipes
+from deit_jax.config.resolve import for_platform, resolve
+from deit_jax.config.schema import Config
 from deit_jax.data import Source
+from deit_jax.distill.open import open_teaching
 from deit_jax.models import create_model, entry, flatten
-from deit_jax.schema import Config
-from deit_jax.teachers import open_teaching
+from deit_jax.run.build import build, open_mesh, train_source
 from deit_jax.weights import Card, Weights
 
 WARM_UP = 2  # steps, of which the first compiles
@@ -74,7 +76,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     """Seconds a step of every turn, by what teaches."""
     weights, store = folder / "teacher.safetensors", folder / "store"
     beside = config_of(given, weights)
-    source = build.train_source(beside)
+    source = train_source(beside)
     write_weights(given.teacher, source, weights)
     precompute.Recording(beside, "stream").write(store)
     recorded = dataclasses.replace(beside.distillation, store=str(store))
@@ -104,15 +106,11 @@ def advance(metrics: Iterator[dict[str, jax.Array]], steps: int) -> None:
 
 def run(config: Config, source: Source) -> Iterator[dict[str, jax.Array]]:
     """The metrics of each step of a training run, which are there when the step has ended."""
-    classes, seed, mesh = len(source.class_names), np.uint32(config.seed), build.mesh(config)
-    total = config.total.steps
-    teaching = open_teaching(config, source, mesh, rows=total * config.batch_size)
-    init = build.init(config, classes)
-    shardings = sharding.shardings(jax.eval_shape(init, seed), mesh)
-    state = jax.jit(init, out_shardings=shardings)(seed)
-    step = jax.jit(build.train_step(config, classes, len(source), teaching.logits), donate_argnums=0)
-    for batch, _ in build.batches(config, source, mesh, 0, total, teaching.store):
-        state, metrics = step(state, batch, seed, teaching.variables)
+    parts = build(config, open_mesh(config.mesh), source)
+    teaching = open_teaching(config, source, parts.mesh, rows=parts.total * config.batch_size)
+    state, step = parts.first_state(), parts.train_step(teaching.logits)
+    for batch, _ in parts.batches(0, parts.total, teaching.store):
+        state, metrics = step(state, batch, np.uint32(config.seed), teaching.variables)
         yield metrics
 
 

@@ -27,12 +27,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deit_jax import cli
-from deit_jax.atomic import replacing
+from deit_jax.base.atomic import replacing
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
-from deit_jax.errors import UserError
 from deit_jax.models import VisionTransformer, bind, flatten
-from deit_jax.steps import Normalization
+from deit_jax.step.step import Normalization
 from deit_jax.trained import define_flags, open_trained, printable, report_unreadable
 
 COLUMNS = (3, 6)  # of the grid of heads, at least and at most

@@ -28,17 +28,21 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
-from deit_jax import build, cli, recipes, rng, sharding
-from deit_jax.config import for_platform, resolve
+from deit_jax import cli, parallel
+from deit_jax.base import rng
+from deit_jax.base.errors import UserError, nearest
+from deit_jax.base.rules import first_match
+from deit_jax.config import recipes
+from deit_jax.config.resolve import for_platform, resolve
+from deit_jax.config.schema import Config
 from deit_jax.data import train_batches
 from deit_jax.data.memory import MemorySource
-from deit_jax.errors import UserError, nearest
 from deit_jax.models import VisionTransformer, abstract_model, bind, flatten, list_models
-from deit_jax.rules import first_match
-from deit_jax.schema import Config
-from deit_jax.state import TrainState
+from deit_jax.run.build import Run, build, open_mesh, peak_learning_rate, train_source
+from deit_jax.step.state import TrainState
 
-CLASSES, EXAMPLES = 1000, 1_281_167  # ImageNet-1k's
+CLASSES = 1000  # ImageNet-1k's
+IMAGES = 64  # of noise, which a batch repeats
 WARM_UP = 2  # batches after the first, which compiles
 # Side of the square matrices and how many products are timed as one, so that starting them does not count.
 MATMULS_CPU, MATMULS_ACCELERATOR = (2048, 4), (8192, 16)
@@ -76,35 +80,31 @@ def train(argv: Sequence[str]) -> tuple[Result, str]:
     `deit_jax.main` with the DeiT recipe: uint8 images, normalisation, mixing, the guard, EMA.
     """
     given, config = _parse(train, argv, trains=True)
-    mesh = build.mesh(config)
+    run, seed = _noise_run(config), np.uint32(config.seed)
     if given.parts == "full":
-        step, batch = build.train_step(config, CLASSES, EXAMPLES), _recipe_batch(config, mesh)
+        jitted, batch = run.train_step(), next(run.batches(0, 1))[0]
     else:
-        step, batch = _core_step(config), _float_batch(config, mesh)
-    state, jitted = _start(step, config, mesh)
+        jitted, batch = run.jit_step(_core_step(run)), _float_batch(run)
+    state = run.first_state()
 
-    def run() -> Any:
+    def step() -> Any:
         nonlocal state
-        state, metrics = jitted(state, batch, np.uint32(config.seed))
+        state, metrics = jitted(state, batch, seed)
         return metrics
 
     # The usual count: a backward pass costs two forward ones; what `remat` computes again is not useful work.
-    flops = 3 * forward_flops(build.model(config, CLASSES))
-    return _measure(run, config, mesh, given.batches, flops, {"benchmark": "train", "parts": given.parts}), given.output
+    flops = 3 * forward_flops(run.model)
+    return _measure(step, run, given.batches, flops, {"benchmark": "train", "parts": given.parts}), given.output
 
 
 def infer(argv: Sequence[str]) -> tuple[Result, str]:
     """Forward passes over a batch of normalised float images that stays on the devices; figures as for `train`."""
     given, config = _parse(infer, argv, trains=False)
-    mesh = build.mesh(config)
-    model, init, seed = build.model(config, CLASSES), build.init(config, CLASSES), np.uint32(config.seed)
-    shardings = sharding.shardings(jax.eval_shape(init, seed), mesh).params
-    params = jax.jit(lambda seed: init(seed).params, out_shardings=shardings)(seed)
-    forward = jax.jit(lambda params, images: bind(model, params)(images))
-    images = _float_batch(config, mesh)["image"]
-    flops = forward_flops(model)
-    result = _measure(lambda: forward(params, images), config, mesh, given.batches, flops, {"benchmark": "infer"})
-    return result, given.output
+    run = _noise_run(config)
+    params, images = run.first_state().params, _float_batch(run)["image"]
+    forward = jax.jit(lambda params, images: bind(run.model, params)(images))
+    flops = forward_flops(run.model)
+    return _measure(lambda: forward(params, images), run, given.batches, flops, {"benchmark": "infer"}), given.output
 
 
 def data(argv: Sequence[str]) -> tuple[Result, str]:
@@ -117,7 +117,7 @@ def data(argv: Sequence[str]) -> tuple[Result, str]:
     given, tree, name = cli.parse_with_config(inspect.getdoc(data) or "", _define_common, argv)
     _check(given, "batches")
     config = resolve(tree)
-    source = build.train_source(config)
+    source = train_source(config)
     augmentation = ("image_size", "crop_scale", "flip", "threads", "prefetch")
     stream = train_batches(
         source,
@@ -188,10 +188,9 @@ def matmul_peak(mesh: Mesh, dtype: str) -> Callable[[], float]:
     return measure
 
 
-def _measure(
-    run: Callable[[], Any], config: Config, mesh: Mesh, batches: int, flops_per_image: int, facts: Mapping[str, Any]
-) -> Result:
-    """The result of a benchmark whose `run` starts one batch on the devices and returns what is ready at its end."""
+def _measure(step: Callable[[], Any], run: Run, batches: int, flops_per_image: int, facts: Mapping[str, Any]) -> Result:
+    """The result of a benchmark whose `step` starts one batch on the devices and returns what is ready at its end."""
+    config, mesh = run.config, run.mesh
     facts = {
         **facts,
         "model": config.model.name,
@@ -204,13 +203,13 @@ def _measure(
         **_machine(),
     }
     _show(facts)
-    first = _seconds(run)
-    _intervals(run, WARM_UP)
+    first = _seconds(step)
+    _intervals(step, WARM_UP)
     memory = [device.memory_stats() or {} for device in jax.local_devices()]
     peak_bytes = max(stats.get("peak_bytes_in_use", 0) for stats in memory)  # before the matrices are there
     matmul = matmul_peak(mesh, config.model.dtype)
     before = matmul()
-    times = _intervals(run, batches)
+    times = _intervals(step, batches)
     peak = max(before, matmul())
     speed = config.batch_size / statistics.median(times)
     measured = {
@@ -228,40 +227,39 @@ def _measure(
     return measured | facts
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def _seconds(step: Callable[[], Any]) -> float:
     """From the start of a batch to its end."""
     start = time.perf_counter()
-    jax.block_until_ready(run())
+    jax.block_until_ready(step())
     return time.perf_counter() - start
 
 
-def _intervals(run: Callable[[], Any], batches: int) -> list[float]:
+def _intervals(step: Callable[[], Any], batches: int) -> list[float]:
     """Seconds between the ends of successive batches.
 
     The host starts each batch before it waits for the one before, as in training: an accelerator never waits for the
     host unless the host is the slower one, and no batch counts before all of its results are there.
     """
-    ahead, stamps = run(), []
+    ahead, stamps = step(), []
     for _ in range(batches):
-        done, ahead = ahead, run()
+        done, ahead = ahead, step()
         jax.block_until_ready(done)
         stamps.append(time.perf_counter())
     jax.block_until_ready(ahead)
     return np.diff([*stamps, time.perf_counter()]).tolist()
 
 
-def _start(step: Callable, config: Config, mesh: Mesh) -> tuple[TrainState, Callable]:
-    """The first state on the mesh, and the step jitted as `deit_jax.train` does it."""
-    seed, init = np.uint32(config.seed), build.init(config, CLASSES)
-    shardings = sharding.shardings(jax.eval_shape(init, seed), mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    return jax.jit(init, out_shardings=shardings)(seed), jitted
+def _noise_run(config: Config) -> Run:
+    """The run of a config on images of noise."""
+    random, size = np.random.default_rng(0), config.data.image_size
+    images = random.integers(256, size=(IMAGES, size, size, 3), dtype=np.uint8)
+    source = MemorySource(images, random.integers(CLASSES, size=IMAGES), [str(i) for i in range(CLASSES)], name="noise")
+    return build(config, open_mesh(config.mesh), source)
 
 
-def _core_step(config: Config) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+def _core_step(run: Run) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """`state, batch, seed -> next state, metrics`: nothing but forward, backward and AdamW."""
-    model: Any = build.model(config, CLASSES)
-    loss, optimizer, rate = build.loss(config), build.optimizer(config, CLASSES), build.peak_learning_rate(config)
+    model, loss, optimizer, rate = run.model, run.loss, run.optimizer, peak_learning_rate(run.config)
 
     def step(
         state: TrainState, batch: Mapping[str, Array], seed: UInt32[Array, ""]
@@ -280,21 +278,12 @@ def _core_step(config: Config) -> Callable[..., tuple[TrainState, dict[str, Arra
     return step
 
 
-def _float_batch(config: Config, mesh: Mesh) -> dict[str, Array]:
+def _float_batch(run: Run) -> dict[str, Array]:
     """`image` float32 [batch, size, size, 3], standard normal, and `target` float32 [batch, classes], on the mesh."""
-    random, size = np.random.default_rng(0), config.data.image_size
-    images = random.standard_normal((config.batch_size, size, size, 3), np.float32)
-    targets = random.dirichlet(np.ones(CLASSES), config.batch_size).astype(np.float32)
-    return sharding.put_batch({"image": images, "target": targets}, mesh)
-
-
-def _recipe_batch(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """A batch as `deit_jax.main` makes it, of images of noise."""
-    random, size = np.random.default_rng(0), config.data.image_size
-    images = random.integers(256, size=(64, size, size, 3), dtype=np.uint8)
-    source = MemorySource(images, random.integers(CLASSES, size=64), [str(i) for i in range(CLASSES)], name="noise")
-    batch, _ = next(build.batches(config, source, mesh, 0, 1))
-    return batch
+    random, size, batch_size = np.random.default_rng(0), run.config.data.image_size, run.config.batch_size
+    images = random.standard_normal((batch_size, size, size, 3), np.float32)
+    targets = random.dirichlet(np.ones(CLASSES), batch_size).astype(np.float32)
+    return parallel.put_batch({"image": images, "target": targets}, run.mesh)
 
 
 def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[flags.FlagValues, Config]:

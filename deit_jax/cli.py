@@ -12,9 +12,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from deit_jax.config import field_paths, flatten
-from deit_jax.errors import UserError, nearest
-from deit_jax.schema import UNITS
+from deit_jax.base.errors import UserError, nearest
+from deit_jax.config.resolve import field_paths, flatten
+from deit_jax.config.schema import UNITS
 
 Define = Callable[[flags.FlagValues], None]
 HELP = {"--help", "-h", "-help", "--helpfull"}
@@ -135,7 +135,9 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
         if not override or override[1] in given:
             continue
         if override[1] in field_paths():
-            raise UserError(f"config.{override[1]}: missing; start from a recipe of deit_jax.recipes, which has it")
+            raise UserError(
+                f"config.{override[1]}: missing; start from a recipe (deit_jax.config.recipes), which has it"
+            )
         raise UserError(f"config.{override[1]}: unknown field{nearest(override[1], field_paths())}")
 
 

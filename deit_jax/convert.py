@@ -22,9 +22,9 @@ from typing import Any
 from absl import flags
 
 from deit_jax import cli
-from deit_jax.checkpoint import write_variables
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.weights import Weights, files, folders, places, read, tables
+from deit_jax.weights.orbax import write_variables
 
 
 def main(argv: Sequence[str]) -> int:

@@ -23,8 +23,8 @@ from absl import flags
 from jaxtyping import Array
 
 from deit_jax import cli
-from deit_jax.atomic import replacing
-from deit_jax.errors import UserError
+from deit_jax.base.atomic import replacing
+from deit_jax.base.errors import UserError
 from deit_jax.models import bind, flatten
 from deit_jax.trained import Trained, define_flags, open_trained
 from deit_jax.weights.imagenet import words

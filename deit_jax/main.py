@@ -16,12 +16,12 @@ import jax
 from absl import flags
 
 from deit_jax import cli
-from deit_jax.config import for_platform, resolve
-from deit_jax.errors import UserError
-from deit_jax.evaluate import evaluate
-from deit_jax.interrupt import EXIT_INTERRUPTED, Interrupted
-from deit_jax.metrics import finite
-from deit_jax.train import train
+from deit_jax.base.errors import UserError
+from deit_jax.config.resolve import for_platform, resolve
+from deit_jax.run.evaluate import evaluate
+from deit_jax.run.interrupt import EXIT_INTERRUPTED, Interrupted
+from deit_jax.run.metrics import finite
+from deit_jax.run.train import train
 
 MODES = {"train": train, "evaluate": evaluate}
 

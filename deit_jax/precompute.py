@@ -32,17 +32,20 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from deit_jax import build, cli, rng, sharding, steps, teachers
-from deit_jax.config import for_platform, resolve
-from deit_jax.data import Source, eval_batches
-from deit_jax.distill import Header, Rows, Store, Writer, expand, read_header, summarize
-from deit_jax.errors import UserError
-from deit_jax.evaluate import teacher_note
-from deit_jax.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
-from deit_jax.schema import Config
+from deit_jax import cli, parallel
+from deit_jax.base import rng
+from deit_jax.base.errors import UserError
+from deit_jax.config.resolve import for_platform, resolve
+from deit_jax.config.schema import Config
+from deit_jax.data import eval_batches
+from deit_jax.distill import Header, Rows, Store, Writer, expand, read_header, summarize, teaching
+from deit_jax.distill.open import FIELD, open_teacher
+from deit_jax.run.build import Run, build, eval_source, open_mesh, train_source
+from deit_jax.run.evaluate import teacher_note
+from deit_jax.run.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
+from deit_jax.step.step import teacher_step
 
 CHUNK_ROWS = 8192  # at most about so many rows; 10 logits with their classes are then a third of a megabyte
 CHUNKS = 50  # at least about so many, since a kill loses the one that was begun
@@ -89,15 +92,13 @@ class Recording:
     """
 
     def __init__(self, config: Config, views: str):
-        mesh, source = build.mesh(config), build.train_source(config)
-        held_out = build.eval_source(config, source.class_names)
+        mesh, source = open_mesh(config.mesh), train_source(config)
+        held_out = eval_source(config.data, source.class_names)
         classes, batch_size = len(source.class_names), config.batch_size
-        sharding.check_batch(mesh, batch_size, config.optim.accumulation)
-        build.model(config, classes)  # what training would refuse is refused before hours of recording
-        teacher = teachers.open_teacher(config, source.class_names)
-        rows = len(source)
-        if views == "stream":
-            rows = build.in_steps(config, len(source), config.total) * batch_size
+        parallel.check_batch(mesh, batch_size, config.optim.accumulation)
+        run = build(config, mesh, source)  # what training would refuse is refused before hours of recording
+        teacher = open_teacher(config, source.class_names)
+        rows = run.total * batch_size if views == "stream" else len(source)
         self.header = Header(
             classes=classes,
             top=_top(config, classes),
@@ -105,27 +106,25 @@ class Recording:
             chunk=max(1, min(CHUNK_ROWS, rows // CHUNKS) // batch_size) * batch_size,
             views=views,
             dtype=config.model.dtype,
-            fingerprint=teachers.fingerprint(config, source, teacher, views),
+            fingerprint=teaching.fingerprint(config, source, teacher, views),
         )
         self.batch_size, self._progress = batch_size, config.log.progress
-        self._batches: Batches = functools.partial(
-            _stream if views == "stream" else _centre_crops, config, source, mesh
-        )
-        self._variables = teachers.place(teacher, mesh)
-        predict = teachers.predict(teacher)
+        self._batches: Batches = functools.partial(_stream if views == "stream" else _centre_crops, run)
+        self._variables = teaching.place(teacher, mesh)
+        predict = teaching.predict(teacher)
         self._note: Callable[[], str] | None = None
         if config.distillation.teacher.evaluate:
             self._note = functools.partial(teacher_note, config, predict, self._variables, held_out, mesh)
 
         def look(variables: Any, batch: Any, top: int) -> tuple[dict[str, jax.Array], jax.Array]:
             if views == "stream":
-                logits = steps.teacher_step(variables, batch, teacher=teacher, normalize=build.normalization(config))
+                logits = teacher_step(variables, batch, teacher=teacher, normalize=run.normalize)
             else:
                 (logits,) = predict(variables, batch["image"])
             return summarize(logits, top), jnp.isnan(jax.nn.log_softmax(logits)).any()
 
         # Every process gets all rows, and writes whole chunks of its own: none is written by two.
-        self._look = jax.jit(look, static_argnums=2, out_shardings=sharding.replicated(mesh))
+        self._look = jax.jit(look, static_argnums=2, out_shardings=parallel.replicated(mesh))
 
     def rows(self, start: int, stop: int, top: int) -> Generator[Rows, None, None]:
         """What the teacher says of the batches from one step to another, the last without what pads it.
@@ -145,9 +144,7 @@ class Recording:
     def _fetched(self, step: int, said: tuple[dict[str, jax.Array], jax.Array]) -> Rows:
         rows, nothing = jax.device_get(said)
         if nothing:
-            raise UserError(
-                f"{teachers.FIELD}: its logits are NaN or infinite in the batch of step {step}; mend its weights"
-            )
+            raise UserError(f"{FIELD}: its logits are NaN or infinite in the batch of step {step}; mend its weights")
         left = self.header.rows - step * self.batch_size
         return {name: array[:left] for name, array in rows.items()}
 
@@ -243,23 +240,23 @@ def _top(config: Config, classes: int) -> int:
     return classes if top_k == -1 else min(top_k, classes)
 
 
-def _stream(config: Config, source: Source, mesh: Mesh, start: int, stop: int) -> Generator[Any, None, None]:
-    return (batch for batch, _ in build.batches(config, source, mesh, start, stop))
+def _stream(run: Run, start: int, stop: int) -> Generator[Any, None, None]:
+    return (batch for batch, _ in run.batches(start, stop))
 
 
-def _centre_crops(config: Config, source: Source, mesh: Mesh, start: int, stop: int) -> Generator[Any, None, None]:
-    data = config.data
+def _centre_crops(run: Run, start: int, stop: int) -> Generator[Any, None, None]:
+    data, batch_size = run.config.data, run.config.batch_size
     batches = eval_batches(
-        source,
-        batch_size=config.batch_size,
-        rows=sharding.local_rows(mesh, config.batch_size),
+        run.source,
+        batch_size=batch_size,
+        rows=parallel.local_rows(run.mesh, batch_size),
         steps=range(start, stop),
         image_size=data.image_size,
         crop_ratio=data.crop_ratio,
         threads=data.threads,
         prefetch=data.prefetch,
     )
-    return (sharding.put_batch({"image": batch["image"]}, mesh) for batch in batches)
+    return (parallel.put_batch({"image": batch["image"]}, run.mesh) for batch in batches)
 
 
 def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -28,10 +28,10 @@ from absl import flags
 from jaxtyping import Array, Float, UInt8
 
 from deit_jax import cli
-from deit_jax.atomic import replacing
+from deit_jax.base.atomic import replacing
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
-from deit_jax.errors import UserError
 from deit_jax.models import bind, flatten
 from deit_jax.trained import Trained, define_flags, open_trained, printable, report_unreadable
 from deit_jax.weights.imagenet import words

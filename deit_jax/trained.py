@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from deit_jax.base.errors import UserError
 from deit_jax.data.files import read_image
-from deit_jax.errors import UserError
 from deit_jax.models import Network, Preprocessing, entry
-from deit_jax.steps import Normalization
+from deit_jax.step.step import Normalization
 from deit_jax.weights import open_model
 
 

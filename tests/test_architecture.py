@@ -13,23 +13,34 @@ import deit_jax
 PACKAGE = Path(__file__).parents[1] / "deit_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-COMMANDS = {"convert", "predict", "attention", "export", "precompute", "prepare", "preview", "benchmark", "serve"}
-# A file or folder of the package may import those of earlier lines, not its neighbours.
-LAYERS = [
-    {"errors", "rules", "rng", "schema", "atomic"},
-    {"models", "losses", "mixing", "state"},  # the state is a plain type, which checkpoints and steps carry
-    {"data", "optim", "sharding", "checkpoint", "metrics", "plots", "interrupt", "config", "recipes"},
-    {"weights", "distill", "steps", "rollback", "cli"},
-    {"build", "trained"},
-    {"teachers"},
-    {"evaluate"},
-    {"train"},
+COMMANDS = {
+    "main",
+    "convert",
+    "predict",
+    "attention",
+    "export",
+    "precompute",
+    "prepare",
+    "preview",
+    "benchmark",
+    "serve",
+}
+# A room, or a file of the top shelf, may import the rooms and files of earlier floors, not its neighbours.
+FLOORS = [
+    {"base"},
+    {"models", "parallel", "data"},
+    {"config", "step"},
+    {"weights"},
+    {"distill"},
+    {"run"},
+    {"cli", "trained"},
     COMMANDS,
-    {"main", "__init__"},
+    {"__init__"},
 ]
-LAYER = {unit: i for i, units in enumerate(LAYERS) for unit in units}
-RUNS = {"build", "teachers", "evaluate", "train", "main"} | COMMANDS
-READERS = {"schema": RUNS | {"config", "cli"}, "config": RUNS | {"cli"}, "recipes": RUNS, "cli": {"main"} | COMMANDS}
+FLOOR = {unit: i for i, units in enumerate(FLOORS) for unit in units}
+ROOMS = set.union(*FLOORS[:6])
+# Numeric code takes plain arguments: who reads a config.
+READERS = {"config": {"distill", "run", "cli"} | COMMANDS, "cli": COMMANDS}
 
 
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
@@ -63,8 +74,12 @@ def unit(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_every_unit_has_a_layer():
-    assert {unit(path) for path in FILES} <= LAYER.keys()
+def test_every_unit_has_a_floor():
+    assert {unit(path) for path in FILES} <= FLOOR.keys()
+    rooms = {path.parent.name for path in FILES} - {PACKAGE.name}
+    assert rooms == ROOMS
+    assert len(rooms) <= 9
+    assert len(list(PACKAGE.glob("*.py"))) <= 13
 
 
 def test_imports_point_downwards():
@@ -76,15 +91,15 @@ def test_imports_point_downwards():
             if root != "deit_jax" or target in ("__version__", unit(path)):
                 continue
             # What is no unit is a name that the package re-exports: inside, it is imported from where it lives.
-            below = target in LAYER and LAYER[target] < LAYER[unit(path)]
-            if not below or unit(path) not in READERS.get(target, LAYER):
+            below = target in FLOOR and FLOOR[target] < FLOOR[unit(path)]
+            if not below or unit(path) not in READERS.get(target, FLOOR):
                 wrong.append(f"{where(path)} imports {name}")
     assert wrong == []
 
 
-def test_orbax_is_known_to_checkpoint_alone():
+def test_orbax_is_known_to_one_file():
     users = {where(path) for path in FILES if any(name.split(".")[0] == "orbax" for name in imports(path))}
-    assert users <= {"checkpoint.py"}
+    assert users <= {"weights/orbax.py"}
 
 
 def test_modules_are_built_from_parameters_in_one_place():

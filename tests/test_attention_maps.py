@@ -23,9 +23,9 @@ from trained_models import (
 )
 
 from deit_jax import attention
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import decode
 from deit_jax.data.transforms import eval_transform
-from deit_jax.errors import UserError
 from deit_jax.weights import Card
 
 CARD = Card("deit_tiny_patch16_224", {}, NAMES, PREPROCESSING)

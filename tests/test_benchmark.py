@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax import benchmark, build, mixing
+from deit_jax import benchmark
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import decode
-from deit_jax.errors import UserError
 from deit_jax.models import VisionTransformer, abstract_model, bind, flatten
 from deit_jax.models.registry import MODELS, Entry
+from deit_jax.step import mixing
 
 MODEL = ["--model=small", "--batch_size=8"]
 CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'quickstart.py'}"
@@ -113,23 +114,20 @@ def test_forward_flops_are_nearly_those_that_xla_counts():
 
 def test_the_core_step_is_the_recipe_without_its_extras():
     _, config = benchmark._parse(benchmark.train, [*MODEL, "--batches=1", "--parts=full"], trains=True)
-    mesh = build.mesh(config)
-    batch = benchmark._recipe_batch(config, mesh)
+    run = benchmark._noise_run(config)
+    batch, _ = next(run.batches(0, 1))
 
     @jax.jit
     def mixed(batch):
-        images = mixing.mix_images(build.normalization(config)(batch["image"]), batch["mix"])
+        images = mixing.mix_images(run.normalize(batch["image"]), batch["mix"])
         return {
             "image": images,
             "target": mixing.mix_targets(batch["label"], batch["mix"], num_classes=7, smoothing=0.1),
         }
 
-    def step(function, batch):
-        state, jitted = benchmark._start(function, config, mesh)
-        return jitted(state, batch, np.uint32(config.seed))
-
-    full, full_metrics = step(build.train_step(config, 7, benchmark.EXAMPLES), batch)
-    core, core_metrics = step(benchmark._core_step(config), mixed(batch))
+    seed = np.uint32(config.seed)
+    full, full_metrics = run.train_step()(run.first_state(), batch, seed)
+    core, core_metrics = run.jit_step(benchmark._core_step(run))(run.first_state(), mixed(batch), seed)
     assert float(core_metrics["loss"]) == pytest.approx(float(full_metrics["loss"]), rel=1e-5)
     assert int(core.step) == int(full.step) == 1
     # Not the parameters: Adam's first update is the sign even of a gradient that is zero up to rounding.

@@ -12,10 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from deit_jax import cli, main
-from deit_jax.config import resolve
-from deit_jax.errors import UserError
-from deit_jax.interrupt import Interrupted
-from deit_jax.schema import Duration
+from deit_jax.base.errors import UserError
+from deit_jax.config.resolve import resolve
+from deit_jax.config.schema import Duration
+from deit_jax.run.interrupt import Interrupted
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 CONFIG = f"--config={QUICKSTART}"

@@ -6,7 +6,7 @@ import pytest
 from weight_samples import FAMILIES, PUBLISHED, assert_same_arrays, convolutional, sample
 
 from deit_jax import convert
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.weights import files, read_weights
 
 TINY = "deit_tiny_patch16_224"

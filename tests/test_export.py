@@ -25,8 +25,8 @@ from trained_models import (
 )
 
 from deit_jax import export, predict
-from deit_jax.errors import UserError
-from deit_jax.steps import Normalization
+from deit_jax.base.errors import UserError
+from deit_jax.step.step import Normalization
 from deit_jax.weights import Card
 
 NORMALIZE = Normalization(PREPROCESSING.mean, PREPROCESSING.std)

@@ -10,16 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import distilled_config, replace, write_teacher
+from tiny import distilled_config, replace, tiny_run, write_teacher
 
-from deit_jax import build, mixing, precompute, teachers
-from deit_jax.checkpoint import read_variables, write_variables
+from deit_jax import precompute
+from deit_jax.base.errors import UserError
 from deit_jax.data import eval_batches
 from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
 from deit_jax.distill import Store, Writer, read_header
-from deit_jax.errors import UserError
-from deit_jax.interrupt import EXIT_INTERRUPTED
+from deit_jax.distill.open import open_teacher
+from deit_jax.distill.teaching import open_store
+from deit_jax.run.interrupt import EXIT_INTERRUPTED
+from deit_jax.step import mixing
+from deit_jax.weights.orbax import read_variables, write_variables
 
 NAMES = tuple(str(digit) for digit in range(10))
 ROWS = 12 * 32  # of the tiny run
@@ -43,7 +46,7 @@ def command(teacher, tmp_path, capsys):
     (tmp_path / "config.py").write_text(f"""
 from ml_collections import ConfigDict
 from tiny import distilled_config
-from deit_jax.config import to_dict
+from deit_jax.config.resolve import to_dict
 
 def get_config():
     return ConfigDict(to_dict(distilled_config({str(teacher)!r}, distillation__kind="soft", distillation__top_k=3)))
@@ -76,11 +79,11 @@ def content(folder):
 
 def test_rows_are_what_the_teacher_says_of_the_mixed_images(teacher, recorded):
     config = distilled_config(teacher)
-    source = build.train_source(config)
-    asked = teachers.open_teacher(config, NAMES)
+    run = tiny_run(config)
+    asked = open_teacher(config, NAMES)
     store = Store(recorded, fingerprint={}, rows=ROWS, soft=True)
     assert (store.header.rows, store.header.chunk, store.header.chunks, store.header.top) == (ROWS, 96, 4, 3)
-    batches = build.batches(config, source, build.mesh(config), 0, 12)
+    batches = run.batches(0, 12)
     say, mixed = jax.jit(asked), 0
     for step, (batch, _) in enumerate(batches):
         images = mixing.mix_images(jnp.asarray(batch["image"]) / 255, batch["mix"])
@@ -175,15 +178,15 @@ def test_one_view_is_the_centre_crop_of_every_example(teacher, tmp_path, monkeyp
     config = distilled_config(teacher, data__crop_ratio=0.7, data__max_corrupt=1.0)
     result = precompute.Recording(config, "one").write(tmp_path / "store")
     assert result["rows"] == result["recorded"] == read_header(tmp_path / "store").rows == 1437
-    source = build.train_source(config)
-    asked = teachers.open_teacher(config, NAMES)
+    run = tiny_run(config)
+    asked = open_teacher(config, NAMES)
     (batch,) = eval_batches(
-        source, batch_size=1437, rows=slice(None), image_size=8, crop_ratio=0.7, threads=0, prefetch=0
+        run.source, batch_size=1437, rows=slice(None), image_size=8, crop_ratio=0.7, threads=0, prefetch=0
     )
     expected = jnp.argmax(jax.jit(asked)(asked.variables, batch["image"] / np.float32(255)), axis=1)
     other = dataclasses.replace(distilled_config(teacher, data__crop_ratio=0.7), seed=5, batch_size=8)
     other = replace(other, "distillation", store=str(tmp_path / "store"))
-    store = teachers.open_store(other, source, rows=10**9)  # as long a run as one likes, of any seed and batch
+    store = open_store(other, run.source, rows=10**9)  # as long a run as one likes, of any seed and batch
     np.testing.assert_array_equal(store.read(slice(0, 1437), np.arange(1437))["labels"], expected)
 
     def examples(step):
@@ -199,7 +202,7 @@ def test_one_view_is_the_centre_crop_of_every_example(teacher, tmp_path, monkeyp
         return read(self, index)
 
     monkeypatch.setattr(MemorySource, "__getitem__", read_or_fail)
-    for step, (batch, replaced) in enumerate(build.batches(config, source, build.mesh(config), 44, 46, store), 44):
+    for step, (batch, replaced) in enumerate(run.batches(44, 46, store), 44):
         shown = examples(step)  # of the second epoch
         if step == 45:
             assert replaced == 1

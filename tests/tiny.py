@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax import build, recipes
-from deit_jax.checkpoint import write_variables
-from deit_jax.config import resolve
+from deit_jax.config import recipes
+from deit_jax.config.resolve import resolve
+from deit_jax.config.schema import Config
 from deit_jax.data import eval_batches
-from deit_jax.models import abstract_model, bind
-from deit_jax.schema import Config
+from deit_jax.data.memory import MemorySource
+from deit_jax.models import abstract_model, bind, flatten
+from deit_jax.run.build import Run, build, open_mesh, train_source
+from deit_jax.weights.orbax import write_variables
 
 
 def tiny_config(**fields: Any) -> Config:
@@ -41,17 +43,24 @@ def tiny_config(**fields: Any) -> Config:
     return resolve(config)
 
 
+def tiny_run(config: Config, class_names: Sequence[str] = ()) -> Run:
+    """The parts of a run on all devices: of the config's training split, or of black images of some classes."""
+    black = MemorySource(np.zeros((40, 8, 8), np.uint8), np.zeros(40, np.int32), class_names) if class_names else None
+    return build(config, open_mesh(config.mesh), black or train_source(config))
+
+
 def write_random_weights(config: Config, class_names: Sequence[str], workdir: Path) -> None:
     """A workdir with a checkpoint of the config's network, of weights that are all different."""
     random = np.random.default_rng(0)
-    shapes = jax.eval_shape(build.fresh_variables(config, len(class_names)), np.uint32(0))
+    shapes = flatten(tiny_run(config, class_names).model)
     variables = {path: random.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
     write_weights(config, class_names, workdir, variables)
 
 
 def write_weights(config: Config, class_names: Sequence[str], workdir: Path, variables: Mapping[str, Any]) -> None:
     """A workdir with a checkpoint of the config's network."""
-    write_variables(workdir / "checkpoints", dict(variables), {"card": build.card(config, class_names).to_json()})
+    card = tiny_run(config, class_names).card
+    write_variables(workdir / "checkpoints", dict(variables), {"card": card.to_json()})
 
 
 # A teacher of the tiny student's classes, without distillation token, for images of another size and normalisation.
@@ -68,18 +77,18 @@ TEACHER = {
 def write_teacher(workdir: Path) -> Config:
     """A teacher in a workdir, and its config: a random network whose head is fitted to the digits."""
     config = tiny_config(**TEACHER)
-    source = build.train_source(config)
+    run = tiny_run(config)
+    source = run.source
     data = {"image_size": 12, "crop_ratio": 1.0, "threads": 0, "prefetch": 0}
     (batch,) = eval_batches(source, batch_size=len(source), rows=slice(None), **data)
-    shapes = jax.eval_shape(build.fresh_variables(config, 10), np.uint32(0))
     random = np.random.default_rng(0)
     variables = {
         path: (random.normal(0, 0.3, leaf.shape) + path.endswith(".scale")).astype(np.float32)
-        for path, leaf in shapes.items()
+        for path, leaf in flatten(run.model).items()
     }
     body = {path: value for path, value in variables.items() if not path.startswith("head.")}
-    network = abstract_model("deit_tiny_patch16_224", **build.network_arguments(config, 0))
-    images = build.normalization(config)(jnp.asarray(batch["image"]))
+    network = abstract_model(run.card.model, **run.card.arguments | {"num_classes": 0})
+    images = run.normalize(jnp.asarray(batch["image"]))
     (features,) = jax.jit(lambda body, images: bind(network, body).head_logits(images))(body, images)
     inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     fitted = np.linalg.lstsq(inputs, 8 * np.eye(10)[batch["label"]], rcond=1e-3)[0].astype(np.float32)

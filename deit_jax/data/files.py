@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import SUFFIXES, UNREAD, CorruptImage, decode
 from deit_jax.data.transforms import eval_transform
-from deit_jax.errors import UserError
 
 
 def find_images(arguments: Iterable[str]) -> list[str]:

@@ -15,10 +15,10 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import SUFFIXES, UNREAD
 from deit_jax.data.records import Record, digest, fingerprint, relabel
 from deit_jax.data.splits import parse_split, unknown_split
-from deit_jax.errors import UserError
 
 SPLIT_NAMES = ("train", "val", "validation", "test")
 ALIASES = {"val": "validation", "validation": "val"}

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from deit_jax import rng
+from deit_jax.base import rng
 
 
 def examples_per_epoch(examples: int, batch_size: int) -> int:

@@ -12,12 +12,12 @@ from functools import lru_cache, partial
 import grain
 import numpy as np
 
-from deit_jax import rng
+from deit_jax.base import rng
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.index import example_index
 from deit_jax.data.records import Source
 from deit_jax.data.transforms import eval_transform, random_flip, random_resized_crop
-from deit_jax.errors import UserError
 
 MAX_NEIGHBOURS = 16
 # To be raised by whoever lets the same config, seed and files give other images: what a teacher said of the old ones

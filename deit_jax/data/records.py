@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 
 
 class Record(NamedTuple):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 
 T = TypeVar("T")
 

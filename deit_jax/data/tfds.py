@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from deit_jax.base.errors import UserError
 from deit_jax.data.records import Record, fingerprint, relabel
 from deit_jax.data.splits import unknown_split
-from deit_jax.errors import UserError
 
 
 class TfdsSource:

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from deit_jax.atomic import replacing
+from deit_jax.base.atomic import replacing
+from deit_jax.base.errors import UserError
 from deit_jax.distill.summary import index_type
-from deit_jax.errors import UserError
 
 HEADER, DONE = "store.json", "done"
 FIELD = "config.distillation.store"

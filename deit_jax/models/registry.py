@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from deit_jax.errors import UserError, nearest
+from deit_jax.base.errors import UserError, nearest
 from deit_jax.models.efficientnet import EfficientNetLite
 from deit_jax.models.regnet import RegNet
 from deit_jax.models.resnet import ResNet

@@ -19,8 +19,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from deit_jax.atomic import replacing
-from deit_jax.errors import UserError
+from deit_jax.base.atomic import replacing
+from deit_jax.base.errors import UserError
 
 Tensors = dict[str, np.ndarray]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deit_jax.atomic import replacing
-from deit_jax.errors import UserError
+from deit_jax.base.atomic import replacing
+from deit_jax.base.errors import UserError
 from deit_jax.models import Preprocessing, entry, resolve
 from deit_jax.weights import files, huggingface, processors, tables
 from deit_jax.weights.card import Card, Weights

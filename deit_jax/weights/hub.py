@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import entry
 from deit_jax.weights.folders import CONFIG, PROCESSOR, WEIGHT_FILES
 

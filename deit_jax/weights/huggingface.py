@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import VisionTransformer, entry, list_models, resolve
 from deit_jax.models.resnet import EXPANSION
 from deit_jax.weights import tables

@@ -18,11 +18,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from deit_jax.checkpoint import read_variables
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import list_models
 from deit_jax.weights import files, folders, hub, tables
 from deit_jax.weights.card import Card
+from deit_jax.weights.orbax import read_variables
 
 KEY = "deit_jax"  # of the card, in a safetensors file's metadata
 

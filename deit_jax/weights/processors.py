@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import Preprocessing, entry, resolve
 from deit_jax.weights.card import Card
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from deit_jax import models
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import Network, abstract_model, bind, entry, flatten, resolve
 from deit_jax.weights import surgery, tables
 from deit_jax.weights.card import Card, Weights

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import abstract_model, check_fit, flatten
 from deit_jax.weights.card import Card, Weights
 from deit_jax.weights.imagenet import words

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.rules import first_match
+from deit_jax.base.rules import first_match
 
 # A regex, and their name for what it matches: `<1>` is the first number in our path, `<2-1>` the second less 1. Several
 # names share our array's last axis.

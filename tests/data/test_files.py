@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.files import find_images, read_image
 from deit_jax.data.transforms import eval_transform
-from deit_jax.errors import UserError
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import decode
 from deit_jax.data.sources import open_source
-from deit_jax.errors import UserError
 
 
 def open_folder(directory, split: str, field: str = "data.train_split", **options: object):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from deit_jax.base.errors import UserError
 from deit_jax.data.memory import MemorySource
 from deit_jax.data.sources import open_source
-from deit_jax.errors import UserError
 
 
 def open_digits(split: str, **options: object):

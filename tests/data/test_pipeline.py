@@ -7,14 +7,14 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from deit_jax import rng
+from deit_jax.base import rng
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
 from deit_jax.data.pipeline import MAX_NEIGHBOURS, _warn_once, eval_batches, train_batches, train_example
 from deit_jax.data.records import Record
 from deit_jax.data.transforms import eval_transform, random_flip, random_resized_crop
-from deit_jax.errors import UserError
 
 AUGMENT = {"image_size": 11, "crop_scale": (0.08, 1.0), "flip": 0.5}
 

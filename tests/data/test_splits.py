@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import tensorflow_datasets as tfds
 
+from deit_jax.base.errors import UserError
 from deit_jax.data.splits import parse_split
-from deit_jax.errors import UserError
 
 EXPRESSIONS = [
     "train",

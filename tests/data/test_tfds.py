@@ -9,9 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from deit_jax.base.errors import UserError
 from deit_jax.data.decode import decode
 from deit_jax.data.sources import open_source
-from deit_jax.errors import UserError
 
 CLASSES = ["pear", "apple", "plum"]
 

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from deit_jax.atomic import replacing
+from deit_jax.base.atomic import replacing
+from deit_jax.base.errors import UserError
 from deit_jax.distill import Header, Store, Writer
-from deit_jax.errors import UserError
 
 PRINT = {"seed": 3, "classes": ["a", "b", "c"], "mixing.mixup": 0.8}
 HEADER = Header(classes=11, top=3, rows=26, chunk=6, views="stream", dtype="float32", fingerprint=PRINT)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import deit_jax
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import Preprocessing, abstract_model, create_model, entry, flatten, resolve
 
 # As published with the weights (github.com/facebookresearch/deit, timm's results), to the last parameter.

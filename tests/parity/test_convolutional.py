@@ -11,8 +11,8 @@ from sklearn.datasets import load_sample_images
 from tiny import tiny_config
 
 from deit_jax.data.transforms import eval_transform
+from deit_jax.distill.open import open_teacher
 from deit_jax.models import abstract_model, entry
-from deit_jax.teachers import open_teacher
 from deit_jax.weights import load_weights, read_weights
 from deit_jax.weights.imagenet import WNIDS, words
 

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.weights.files import read_tensors
 from deit_jax.weights.places import find
 

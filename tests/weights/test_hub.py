@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from weight_samples import assert_same_arrays, bare, sample
 
 import deit_jax
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import entry, flatten
 from deit_jax.weights import folders, hub, read_weights, tables
 

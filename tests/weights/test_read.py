@@ -12,10 +12,10 @@ from weight_samples import FAMILIES, HALF, SIZES, assert_same_arrays, bare, conv
 
 import deit_jax
 from deit_jax import convert
-from deit_jax.checkpoint import Checkpoints
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import Preprocessing, abstract_model, entry, flatten
-from deit_jax.state import init_state
+from deit_jax.run.checkpoint import Checkpoints
+from deit_jax.step.state import init_state
 from deit_jax.weights import Card, Weights, files, folders, load_weights, open_model, places, read_weights, tables
 from deit_jax.weights.imagenet import WNIDS
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.models import abstract_model, flatten
 from deit_jax.weights.card import Card, Weights
 from deit_jax.weights.surgery import adapt, differences, resize_positions

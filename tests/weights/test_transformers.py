@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from weight_samples import HALF, PUBLISHED, assert_same_arrays, sample
 
-from deit_jax.errors import UserError
-from deit_jax.losses import cross_entropy
+from deit_jax.base.errors import UserError
 from deit_jax.models import Preprocessing, bind, flatten, resolve
+from deit_jax.step.losses import cross_entropy
 from deit_jax.weights import Card, Weights, files, folders, huggingface, open_model, processors, read_weights, tables
 from deit_jax.weights.imagenet import WNIDS, words
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from weight_samples import assert_same_arrays
 
-from deit_jax.errors import UserError
+from deit_jax.base.errors import UserError
 from deit_jax.weights.files import read_tensors, write_safetensors
 
 TENSORS = {

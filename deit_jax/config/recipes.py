@@ -1,0 +1,188 @@
+"""Complete ConfigDicts, one function a recipe. A file in `configs/` calls one and says what differs.
+
+`deit` is the recipe of arXiv:2012.12877, table 9 (column "DeiT-B"), as facebook's main.py sets it, as far as this
+package goes today: random resized crops, flips, mixup, cutmix, label smoothing, stochastic depth and EMA.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TypeVar
+
+from ml_collections import ConfigDict
+
+from deit_jax.base.errors import UserError, nearest
+from deit_jax.models import VisionTransformer, entry
+
+T = TypeVar("T")
+
+# data.name -> (training split, evaluation split)
+DATASETS = {
+    "imagenet2012": ("train", "validation"),
+    "cifar10": ("train", "test"),
+    "cifar100": ("train", "test"),
+    "digits": ("train", "test"),
+    "folder": ("train", "validation"),
+}
+# DeiT's models fit a device many times over, so that every mesh is data parallel; `fsdp` and `tensor` are the user's.
+_MESH = {"data": -1, "fsdp": 1, "tensor": 1}
+HARDWARE = {
+    "auto": {"dtype": "auto", "attention": "auto", "mesh": _MESH},
+    "cpu": {"dtype": "float32", "attention": "einsum", "mesh": _MESH},
+    "gpu": {"dtype": "bfloat16", "attention": "xla", "mesh": _MESH},
+    "tpu": {"dtype": "bfloat16", "attention": "xla", "mesh": _MESH},
+}
+
+
+def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") -> ConfigDict:
+    """DeiT's 300 epochs at batch 1024 for the model `name` on `dataset`, at the model's own image size."""
+    published = entry(name)
+    train_split, eval_split = _choose(DATASETS, dataset, "dataset")
+    device = _choose(HARDWARE, hardware, "hardware")
+    return ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 1024,
+            **_duration("total", epochs=300),
+            "init_from": "",
+            "model": {
+                "name": name,
+                "num_classes": -1,
+                "patch_size": 0,
+                "width": 0,
+                "depth": 0,
+                "heads": 0,
+                "global_pool": "",
+                "stem": "",
+                "drop_path": 0.1,
+                "dtype": device["dtype"],
+                "attention": device["attention"],
+                "remat": False,
+            },
+            "data": {
+                "name": dataset,
+                "dir": "",
+                "train_split": train_split,
+                "eval_split": eval_split,
+                "image_size": published.arguments.get("image_size", 224),
+                "crop_scale": (0.08, 1.0),
+                "flip": 0.5,
+                **dataclasses.asdict(published.preprocessing),
+                "threads": 16,
+                "prefetch": 4,
+                "max_corrupt": 0.01,
+            },
+            "mixing": {
+                "mixup": 0.8,
+                "cutmix": 1.0,
+                "probability": 1.0,
+                "switch_probability": 0.5,
+                "label_smoothing": 0.1,
+                "group": 256,
+            },
+            "loss": {"kind": "cross_entropy", "binarize": False},
+            "distillation": {
+                "kind": "none",
+                "token": "distilled" in name,
+                "alpha": 0.5,
+                "tau": 1.0,
+                "kl_reduction": "numel",
+                "teacher": {"name": "", "weights": "", "image_size": 0, "evaluate": True},
+                "top_k": 10,
+                "store": "",
+            },
+            "optim": {
+                "learning_rate": 5e-4,
+                "warmup_learning_rate": 1e-6,
+                "min_learning_rate": 1e-5,
+                **_duration("warmup", epochs=5),
+                "schedule_per_epoch": True,
+                "weight_decay": 0.05,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "clip_norm": 0.0,
+                "accumulation": 1,
+                "layer_decay": 1.0,
+                "trainable": "all",
+            },
+            "ema": {"decay": 0.99996},
+            "guard": {"max_skipped": 20, "max_rollbacks": 3},
+            "log": {**_duration("every", steps=50), "progress": True, "tensorboard": True, "wandb": False},
+            "checkpoint": {**_duration("every", epochs=1), "keep": 2},
+            "eval": {**_duration("every", epochs=5), "batch_size": 1024},
+            "mesh": device["mesh"],
+        }
+    )
+
+
+def finetune(name: str, *, hardware: str = "auto", dataset: str = "folder") -> ConfigDict:
+    """Fine-tuning the published weights of `name` on a data set of its own, of hundreds to tens of thousands of images.
+
+    The DeiT recipe with less of everything: 30 epochs, gentler crops and mixing, and for Transformers steps that shrink
+    from the head down (layer-wise decay of the learning rate, arXiv:2106.08254), since lower layers serve any photo.
+    """
+    config = deit(name, hardware=hardware, dataset=dataset)
+    config.init_from = "pretrained"
+    config.batch_size = 64
+    config.data.update(crop_scale=(0.3, 1.0), threads=4, max_corrupt=0.1)
+    config.mixing.update(mixup=0.2, cutmix=0.5, probability=0.5)
+    config.optim.update(learning_rate=2e-3, min_learning_rate=1e-6, schedule_per_epoch=False)
+    if entry(name).build is VisionTransformer:
+        config.optim.layer_decay = 0.75
+    config.ema.decay = 0.0  # over a few hundred steps an average would be of the beginning
+    set_duration(config, "total", epochs=30)
+    set_duration(config.optim, "warmup", epochs=2)
+    set_duration(config.eval, "every", epochs=1)
+    config.eval.batch_size = 64  # as in training: a RegNetY on 1,024 photos at once would take 19 GB
+    set_duration(config.log, "every", steps=10)
+    return config
+
+
+def digits(name: str, *, hardware: str = "auto") -> ConfigDict:
+    """A small version of the network `name` on scikit-learn's 8x8 digits, enlarged to 32 px, for two CPU cores."""
+    config = deit(name, dataset="digits", hardware=hardware)
+    config.batch_size = 64
+    set_duration(config, "total", epochs=80)
+    if name.startswith("deit"):
+        config.model.update(patch_size=8, width=96, depth=6, heads=3)
+    else:
+        config.model.update(stem="cifar")
+    config.model.drop_path = 0.0
+    config.data.update(image_size=32, crop_scale=(0.8, 1.0), crop_ratio=1.0, flip=0.0, threads=2)
+    config.mixing.update(mixup=0.1, cutmix=0.0, group=8)
+    config.optim.update(learning_rate=1.6e-2, schedule_per_epoch=False)
+    config.ema.decay = 0.99
+    set_duration(config.log, "every", steps=20)
+    set_duration(config.eval, "every", epochs=10)
+    set_duration(config.checkpoint, "every", epochs=10)
+    return config
+
+
+def arguments(text: str | None, **defaults: str) -> dict[str, str]:
+    """`"hardware=tpu,dataset=cifar10"`, the part of `--config=FILE:...` behind the colon, over `defaults`.
+
+    Raises:
+        UserError: an argument that is not among `defaults`, or not of the form name=value.
+    """
+    chosen = dict(defaults)
+    for item in filter(None, (text or "").split(",")):
+        name, equals, value = item.partition("=")
+        if not equals or name not in chosen:
+            raise UserError(f"--config: argument {item!r}, should be name=value with a name of {sorted(chosen)}")
+        chosen[name] = value
+    return chosen
+
+
+def set_duration(group: ConfigDict, name: str, *, steps: int = 0, epochs: float = 0.0, examples: int = 0) -> None:
+    """Sets a duration's one unit and clears the others."""
+    group.update(_duration(name, steps=steps, epochs=epochs, examples=examples))
+
+
+def _duration(name: str, *, steps: int = 0, epochs: float = 0.0, examples: int = 0) -> dict[str, int | float]:
+    return {f"{name}_steps": steps, f"{name}_epochs": float(epochs), f"{name}_examples": examples}
+
+
+def _choose(table: Mapping[str, T], key: str, what: str) -> T:
+    if key not in table:
+        raise UserError(f"--config: unknown {what} {key!r}{nearest(key, table)}")
+    return table[key]

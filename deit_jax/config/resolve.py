@@ -1,0 +1,257 @@
+"""From `ml_collections.ConfigDict` to frozen dataclasses, once, at the door.
+
+A field that a config lacks, one that `schema.py` lacks, a value of another type or out of range, a contradiction is a
+`UserError` that names the field and the mend. Nothing below the door sees a ConfigDict.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal
+
+from deit_jax.base.errors import UserError, nearest
+from deit_jax.base.rules import first_match
+from deit_jax.config.schema import UNITS, Config, Distillation, Duration
+
+STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
+
+# What a resume may not change, and why. Everything else may change, and is announced.
+_FIXED = [
+    (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^mixing\.", STREAM),
+    (r"^model\.(name|patch_size|width|depth|heads|global_pool|stem)$", SHAPE),
+    (r"^optim\.trainable$|^ema\.decay$", SHAPE),  # the average: on or off, that is
+    (r"^init_from$", BEGINNING),
+    (r"", None),
+]
+
+_POSITIVE = 1e-12
+
+# Fields (by path) with the values that they admit.
+_RANGES = [
+    (r"^seed$", 0, 2**32 - 1),  # JAX's keys take so much
+    (r"\.(prefetch|mixup|cutmix|min_learning_rate|warmup_learning_rate|weight_decay|clip_norm)$", 0, math.inf),
+    (
+        r"^data\.threads$|teacher\.image_size$|^model\.(patch_size|width|depth|heads)$|^guard\.max_rollbacks$",
+        0,
+        math.inf,
+    ),
+    (r"(_steps|_epochs|_examples)$", 0, math.inf),
+    (r"(batch_size|image_size|group|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$", 1, math.inf),
+    (r"\.(learning_rate|eps|tau|std\.\d)$", _POSITIVE, math.inf),
+    (r"\.(probability|switch_probability|flip|max_corrupt|alpha)$", 0, 1),
+    (r"\.(label_smoothing|drop_path|decay|b1|b2)$", 0, 1 - 1e-9),
+    (r"\.(crop_ratio|crop_scale\.\d|layer_decay)$", 1e-3, 1),
+    (r"", -math.inf, math.inf),
+]
+
+
+def resolve(config: Any) -> Config:
+    """The frozen `Config` of a ConfigDict (or nested mapping); `UserError` naming the first wrong field."""
+    tree = config.to_dict() if hasattr(config, "to_dict") else config
+    resolved = _build(Config, tree, "")
+    _check_ranges(resolved)
+    _check_contradictions(resolved)
+    _check_distillation(resolved.distillation)
+    return resolved
+
+
+def for_platform(config: Config, platform: str) -> Config:
+    """`auto` settings decided for `cpu`, `gpu` or `tpu`: bfloat16 and XLA's attention on accelerators.
+
+    Raises:
+        UserError: attention that the platform does not have.
+    """
+    model = config.model
+    dtype = ("float32" if platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
+    attention = ("einsum" if platform == "cpu" else "xla") if model.attention == "auto" else model.attention
+    if attention == "cudnn" and (platform, dtype) != ("gpu", "bfloat16"):
+        raise UserError(
+            f"config.model.attention: cudnn needs an NVIDIA GPU and bfloat16, here are {platform} and {dtype}; "
+            f"set it to auto"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(model, dtype=dtype, attention=attention))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The nested mapping that `resolve` takes back: what `config.json` holds."""
+    return _plain(config)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, leaf) pairs of a nested mapping."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def stream_fields(config: Config) -> dict[str, Any]:
+    """The fields that decide which images a run trains on, in which order, cut and mixed how; by path."""
+    return {path: value for path, value in flatten(to_dict(config)) if first_match(_FIXED, path) == STREAM}
+
+
+def check_same(
+    stored: Mapping[str, Any], config: Config, fixed: Collection[str] = (STREAM, SHAPE, BEGINNING)
+) -> list[str]:
+    """What differs from the config `stored` in a checkpoint, a line each.
+
+    Args:
+        fixed: what must be the same, of `STREAM`, `SHAPE` and `BEGINNING`.
+
+    Raises:
+        UserError: a field that decides something fixed differs.
+    """
+    before = dict(flatten(stored))
+    changes = []
+    for path, value in flatten(to_dict(config)):
+        if path not in before:
+            changes.append(f"{path}: {value!r}, which the run did not know yet")
+            continue
+        old = before[path]
+        old = tuple(old) if isinstance(old, list) else old
+        if old == value:
+            continue
+        if first_match(_FIXED, path) in fixed and not (path == "ema.decay" and old and value):
+            raise UserError(
+                f"config.{path}: is {value!r}, the run in this workdir has {old!r}, and it decides "
+                f"{first_match(_FIXED, path)}; set it back, or take another --workdir"
+            )
+        changes.append(f"{path}: {old!r} -> {value!r}")
+    return changes
+
+
+def field_paths(cls: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every leaf that a complete config has, as a dotted path."""
+    for name, kind in typing.get_type_hints(cls).items():
+        if kind is Duration:
+            yield from (f"{prefix}{name}_{unit}" for unit in UNITS)
+        elif dataclasses.is_dataclass(kind):
+            yield from field_paths(typing.cast(type, kind), f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _build(cls: type, tree: Any, prefix: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"config.{prefix[:-1]}: is {tree!r}, should be a group of fields")
+    left, values = dict(tree), {}
+
+    def take(name: str, kind: Any) -> Any:
+        if name not in left:
+            raise UserError(
+                f"config.{prefix}{name}: missing; start from a recipe (deit_jax.config.recipes), which has it"
+            )
+        return _convert(left.pop(name), kind, prefix + name)
+
+    for name, kind in typing.get_type_hints(cls).items():
+        if kind is Duration:
+            values[name] = Duration(*(take(f"{name}_{u}", k) for u, k in zip(UNITS, (int, float, int), strict=True)))
+        else:
+            values[name] = take(name, kind)
+    if left:
+        wrong = prefix + next(iter(left))
+        raise UserError(f"config.{wrong}: unknown field{nearest(wrong, field_paths())}")
+    return cls(**values)
+
+
+def _convert(value: Any, kind: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, path + ".")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"config.{path}: is {value!r}, should be one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+            raise UserError(f"config.{path}: is {value!r}, should be {len(arguments)} numbers")
+        return tuple(_convert(v, k, path) for v, k in zip(value, arguments, strict=True))
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"config.{path}: is {value!r}, should be of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"config.{path}: is {value!r}, should be a finite number")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if isinstance(item, Duration):
+            plain |= {f"{field.name}_{unit}": getattr(item, unit) for unit in UNITS}
+        else:
+            plain[field.name] = _plain(item)
+    return plain
+
+
+def _check_ranges(config: Config) -> None:
+    rules = [(pattern, (low, high)) for pattern, low, high in _RANGES]
+    for path, value in flatten(to_dict(config)):
+        entries = {f"{path}.{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {path: value}
+        for entry, number in entries.items():
+            low, high = first_match(rules, entry)
+            if isinstance(number, int | float) and not low <= number <= high:
+                least = "positive" if low == _POSITIVE else f"at least {low:g}"
+                bounds = least if high == math.inf else f"from {low} to {high}"
+                raise UserError(f"config.{path}: is {value!r}, should be {bounds}")
+
+
+def _check_contradictions(config: Config) -> None:
+    durations = {
+        "total": config.total,
+        "log.every": config.log.every,
+        "checkpoint.every": config.checkpoint.every,
+        "eval.every": config.eval.every,
+        "optim.warmup": config.optim.warmup,
+    }
+    for path, duration in durations.items():
+        units = [unit for unit in UNITS if getattr(duration, unit)]
+        if len(units) > 1:
+            raise UserError(
+                f"config.{path}_{units[0]} and config.{path}_{units[1]}: both are set; set one of them to 0"
+            )
+        if not units and path != "optim.warmup":
+            raise UserError(f"config.{path}_steps: no unit of {path} is set; set _steps, _epochs or _examples")
+    for name in ("data", "fsdp", "tensor"):
+        if getattr(config.mesh, name) == 0 or getattr(config.mesh, name) < -1:
+            raise UserError(f"config.mesh.{name}: should be a number of devices, or -1 for mesh.data")
+    low, high = config.data.crop_scale
+    if low > high:
+        raise UserError(f"config.data.crop_scale: is {(low, high)}, should be (smallest, largest)")
+    if config.model.num_classes == 0 or config.model.num_classes < -1:
+        raise UserError("config.model.num_classes: should be positive, or -1 for as many as the data has")
+    if config.batch_size % config.optim.accumulation:
+        raise UserError(
+            f"config.optim.accumulation: {config.optim.accumulation} does not divide batch_size {config.batch_size}"
+        )
+    group = min(config.mixing.group, config.batch_size)
+    if config.batch_size % group:
+        raise UserError(f"config.mixing.group: {group} does not divide batch_size {config.batch_size}")
+    if config.loss.kind == "binary_cross_entropy" and config.loss.binarize and config.mixing.label_smoothing:
+        raise UserError(
+            "config.mixing.label_smoothing: with loss.binarize every smoothed class would count as present; "
+            "set one of the two to 0"
+        )
+
+
+def _check_distillation(distillation: Distillation) -> None:
+    if distillation.top_k == 0 or distillation.top_k < -1:
+        raise UserError("config.distillation.top_k: should be positive, or -1 for all classes")
+    if distillation.kind == "none" and distillation.store:
+        raise UserError(
+            "config.distillation.kind: is 'none', and distillation.store names what a teacher said; set soft or hard, "
+            "or leave the store out"
+        )
+    if "://" in distillation.store:
+        raise UserError(f"config.distillation.store: {distillation.store} is a URL; copy the store to a folder")
+    if distillation.kind != "none" and not (distillation.teacher.name or distillation.store):
+        raise UserError(
+            f"config.distillation.teacher.name: missing for distillation.kind={distillation.kind!r}; name a teacher, "
+            f"or a recorded one in distillation.store"
+        )

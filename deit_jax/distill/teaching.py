@@ -1,0 +1,143 @@
+"""What a run learns from beside its labels: a teacher that runs beside the student, or a recorded one."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from deit_jax import parallel
+from deit_jax.base.errors import UserError
+from deit_jax.config.resolve import flatten, stream_fields, to_dict
+from deit_jax.config.schema import Config
+from deit_jax.data import IMAGES_VERSION, Source
+from deit_jax.data.records import fingerprint as digest
+from deit_jax.distill.open import FIELD, is_artefact, open_teacher
+from deit_jax.distill.store import Header, Store, read_header
+from deit_jax.distill.summary import expand
+from deit_jax.distill.teacher import Teacher
+
+# What decides which images a teacher is shown, beside the data: of centre crops these fields, of the stream all those
+# of `stream_fields` but these.
+CENTRE_CROPS = ("data.name", "data.image_size", "data.crop_ratio")
+NOT_SHOWN = ("data.train_split", "mixing.label_smoothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Teaching:
+    """What a run learns from beside its labels.
+
+    Attributes:
+        logits: of (`variables`, the student's images in [0, 1], what was recorded); None without a teacher.
+        variables: the teacher's, on the mesh; None for a recorded one.
+        store: what was recorded, for a recorded teacher.
+        predict: as `build.predict`, for one that runs beside the student.
+        notes: what to know of the teacher, a line each.
+    """
+
+    logits: Callable[[Any, Array, Mapping[str, Array]], Array] | None = None
+    variables: Any = None
+    store: Store | None = None
+    predict: Callable[[Any, Array], tuple[Array, ...]] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> Teaching:
+    """The teaching that a config asks for.
+
+    Args:
+        source: the training split.
+        rows: positions of the stream that the run will see.
+
+    Raises:
+        UserError: the teacher or its store is not there, or does not fit the run.
+    """
+    distillation, classes = config.distillation, len(source.class_names)
+    if distillation.kind == "none":
+        return Teaching()
+    if distillation.store:
+        store = open_store(config, source, rows)
+        notes = _notes(store.header, config)
+        return Teaching(lambda variables, images, recorded: expand(recorded, classes), store=store, notes=notes)
+    teacher = open_teacher(config, source.class_names)
+    return Teaching(
+        lambda variables, images, recorded: teacher(variables, images), place(teacher, mesh), predict=predict(teacher)
+    )
+
+
+def predict(teacher: Teacher) -> Callable[[Any, Array], tuple[Array, ...]]:
+    """As `build.predict`: a teacher's logits for uint8 images of the student's size."""
+    return lambda variables, images: (teacher(variables, images.astype(jnp.float32) / 255),)
+
+
+def place(teacher: Teacher, mesh: Mesh) -> Any:
+    """The teacher's variables on the mesh, by the rules of the student's."""
+    shardings = parallel.shardings(teacher.variables, mesh)
+    return jax.jit(lambda given: given, out_shardings=shardings)(teacher.variables)
+
+
+def open_store(config: Config, source: Source, rows: int) -> Store:
+    """The store of the config, for a run of so many positions.
+
+    Where the config names the teacher, too, it has to be the one that was recorded.
+
+    Raises:
+        UserError: it was recorded for another run, is not whole, or holds less than `distillation.kind` needs.
+    """
+    distillation = config.distillation
+    folder = Path(distillation.store).expanduser()
+    header, name = read_header(folder), distillation.teacher.name
+    teacher = None
+    if distillation.teacher.weights or ":" in name or is_artefact(name):
+        try:
+            teacher = open_teacher(config, source.class_names)
+        except UserError as error:
+            raise UserError(f"{error}; or leave {FIELD}.name and .weights empty, and rely on {folder}") from error
+    return Store(
+        folder,
+        fingerprint=fingerprint(config, source, teacher, header.views),
+        rows=len(source) if header.views == "one" else rows,
+        soft=distillation.kind == "soft",
+    )
+
+
+def fingerprint(config: Config, source: Source, teacher: Teacher | None, views: str) -> dict[str, Any]:
+    """All that a recording depends on, by name; without what is the teacher's where that is not at hand.
+
+    Args:
+        views: "stream", for augmented and mixed images by position, or "one", for centre crops by example.
+    """
+    if views == "one":
+        fields = dict(flatten(to_dict(config)))
+        chosen = {name: fields[name] for name in CENTRE_CROPS}
+    else:
+        chosen = {name: value for name, value in stream_fields(config).items() if name not in NOT_SHOWN}
+    chosen |= {"data": source.fingerprint, "classes": list(source.class_names), "images": IMAGES_VERSION}
+    name = config.distillation.teacher.name
+    if name:
+        chosen["distillation.teacher.name"] = Path(name).name
+    if teacher:
+        leaves = jax.tree_util.tree_leaves_with_path(teacher.variables)
+        parts = (part for path, leaf in leaves for part in (jax.tree_util.keystr(path), leaf.tobytes()))
+        chosen["distillation.teacher.weights"] = digest(parts)
+        for field in ("image_size", "mean", "std", "function"):
+            chosen[f"distillation.teacher.{field}"] = getattr(teacher, field)
+    return json.loads(json.dumps(chosen))  # as it comes back from a file
+
+
+def _notes(header: Header, config: Config) -> tuple[str, ...]:
+    notes = []
+    if header.views == "one":
+        notes.append("the recorded teacher saw each image's centre crop, not what the student sees: an approximation")
+        if config.mixing.probability and (config.mixing.mixup or config.mixing.cutmix):
+            notes.append("of a mixed image it tells its first part alone; without, config.mixing.probability=0")
+    if config.distillation.kind == "soft" and header.top < header.classes:
+        notes.append(
+            f"the recorded teacher's {header.top} best of {header.classes} logits are known, the others evened"
+        )
+    return tuple(notes)

@@ -1,0 +1,27 @@
+"""The device mesh, what lives where on it, and how host arrays get there."""
+
+from deit_jax.parallel.mesh import (
+    batch_devices,
+    bytes_per_device,
+    check_batch,
+    local_rows,
+    make_mesh,
+    place,
+    put_batch,
+    put_replicated,
+    replicated,
+    shardings,
+)
+
+__all__ = [
+    "batch_devices",
+    "bytes_per_device",
+    "check_batch",
+    "local_rows",
+    "make_mesh",
+    "place",
+    "put_batch",
+    "put_replicated",
+    "replicated",
+    "shardings",
+]

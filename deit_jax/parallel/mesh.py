@@ -1,0 +1,126 @@
+"""The device mesh, who lives where on it, and how host arrays get there.
+
+The mesh has three axes: `data` (batch), `fsdp` (batch, and parameters with their optimizer state cut over it) and
+`tensor` (the wide axis of matrices cut over it). One rule list names the axes; XLA derives the communication.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from deit_jax.base.errors import UserError
+from deit_jax.base.rules import first_match
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# Mesh axes of a parameter's LAST dimensions. Matrices into the wide space of attention and MLP are cut by columns,
+# those back by rows, so that `tensor` needs one reduction for each pair (arXiv:1909.08053, section 3).
+PARAMETER_RULES: list[tuple[str, tuple[str | None, ...]]] = [
+    (r"(attn\.qkv|mlp\.fc1)\.kernel$", ("fsdp", "tensor")),
+    (r"(attn\.proj|mlp\.fc2)\.kernel$", ("tensor", "fsdp")),
+    (r"(^|\.)head(_dist)?\.kernel$", ("fsdp", None)),
+    (r"\.kernel$", ("fsdp",)),
+    (r"", ()),
+]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all there are); `data = -1` takes what the other axes leave.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices.
+    """
+    count = jax.device_count() if devices is None else len(devices)
+    if data == -1:
+        data = count // (fsdp * tensor)
+    if data * fsdp * tensor != count:
+        raise UserError(
+            f"config.mesh: data x fsdp x tensor = {data} x {fsdp} x {tensor} does not make the {count} device(s) "
+            f"there are; set config.mesh.data=-1 and let the others divide {count}"
+        )
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Parts that a batch is cut into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
+    """Raises `UserError` unless every micro-batch divides over the mesh."""
+    unit = batch_devices(mesh) * accumulation
+    if batch_size % unit:
+        below = batch_size // unit * unit
+        near = f"{below} or {below + unit}" if below else f"{unit}"
+        raise UserError(
+            f"config.batch_size: {batch_size} is not divisible by {unit} (mesh.data x mesh.fsdp x optim.accumulation); "
+            f"try {near}"
+        )
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A `NamedSharding` for each leaf of a state (arrays or shapes).
+
+    A leaf under a parameter's path takes that parameter's rule, be it in `params`, `ema` or the optimizer's moments;
+    all else is replicated. A dimension that its mesh axis does not divide stays whole.
+    """
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        axes = first_match(PARAMETER_RULES, names[-1]) if names else ()
+        if len(axes) > leaf.ndim:  # a name that a teacher of the user's has for something else
+            axes = ()
+        spec = (None,) * (leaf.ndim - len(axes)) + axes
+        fits = (a if a and size % mesh.shape[a] == 0 else None for a, size in zip(spec, leaf.shape, strict=True))
+        return NamedSharding(mesh, P(*fits))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def place(shapes: Any, mesh: Mesh) -> Any:
+    """The `ShapeDtypeStruct`s of a state with their shardings: what restoring puts arrays into."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, mesh),
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, P())
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> slice:
+    """The rows of a global batch that this process feeds to its devices."""
+    indices = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((batch_size,)).values()
+    bounds = sorted({index[0].indices(batch_size)[:2] for index in indices if index})
+    if any(stop != start for (_, stop), (start, _) in itertools.pairwise(bounds)):
+        raise ValueError(f"the mesh gives this process scattered rows of the batch: {bounds}")
+    return slice(bounds[0][0], bounds[-1][1])
+
+
+def put_batch(rows: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays, cut along their first axis, from this process's rows."""
+    sharding = NamedSharding(mesh, P(BATCH))
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in rows.items()}
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Global arrays, whole on every device, from values equal on all processes."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated(mesh), x, x.shape), tree)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that the arrays of `tree` take on the fullest device of this process."""
+    held: dict[Any, int] = {}
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return max(held.values())

@@ -1,0 +1,245 @@
+"""Exact metrics over a split, of several sets of weights in one pass, on any mesh."""
+
+import csv
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from deit_jax import parallel
+from deit_jax.base.errors import UserError
+from deit_jax.config.resolve import BEGINNING, SHAPE, check_same
+from deit_jax.config.schema import Config
+from deit_jax.data import Source, eval_batches
+from deit_jax.run import plots
+from deit_jax.run.build import Run, build, eval_source, open_mesh, read_init
+from deit_jax.step.state import TrainState, Variables
+from deit_jax.step.step import eval_step
+from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint
+
+
+@dataclasses.dataclass
+class Result:
+    """Counts over a split; percentages and nats are read off it.
+
+    Attributes:
+        confusion: int64 [classes, classes], true classes by row, predicted ones by column.
+        top5: examples whose class is among the five best.
+        heads: int64 [heads], examples that each head alone gets right.
+        loss_sum: of the cross-entropies in nats.
+        corrupt: examples that could not be decoded and are in none of the above.
+        predictions: for each example its index in the split, its class, the predicted class and that one's probability.
+    """
+
+    confusion: Int[np.ndarray, "classes classes"]
+    heads: Int[np.ndarray, " heads"]
+    top5: int = 0
+    loss_sum: float = 0.0
+    corrupt: int = 0
+    predictions: list[tuple[int, int, int, float]] = dataclasses.field(default_factory=list)
+
+    def add(self, out: Mapping[str, np.ndarray]) -> None:
+        """Counts a batch."""
+        real, label = out["mask"], out["label"][out["mask"]]
+        top = out["top"][real]
+        np.add.at(self.confusion, (label, top[:, 0]), 1)
+        self.top5 += int((top == label[:, None]).sum())
+        self.heads += (out["heads"][:, real] == label).sum(axis=1)
+        self.loss_sum += float(out["loss"][real].astype(np.float64).sum())
+        self.corrupt += int(out["corrupt"].sum())
+        columns = (out["index"][real], label, top[:, 0], out["probability"][real])
+        self.predictions += zip(*(column.tolist() for column in columns), strict=True)
+
+    @property
+    def examples(self) -> int:
+        return int(self.confusion.sum())
+
+    def summary(self) -> dict[str, float]:
+        """`top1` and `top5` in percent, `loss` in nats, `examples`; `top1_cls` and `top1_dist` with two heads."""
+        percent = 100 / max(self.examples, 1)
+        summary = {
+            "top1": float(np.trace(self.confusion)) * percent,
+            "top5": self.top5 * percent,
+            "loss": self.loss_sum / max(self.examples, 1),
+            "examples": self.examples,
+        }
+        if len(self.heads) == 2:
+            summary |= {"top1_cls": float(self.heads[0]) * percent, "top1_dist": float(self.heads[1]) * percent}
+        if self.corrupt:
+            summary["corrupt"] = self.corrupt
+        return summary
+
+    def per_class(self) -> np.ndarray:
+        """Top-1 accuracy in percent of each class; NaN for a class without examples."""
+        with np.errstate(invalid="ignore"):
+            return 100 * np.diag(self.confusion) / self.confusion.sum(axis=1)
+
+
+class Evaluator:
+    """Evaluates weights of one model on one split; compiled once.
+
+    Args:
+        predict: logits of each head of (variables, uint8 images).
+        source: the evaluation split, never the training one.
+    """
+
+    def __init__(self, config: Config, predict: Callable[[Any, Array], tuple[Array, ...]], source: Source, mesh: Mesh):
+        self._source, self._mesh, self._data = source, mesh, config.data
+        devices = parallel.batch_devices(mesh)
+        wanted = min(config.eval.batch_size, len(source))
+        self._batch_size = -(-wanted // devices) * devices
+        step = functools.partial(eval_step, predict=predict)
+        # Every process gets all rows back and counts the same: no sum is left to the order of devices.
+        self._step = jax.jit(step, out_shardings=parallel.replicated(mesh))
+
+    def __call__(self, weights: Mapping[str, Any]) -> dict[str, Result]:
+        """A `Result` for each of the named sets of weights."""
+        results: dict[str, Result] = {}
+        batches = eval_batches(
+            self._source,
+            batch_size=self._batch_size,
+            rows=parallel.local_rows(self._mesh, self._batch_size),
+            image_size=self._data.image_size,
+            crop_ratio=self._data.crop_ratio,
+            threads=self._data.threads,
+            prefetch=self._data.prefetch,
+        )
+        classes = len(self._source.class_names)
+        for rows in batches:
+            batch = parallel.put_batch(rows, self._mesh)
+            for name, variables in weights.items():
+                out = jax.device_get(self._step(variables, batch))
+                empty = Result(np.zeros((classes, classes), np.int64), np.zeros(len(out["heads"]), np.int64))
+                results.setdefault(name, empty).add(out)
+        for result in results.values():
+            seen = result.examples + result.corrupt
+            if seen != len(self._source):
+                raise RuntimeError(f"evaluated {seen} examples of a split of {len(self._source)}")
+        return results
+
+
+def rows_of(results: Mapping[str, Result]) -> dict[str, float]:
+    """The metrics of a row in `metrics.jsonl`: `eval/top1`, `eval_ema/top1`, ..."""
+    return {f"{name}/{key}": value for name, result in results.items() for key, value in result.summary().items()}
+
+
+def json_of(results: Mapping[str, Result]) -> dict[str, Any]:
+    """What commands print last: the raw weights' metrics, with an `ema` object where there is an average."""
+    ema = {"ema": results["eval_ema"].summary()} if "eval_ema" in results else {}
+    return {**results["eval"].summary(), **ema}
+
+
+def report(results: Mapping[str, Result], source: Source, workdir: Path) -> None:
+    """Writes the last evaluation, of the weights that are handed on: the average where there is one.
+
+    Files: `confusion.png`, `per_class.csv` and, a row an image, `predictions.csv`.
+    """
+    best, names = results.get("eval_ema", results["eval"]), source.class_names
+    plots.save_confusion(best.confusion, names, workdir / "confusion.png")
+    classes = zip(names, best.confusion.sum(axis=1), best.per_class().round(2), strict=True)
+    _write_table(workdir / "per_class.csv", ("class", "examples", "top1"), classes)
+    images = ((source.name(i), names[true], names[said], f"{p:.4f}") for i, true, said, p in best.predictions)
+    _write_table(workdir / "predictions.csv", ("image", "class", "predicted", "probability"), images)
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        table.writerows(rows)
+
+
+def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a workdir, raw and average weights; the training split stays closed.
+
+    Where the workdir has no checkpoints, the weights of `config.init_from`.
+
+    Raises:
+        UserError: there are no weights, or they are those of another model.
+    """
+    mesh = open_mesh(config.mesh)
+    if not (workdir / "checkpoints").is_dir():
+        if config.init_from:
+            return _evaluate_init(config, workdir, mesh)
+        raise UserError(
+            f"--workdir: {workdir} has no checkpoints; train first, name the workdir of a run, or set config.init_from"
+        )
+    checkpoints = CheckpointDirectory(workdir / "checkpoints", read_only=True)
+    step = checkpoints.best()
+    if step is None:
+        raise UserError(f"--workdir: {workdir}/checkpoints has no finished checkpoint; train longer first")
+    try:
+        return _evaluate_step(config, workdir, checkpoints, step, mesh)
+    except CorruptCheckpoint as error:
+        raise UserError(f"{error}; train on, which takes the checkpoint before it, or bring it back") from error
+    finally:
+        checkpoints.close()
+
+
+def _evaluate_step(
+    config: Config, workdir: Path, checkpoints: CheckpointDirectory, step: int, mesh: Mesh
+) -> dict[str, Any]:
+    meta = checkpoints.meta(step)
+    class_names = tuple(meta["card"]["class_names"])
+    fixed = [SHAPE, BEGINNING] if config.init_from else [SHAPE]  # else weights that were asked for would be ignored
+    for change in check_same(meta["config"], config, fixed) if jax.process_index() == 0 else ():
+        print(f"differs from the run: {change}")
+    run = build(config, mesh, eval_source(config.data, class_names))
+    return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))
+
+
+def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
+    weights = read_init(config)
+    look = weights.card.preprocessing
+    if look:  # as they were trained, whatever the config would train with
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=look.mean, std=look.std))
+        if look.crop_ratio != config.data.crop_ratio and jax.process_index() == 0:
+            print(f"{config.init_from}: expects crop_ratio {look.crop_ratio}, config.data has {config.data.crop_ratio}")
+    run = build(config, mesh, eval_source(config.data, weights.card.class_names or None))
+
+    def refuse(paths: Sequence[str]) -> Variables:
+        raise UserError(
+            f"the weights have no classifier for the {len(run.source.class_names)} classes of the data; train one"
+        )
+
+    variables, notes = run.fit(weights, refuse)
+    for note in notes if jax.process_index() == 0 else ():
+        print(f"{config.init_from}: {note}")
+    shardings = parallel.shardings(variables, mesh)
+    placed = jax.jit(lambda given: given, out_shardings=shardings)(variables)
+    return _evaluate_weights(run, workdir, {"eval": placed})
+
+
+def _evaluate_weights(run: Run, workdir: Path, weights: Mapping[str, Variables]) -> dict[str, Any]:
+    results = Evaluator(run.config, run.predict, run.source, run.mesh)(weights)
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            report(results, run.source, workdir)
+        except OSError as error:
+            logging.warning("confusion.png, per_class.csv and predictions.csv are not written: %s", error)
+    return json_of(results)
+
+
+def teacher_note(
+    config: Config, predict: Callable[[Any, Array], tuple[Array, ...]], variables: Any, source: Source, mesh: Mesh
+) -> str:
+    """In words, how good a teacher is on the evaluation split, of which it sees what the student does."""
+    # The student's evaluation may take more images at a time than there is room for in a larger network.
+    config = dataclasses.replace(
+        config, eval=dataclasses.replace(config.eval, batch_size=min(config.eval.batch_size, config.batch_size))
+    )
+    told = Evaluator(config, predict, source, mesh)({"teacher": variables})["teacher"]
+    return f"the teacher has {told.summary()['top1']:.2f} % top-1 as it sees the evaluation split"
+
+
+def weights_of(state: TrainState) -> dict[str, Variables]:
+    """The sets of weights that a state holds, by the name of their metrics."""
+    return {"eval": state.params | state.stats} | ({"eval_ema": state.ema} if state.ema else {})

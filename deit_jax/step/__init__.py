@@ -1,0 +1,1 @@
+"""What happens inside a jitted step: pure functions of arrays."""

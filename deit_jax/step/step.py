@@ -1,0 +1,191 @@
+"""The train step and the evaluation step: pure functions of arrays, jitted by their callers over any mesh."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, UInt8, UInt32
+
+from deit_jax.base import rng
+from deit_jax.models import bind, flatten
+from deit_jax.step import mixing
+from deit_jax.step.state import TrainState, Variables
+
+Batch = dict[str, Any]
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of images in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(
+        self, images: UInt8[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        mean, std = jnp.array(self.mean, jnp.float32), jnp.array(self.std, jnp.float32)
+        return (images.astype(jnp.float32) / 255 - mean) / std
+
+    def undo(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        """Images in [0, 1] again."""
+        return images * jnp.array(self.std, jnp.float32) + jnp.array(self.mean, jnp.float32)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    seed: UInt32[Array, ""],
+    teacher_variables: Any = None,
+    *,
+    model: Any,
+    normalize: Normalization,
+    teacher: Callable[[Any, Array, Mapping[str, Array]], Array] | None = None,
+    loss: Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, Metrics]],
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[Array], Array],
+    rates: Mapping[str, float],
+    frozen_backbone: bool,
+    num_classes: int,
+    label_smoothing: float,
+    accumulation: int,
+    clip_norm: float,
+    ema_decay: float,
+) -> tuple[TrainState, Metrics]:
+    """One update from one global batch.
+
+    Args:
+        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], `mix`, what `mixing.draw` drew, and
+            `teacher`, what was recorded of a teacher, a row an example; empty without one.
+        seed: the run's; an argument, not a constant, so that another seed needs no compilation.
+        model: the abstract model that parameters are bound to.
+        teacher: logits [batch, classes] of (`teacher_variables`, the student's images in [0, 1], what was recorded).
+        loss: of (logits of each head, targets [batch, classes], the teacher's logits), with its terms by name.
+        learning_rate: of the step.
+        rates: what it is multiplied by for each parameter that is trained; the others stay as they are.
+        frozen_backbone: nothing below the heads is trained: it computes as in evaluation, with the stored statistics
+            and without stochastic depth.
+        accumulation: micro-batches that the batch is cut into; it is mixed before.
+        clip_norm: bound of the gradient's global norm; 0 for none.
+
+    Returns:
+        The next state, and scalar metrics. With a non-finite loss or gradient only the step and the counters advance.
+    """
+    images = student_images(batch, normalize)
+    targets = mixing.mix_targets(batch["label"], batch["mix"], num_classes=num_classes, smoothing=label_smoothing)
+
+    trained = {path: state.params[path] for path in rates}
+
+    def loss_fn(trained: Variables, stats: Variables, rows: Any, key: Array) -> tuple[Array, tuple[Variables, Metrics]]:
+        images, targets, recorded = rows
+        bound = bind(model, state.params | trained | stats)
+        taught = None if teacher is None else teacher(teacher_variables, normalize.undo(images), recorded)
+        value, terms = loss(bound.head_logits(images, key=None if frozen_backbone else key), targets, taught)
+        return value, (flatten(bound, nnx.BatchStat), terms)
+
+    key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
+    rows = (images, targets, batch["teacher"])
+    value, terms, grads, stats = _accumulate(loss_fn, trained, state.stats, rows, key, accumulation)
+    norm = optax.tree.norm(grads)
+    if clip_norm:
+        grads = jax.tree.map(lambda g: g * jnp.minimum(1, clip_norm / (norm + 1e-6)), grads)
+    rate = learning_rate(state.step)
+
+    def update() -> TrainState:
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = state.params | {path: trained[path] - rate * factor * updates[path] for path, factor in rates.items()}
+        latest = params | stats
+        ema = {path: ema_decay * old + (1 - ema_decay) * latest[path] for path, old in state.ema.items()}
+        return dataclasses.replace(
+            state, params=params, stats=stats, opt_state=opt_state, ema=ema, skipped_in_a_row=jnp.int32(0)
+        )
+
+    def skip() -> TrainState:
+        return dataclasses.replace(state, skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
+
+    state = jax.lax.cond(jnp.isfinite(value) & jnp.isfinite(norm), update, skip)
+    state = dataclasses.replace(state, step=state.step + 1)
+    metrics = {
+        "loss": value,
+        **{f"loss_{name}": term for name, term in terms.items()},
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "skipped": state.skipped,
+        "skipped_in_a_row": state.skipped_in_a_row,
+    }
+    return state, metrics
+
+
+def student_images(batch: Batch, normalize: Normalization) -> Float[Array, "batch height width channels"]:
+    """What the student sees of a training batch, normalised: what a teacher is asked about, beside it or recorded."""
+    return mixing.mix_images(normalize(batch["image"]), batch["mix"])
+
+
+def _accumulate(
+    loss_fn: Callable[..., tuple[Array, tuple[Variables, Metrics]]],
+    params: Variables,
+    stats: Variables,
+    rows: Any,
+    key: Array,
+    accumulation: int,
+) -> tuple[Array, Metrics, Variables, Variables]:
+    """(loss, its terms, gradients, statistics): means over micro-batches, the statistics carried from one to the next.
+
+    Args:
+        rows: arrays with a row an example.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulation == 1:
+        (value, (stats, terms)), grads = value_and_grad(params, stats, rows, key)
+        return value, terms, grads, stats
+
+    def split(x: Array) -> Array:
+        # Every accumulation-th row goes to the same micro-batch: no example leaves its device.
+        return x.reshape(len(x) // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(carry: Any, micro: Any) -> tuple[Any, tuple[Array, Metrics]]:
+        total_grads, stats = carry
+        rows, index = micro
+        (value, (stats, terms)), grads = value_and_grad(params, stats, rows, jax.random.fold_in(key, index))
+        return (jax.tree.map(jnp.add, total_grads, grads), stats), (value, terms)
+
+    start = (jax.tree.map(jnp.zeros_like, params), stats)
+    micro_batches = (jax.tree.map(split, rows), jnp.arange(accumulation))
+    (grads, stats), values = jax.lax.scan(add, start, micro_batches)
+    value, terms = jax.tree.map(lambda x: x.sum(axis=0) / accumulation, values)
+    return value, terms, jax.tree.map(lambda g: g / accumulation, grads), stats
+
+
+def teacher_step(
+    variables: Any, batch: Batch, *, teacher: Callable[[Any, Array], Array], normalize: Normalization
+) -> Float[Array, "batch classes"]:
+    """The logits that a teacher gives for the images of a training batch, as `train_step` shows them to it."""
+    return teacher(variables, normalize.undo(student_images(batch, normalize)))
+
+
+def eval_step(variables: Any, batch: Batch, *, predict: Callable[[Any, Array], tuple[Array, ...]]) -> Metrics:
+    """What evaluation needs to know of a batch, an entry an example.
+
+    Args:
+        predict: logits of every head of (`variables`, uint8 images).
+        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], and what else is known of each example.
+
+    Returns:
+        The batch without its images, and of the mean of the heads' logits `loss` float32 [batch], the cross-entropy in
+        nats, `top` int32 [batch, min(5, classes)], the best classes, best first, and `probability` float32 [batch] of
+        the best; `heads` int32 [heads, batch], the class that each head alone says.
+    """
+    heads = jnp.stack(predict(variables, batch["image"]))
+    log_probs = jax.nn.log_softmax(jnp.mean(heads, axis=0))
+    return {
+        **{name: value for name, value in batch.items() if name != "image"},
+        "loss": -jnp.take_along_axis(log_probs, batch["label"][:, None], axis=-1)[:, 0],
+        "top": jax.lax.top_k(log_probs, min(5, log_probs.shape[-1]))[1],
+        "probability": jnp.exp(jnp.max(log_probs, axis=-1)),
+        "heads": jnp.argmax(heads, axis=-1),
+    }

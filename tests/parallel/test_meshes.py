@@ -1,0 +1,102 @@
+"""Losses and evaluations do not depend on the mesh."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from tiny import replace, tiny_config
+
+from deit_jax import parallel
+from deit_jax.base.errors import UserError
+from deit_jax.run.build import build, eval_source, train_source
+from deit_jax.run.evaluate import Evaluator, weights_of
+
+STEPS = 20
+CONFIG = tiny_config(optim__accumulation=2, optim__learning_rate=0.05, total_steps=STEPS)
+MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (2, 4, 1), "tensor": (2, 2, 2)}
+
+
+@functools.cache
+def run_on(name, config=CONFIG):
+    """(losses of every step, state, evaluation) of a run on one of the meshes."""
+    shape = MESHES[name]
+    mesh = parallel.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+    run = build(config, mesh, train_source(config))
+    state, step = run.first_state(), run.train_step()
+    losses = []
+    for batch, _ in run.batches(0, run.total):
+        state, metrics = step(state, batch, np.uint32(config.seed))
+        losses.append(float(metrics["loss"]))
+    # 97 examples: divided neither by 1 x 36 nor by 8 devices.
+    held_out = eval_source(tiny_config(data__eval_split="test[:97]").data, run.source.class_names)
+    config = replace(config, "eval", batch_size=36)
+    result = Evaluator(config, run.predict, held_out, mesh)(weights_of(state))
+    return np.array(losses), state, result
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+def test_losses_equal_one_devices(name):
+    losses, state, _ = run_on(name)
+    np.testing.assert_allclose(losses, run_on("one")[0], rtol=1e-5)
+    # They are the losses of a network that moves: its head starts with a deviation of 0.02.
+    assert np.abs(state.params["head.kernel"] - state.ema["head.kernel"]).max() > 0.002
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+def test_evaluation_counts_the_same(name):
+    ours, one = run_on(name)[2], run_on("one")[2]
+    assert ours.keys() == one.keys() == {"eval", "eval_ema"}
+    for weights in ours:
+        assert ours[weights].examples == 97
+        np.testing.assert_array_equal(ours[weights].confusion, one[weights].confusion)
+        np.testing.assert_array_equal(ours[weights].heads, one[weights].heads)
+        assert ours[weights].top5 == one[weights].top5
+        np.testing.assert_allclose(ours[weights].loss_sum, one[weights].loss_sum, rtol=1e-5)
+
+
+@pytest.mark.long
+def test_batch_statistics_are_of_the_global_batch():
+    """In training, in the state and in the average that is evaluated."""
+    fields = dict.fromkeys(("patch_size", "width", "depth", "heads", "drop_path"), 0) | {"name": "regnety_002"}
+    config = tiny_config(total_steps=5, distillation__token=False, model__stem="cifar", **{
+        f"model__{name}": value for name, value in fields.items()
+    })  # fmt: skip
+    (one, state, evaluated), (losses, cut, ours) = run_on("one", config), run_on("fsdp", config)
+    np.testing.assert_allclose(losses, one, rtol=1e-5)
+    assert len(state.stats) == 2 * sum(path.endswith("bn.scale") for path in state.params) > 0
+    for path, value in state.stats.items():
+        np.testing.assert_allclose(cut.stats[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+        assert np.abs(value - path.endswith("var")).max() > 1e-3, path  # has moved
+    for weights in evaluated:
+        np.testing.assert_array_equal(ours[weights].confusion, evaluated[weights].confusion)
+
+
+def test_fsdp_cuts_parameters_moments_and_average():
+    _, state, _ = run_on("fsdp")
+    whole = sum(x.nbytes for x in jax.tree.leaves(run_on("one")[1]))
+    assert parallel.bytes_per_device(state) < 0.45 * whole
+    path = "blocks.1.mlp.fc1.kernel"
+    moments = [leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state) if path in str(keys)]
+    assert len(moments) == 2
+    for array in (state.params[path], state.ema[path], *moments):
+        assert array.sharding.shard_shape(array.shape) == (24 // 4, 96)
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    mesh = parallel.make_mesh(1, 8, 1)
+    tree = {"head.kernel": np.zeros((12, 10)), "blocks.0.mlp.fc1.kernel": np.zeros((16, 7))}
+    placed = parallel.shardings(tree, mesh)
+    assert placed["head.kernel"].is_fully_replicated
+    assert placed["blocks.0.mlp.fc1.kernel"].shard_shape((16, 7)) == (2, 7)
+
+
+def test_rows_of_the_only_process():
+    assert parallel.local_rows(parallel.make_mesh(4, 2, 1), 24) == slice(0, 24)
+
+
+def test_mesh_that_does_not_fit():
+    with pytest.raises(UserError, match=r"config\.mesh.*3 x 1 x 1"):
+        parallel.make_mesh(3)
+    with pytest.raises(UserError, match=r"config\.batch_size: 20 .* 16 .*try 16 or 32"):
+        parallel.check_batch(parallel.make_mesh(8), 20, 2)

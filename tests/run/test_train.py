@@ -1,0 +1,303 @@
+"""Whole runs in this process: files, resuming, interruption, rollbacks, refusals."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import shutil
+import signal
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import distilled_config, replace, tiny_config, write_teacher
+
+from deit_jax import precompute
+from deit_jax.base.errors import UserError
+from deit_jax.config import resolve, schema
+from deit_jax.config.resolve import to_dict
+from deit_jax.config.schema import Duration
+from deit_jax.run import build, train
+from deit_jax.run.checkpoint import Checkpoints
+from deit_jax.run.evaluate import evaluate
+from deit_jax.run.interrupt import Interrupted
+from deit_jax.run.metrics import Monitor, read_rows
+from deit_jax.run.rollback import Rollbacks
+from deit_jax.step import mixing
+from deit_jax.step.state import init_state
+
+CONFIG = tiny_config()
+EXACT = ("train/loss", "train/grad_norm", "train/learning_rate", "eval/", "eval_ema/", "step")
+
+
+READ: set[tuple[type, str]] = set()  # (dataclass, field) of the config that the finished run has read
+
+
+@contextlib.contextmanager
+def reads_recorded():
+    """Notes in `READ` the fields that are read outside of the door itself."""
+
+    # The door itself, and the copies and comparisons that dataclasses make of all fields, use none of them.
+    strangers = (resolve.__file__, schema.__file__, dataclasses.__file__, "<string>")
+
+    def record(self, name):
+        if sys._getframe(1).f_code.co_filename not in strangers:
+            READ.add((type(self), name))
+        return object.__getattribute__(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for section in config_sections():
+            patch.setattr(section, "__getattribute__", record)
+        yield
+
+
+def config_sections():
+    return [kind for kind in vars(schema).values() if dataclasses.is_dataclass(kind)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 12 steps from start to end: its workdir and what it returned."""
+    workdir = tmp_path_factory.mktemp("finished")
+    with reads_recorded():
+        return workdir, train.train(CONFIG, workdir)
+
+
+def test_every_field_of_the_config_is_read(finished, tmp_path, monkeypatch):
+    other = replace(CONFIG, "loss", kind="binary_cross_entropy")
+    write_teacher(tmp_path / "teacher")
+    taught = distilled_config(tmp_path / "teacher", distillation__kind="soft")
+    at_step(monkeypatch, 1, lambda: 1 / 0)  # what a distilled run reads, it reads before
+    with reads_recorded():
+        build.training_loss(other.loss, other.distillation)
+        precompute.Recording(taught, "stream")
+        with pytest.raises(ZeroDivisionError):
+            train.train(taught, tmp_path / "run")
+    leaves = {(section, field.name) for section in config_sections() for field in dataclasses.fields(section)}
+    # Durations add their units up in a method of their own, in schema.py.
+    assert {(section.__name__, name) for section, name in leaves - READ if section is not Duration} == set()
+
+
+def exact_rows(workdir):
+    """What must not depend on interruptions, of each row."""
+    return [{k: v for k, v in row.items() if k.startswith(EXACT)} for row in read_rows(workdir / "metrics.jsonl")]
+
+
+def final_state(workdir, step=12):
+    with np.errstate(all="ignore"):
+        return Checkpoints(workdir / "checkpoints", read_only=True).meta(step)["arrays"]
+
+
+def at_step(monkeypatch, step, act):
+    """Runs `act` when the loop hands in the metrics of `step`."""
+    add = Monitor.add
+
+    def add_and_act(self, at, metrics):
+        if at == step:
+            act()
+        return add(self, at, metrics)
+
+    monkeypatch.setattr(Monitor, "add", add_and_act)
+
+
+def test_what_a_run_leaves(finished):
+    workdir, result = finished
+    rows = read_rows(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in rows if "eval/top1" in row] == [6, 12]
+    last = rows[-1]
+    assert result.keys() == {"top1", "top5", "loss", "examples", "top1_cls", "top1_dist", "ema"}
+    assert result["examples"] == result["ema"]["examples"] == last["eval/examples"] == 360
+    assert (result["top1"], result["ema"]["loss"]) == (last["eval/top1"], last["eval_ema/loss"])
+    assert {"train/images_per_second", "train/data_wait", "train/corrupt"} <= last.keys()
+    assert json.loads((workdir / "config.json").read_text())["model"] == json.loads(
+        json.dumps(to_dict(CONFIG)["model"])
+    )
+    run = json.loads((workdir / "run.json").read_text())
+    assert (run["start_step"], run["total_steps"], run["devices"]) == (0, 12, 8)
+    assert run["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+    with (workdir / "per_class.csv").open() as file:
+        assert sum(int(row["examples"]) for row in csv.DictReader(file)) == 360
+    for picture in ("curves.png", "confusion.png"):
+        with Image.open(workdir / picture) as image:
+            assert min(image.size) > 300
+    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())[-2:] == [8, 12]
+
+
+def test_evaluate_gives_what_the_run_gave(finished, monkeypatch):
+    workdir, result = finished
+    opened = build.open_source
+
+    def open_source(*, field, **given):
+        assert field == "config.data.eval_split"
+        return opened(field=field, **given)
+
+    monkeypatch.setattr(build, "open_source", open_source)
+    top1 = {row["step"]: row["eval_ema/top1"] for row in read_rows(workdir / "metrics.jsonl") if "eval/top1" in row}
+    best = max(top1, key=lambda step: (top1[step], step))
+    ours = evaluate(CONFIG, workdir)
+    assert ours["ema"]["top1"] == top1[best]
+    if best == 12:
+        assert ours == result
+
+
+def test_a_finished_run_only_tells_its_result(finished):
+    workdir, result = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    assert train.train(CONFIG, workdir) == result
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_interrupted_run_goes_on_exactly(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted, match="from step 5 of 12"):
+            train.train(CONFIG, tmp_path)
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: 1 / 0)  # a crash: the steps behind the last checkpoint are lost
+        with pytest.raises(ZeroDivisionError):
+            train.train(CONFIG, tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "train/lo')
+    assert train.train(CONFIG, tmp_path) == finished[1]
+    assert exact_rows(tmp_path) == exact_rows(finished[0])
+    assert final_state(tmp_path) == final_state(finished[0])
+    assert json.loads((tmp_path / "run.json").read_text())["start_step"] == 6
+
+
+def test_resume_on_another_mesh(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            train.train(CONFIG, tmp_path)
+    train.train(replace(CONFIG, "mesh", fsdp=4), tmp_path)
+    ours, theirs = read_rows(tmp_path / "metrics.jsonl"), read_rows(finished[0] / "metrics.jsonl")
+    np.testing.assert_allclose([r["train/loss"] for r in ours], [r["train/loss"] for r in theirs], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        (dataclasses.replace(CONFIG, seed=1), "config.seed"),
+        (dataclasses.replace(CONFIG, batch_size=40), "config.batch_size"),
+        (replace(CONFIG, "mixing", mixup=0.1), "config.mixing.mixup"),
+        (replace(CONFIG, "model", depth=3), "config.model.depth"),
+        (replace(CONFIG, "model", name="deit_tiny_patch16_224"), "config.model.name"),
+        (replace(CONFIG, "ema", decay=0.0), "config.ema.decay"),
+        (replace(CONFIG, "data", train_split="train[:1000]"), "config.data.train_split"),
+    ],
+)
+def test_another_run_in_the_workdir_is_refused(finished, changed, field):
+    before = (finished[0] / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=field):
+        train.train(changed, finished[0])
+    assert (finished[0] / "metrics.jsonl").read_text() == before
+
+
+def test_changed_data_is_refused(finished, monkeypatch):
+    source = build.train_source(CONFIG)
+    monkeypatch.setattr(train, "train_source", lambda config: source)
+    monkeypatch.setattr(source, "fingerprint", "another")
+    with pytest.raises(UserError, match=r"config\.data\.dir"):
+        train.train(CONFIG, finished[0])
+
+
+def test_what_may_change_is_announced(finished, tmp_path, capsys):
+    train._check_same_run(
+        replace(CONFIG, "optim", learning_rate=0.5),
+        {"data": 1, "card": {"class_names": []}},
+        {"data": 1, "card": {"class_names": []}, "config": to_dict(CONFIG)},
+    )
+    assert "optim.learning_rate: 0.01 -> 0.5" in capsys.readouterr().out
+
+
+def test_unwritable_workdir(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir: cannot write to .*file"):
+        train.train(CONFIG, tmp_path / "file" / "run")
+
+
+def poison(monkeypatch, steps):
+    """The batches of these steps give a loss that is not finite."""
+    draw = mixing.draw
+
+    def poisoned(seed, step, **settings):
+        mix = draw(seed, step, **settings)
+        return {**mix, "label_weight": mix["label_weight"] * np.float32("nan")} if step in steps else mix
+
+    monkeypatch.setattr(mixing, "draw", poisoned)
+
+
+GUARDED = replace(replace(CONFIG, "guard", max_skipped=2, max_rollbacks=1), "checkpoint", every=Duration(3, 0.0, 0))
+
+
+def test_a_burst_is_jumped_over_and_repeated_on_resume(tmp_path, monkeypatch):
+    poison(monkeypatch, {6, 7})  # the steps that end as 7 and 8; the second is read when 9 is on its way
+    train.train(GUARDED, tmp_path / "whole")
+    jumps = json.loads((tmp_path / "whole" / "rollbacks.json").read_text())
+    assert jumps == [{"from": 6, "to": 9}]
+    rows = {row["step"]: row for row in read_rows(tmp_path / "whole" / "metrics.jsonl")}
+    assert sorted(rows) == list(range(1, 13))
+    assert rows[7]["train/loss"] is rows[8]["train/loss"] is None
+    assert rows[11]["train/skipped_in_a_row"] == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 11, lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train.train(GUARDED, tmp_path / "killed")
+    train.train(GUARDED, tmp_path / "killed")
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["start_step"] == 9
+    assert final_state(tmp_path / "killed") == final_state(tmp_path / "whole")
+
+
+def test_gives_up_after_the_last_rollback(tmp_path, monkeypatch):
+    poison(monkeypatch, set(range(4, 12)))
+    with pytest.raises(UserError, match=r"not finite, 3 .* to step 9 \(stream positions 192 to 287\), after 1 roll"):
+        train.train(GUARDED, tmp_path)
+
+
+def test_jumps_from_later_steps_are_void(tmp_path):
+    path = tmp_path / "rollbacks.json"
+    path.write_text('[{"from": 3, "to": 5}, {"from": 6, "to": 9}]')
+    state = init_state({}, {}, (), keep_ema=False)
+    back = Rollbacks(path, limit=2, batch_size=1).resume(dataclasses.replace(state, step=jnp.int32(3)))
+    assert int(back.step) == 5
+    assert json.loads(path.read_text()) == [{"from": 3, "to": 5}]
+    assert int(Rollbacks(path, limit=2, batch_size=1).resume(state).step) == 0
+    assert json.loads(path.read_text()) == []
+
+
+def test_a_burst_at_the_end_ends_with_the_state_gone_back_to(tmp_path, monkeypatch):
+    poison(monkeypatch, {10, 11})
+    result = train.train(GUARDED, tmp_path)
+    assert json.loads((tmp_path / "rollbacks.json").read_text()) == [{"from": 9, "to": 12}]
+    assert train.train(GUARDED, tmp_path) == result
+    assert evaluate(GUARDED, tmp_path)["examples"] == 360
+
+
+def test_evaluating_another_model_is_refused(finished):
+    with pytest.raises(UserError, match=r"config\.model\.heads"):  # whose arrays have the same shapes
+        evaluate(replace(CONFIG, "model", heads=4), finished[0])
+
+
+def test_evaluation_needs_no_training_batch(finished):
+    config = dataclasses.replace(CONFIG, batch_size=7)
+    assert evaluate(config, finished[0])["examples"] == 360
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves reads behind
+def test_evaluating_a_damaged_checkpoint_is_one_line(finished, tmp_path):
+    shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
+    for step in (tmp_path / "checkpoints").iterdir():
+        (step / "state" / "_METADATA").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        evaluate(CONFIG, tmp_path)
+
+
+def test_single_nan_is_skipped(tmp_path, monkeypatch):
+    poison(monkeypatch, {3})
+    train.train(GUARDED, tmp_path)
+    assert not (tmp_path / "rollbacks.json").exists()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["train/skipped"] for row in rows] == [0, 0, 0] + [1] * 9
