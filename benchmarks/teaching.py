@@ -106,7 +106,7 @@ def advance(metrics: Iterator[dict[str, jax.Array]], steps: int) -> None:
 
 def run(config: Config, source: Source) -> Iterator[dict[str, jax.Array]]:
     """The metrics of each step of a training run, which are there when the step has ended."""
-    parts = build(config, open_mesh(config.mesh), source)
+    parts = build(config, open_mesh(config), source)
     teaching = open_teaching(config, source, parts.mesh, rows=parts.total * config.batch_size)
     state, step = parts.first_state(), parts.train_step(teaching.logits)
     for batch, _ in parts.batches(0, parts.total, teaching.store):

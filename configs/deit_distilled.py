@@ -9,7 +9,7 @@ repeated augmentation, of which this recipe has the first. `:model=deit_tiny_dis
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import recipes
+from deit_jax import recipes
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

@@ -8,7 +8,7 @@ which this recipe does not have yet. `:dataset=cifar10` or `dataset=folder` trai
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import recipes
+from deit_jax import recipes
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

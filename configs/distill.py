@@ -12,7 +12,7 @@ Another teacher: `--config.distillation.teacher.name` and `.weights`. From scrat
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import recipes
+from deit_jax import recipes
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

@@ -8,7 +8,7 @@ held out. With a few thousand photos learning from scratch is slow work: expect 
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import recipes
+from deit_jax import recipes
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

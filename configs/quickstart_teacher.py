@@ -5,7 +5,7 @@ python -m deit_jax.main --config=configs/quickstart_teacher.py
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import recipes
+from deit_jax import recipes
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

@@ -8,7 +8,7 @@ scratch. `configs/distill.py` distils it; docs/distillation.md has the whole way
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import recipes
+from deit_jax import recipes
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

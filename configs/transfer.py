@@ -11,7 +11,7 @@ own: `--config.init_from=WORKDIR_OR_FILE`. The head alone (a linear probe): `--c
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import recipes
+from deit_jax import recipes
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

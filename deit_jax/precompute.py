@@ -92,8 +92,8 @@ class Recording:
     """
 
     def __init__(self, config: Config, views: str):
-        mesh, source = open_mesh(config.mesh), train_source(config)
-        held_out = eval_source(config.data, source.class_names)
+        mesh, source = open_mesh(config), train_source(config)
+        held_out = eval_source(config, source.class_names)
         classes, batch_size = len(source.class_names), config.batch_size
         parallel.check_batch(mesh, batch_size, config.optim.accumulation)
         run = build(config, mesh, source)  # what training would refuse is refused before hours of recording

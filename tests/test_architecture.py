@@ -13,18 +13,7 @@ import deit_jax
 PACKAGE = Path(__file__).parents[1] / "deit_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-COMMANDS = {
-    "main",
-    "convert",
-    "predict",
-    "attention",
-    "export",
-    "precompute",
-    "prepare",
-    "preview",
-    "benchmark",
-    "serve",
-}
+COMMANDS = {"main", "predict", "attention", "export", "serve", "convert", "precompute", "benchmark"}
 # A room, or a file of the top shelf, may import the rooms and files of earlier floors, not its neighbours.
 FLOORS = [
     {"base"},
@@ -40,7 +29,7 @@ FLOORS = [
 FLOOR = {unit: i for i, units in enumerate(FLOORS) for unit in units}
 ROOMS = set.union(*FLOORS[:6])
 # Numeric code takes plain arguments: who reads a config.
-READERS = {"config": {"distill", "run", "cli"} | COMMANDS, "cli": COMMANDS}
+READERS = {"config": {"distill", "run", "cli", "__init__"} | COMMANDS, "cli": COMMANDS}
 
 
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:

@@ -46,7 +46,7 @@ def tiny_config(**fields: Any) -> Config:
 def tiny_run(config: Config, class_names: Sequence[str] = ()) -> Run:
     """The parts of a run on all devices: of the config's training split, or of black images of some classes."""
     black = MemorySource(np.zeros((40, 8, 8), np.uint8), np.zeros(40, np.int32), class_names) if class_names else None
-    return build(config, open_mesh(config.mesh), black or train_source(config))
+    return build(config, open_mesh(config), black or train_source(config))
 
 
 def write_random_weights(config: Config, class_names: Sequence[str], workdir: Path) -> None:

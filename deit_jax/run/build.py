@@ -209,8 +209,13 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     rates = _rates(config, model)
     in_steps = functools.partial(_in_steps, config.batch_size, len(source))
     total = in_steps(config.total)
-    optim_ = config.optim
-    optimizer = optim.adamw(rates, b1=optim_.b1, b2=optim_.b2, eps=optim_.eps, weight_decay=optim_.weight_decay)
+    optimizer = optim.adamw(
+        rates,
+        b1=config.optim.b1,
+        b2=config.optim.b2,
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
+    )
     normalize = Normalization(config.data.mean, config.data.std)
     state = jax.eval_shape(
         lambda variables: _state_of(variables, model, optimizer, rates, config.ema.decay > 0), flatten(model)
@@ -228,11 +233,11 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         learning_rate=functools.partial(
             optim.learning_rate,
             peak=peak_learning_rate(config),
-            start=optim_.warmup_learning_rate,
-            floor=optim_.min_learning_rate,
+            start=config.optim.warmup_learning_rate,
+            floor=config.optim.min_learning_rate,
             total=total,
-            warmup=in_steps(optim_.warmup),
-            epoch_steps=max(1, len(source) // config.batch_size) if optim_.schedule_per_epoch else None,
+            warmup=in_steps(config.optim.warmup),
+            epoch_steps=max(1, len(source) // config.batch_size) if config.optim.schedule_per_epoch else None,
         ),
         total=total,
         log_every=in_steps(config.log.every),
@@ -244,9 +249,9 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     )
 
 
-def open_mesh(config: schema.Mesh) -> Mesh:
+def open_mesh(config: Config) -> Mesh:
     """The device mesh; `UserError` where the devices do not make it."""
-    return parallel.make_mesh(config.data, config.fsdp, config.tensor)
+    return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
 
 
 def train_source(config: Config) -> Source:
@@ -262,8 +267,9 @@ def train_source(config: Config) -> Source:
     return source
 
 
-def eval_source(data: schema.Data, class_names: tuple[str, ...] | None) -> Source:
+def eval_source(config: Config, class_names: tuple[str, ...] | None) -> Source:
     """The evaluation split, its labels counted by `class_names` (None: by its own)."""
+    data = config.data
     return open_source(
         name=data.name,
         directory=data.dir,

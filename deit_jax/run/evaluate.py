@@ -164,7 +164,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
         UserError: there are no weights, or they are those of another model.
     """
-    mesh = open_mesh(config.mesh)
+    mesh = open_mesh(config)
     if not (workdir / "checkpoints").is_dir():
         if config.init_from:
             return _evaluate_init(config, workdir, mesh)
@@ -191,7 +191,7 @@ def _evaluate_step(
     fixed = [SHAPE, BEGINNING] if config.init_from else [SHAPE]  # else weights that were asked for would be ignored
     for change in check_same(meta["config"], config, fixed) if jax.process_index() == 0 else ():
         print(f"differs from the run: {change}")
-    run = build(config, mesh, eval_source(config.data, class_names))
+    run = build(config, mesh, eval_source(config, class_names))
     return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))
 
 
@@ -202,7 +202,7 @@ def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=look.mean, std=look.std))
         if look.crop_ratio != config.data.crop_ratio and jax.process_index() == 0:
             print(f"{config.init_from}: expects crop_ratio {look.crop_ratio}, config.data has {config.data.crop_ratio}")
-    run = build(config, mesh, eval_source(config.data, weights.card.class_names or None))
+    run = build(config, mesh, eval_source(config, weights.card.class_names or None))
 
     def refuse(paths: Sequence[str]) -> Variables:
         raise UserError(

@@ -41,10 +41,10 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     # 1. The devices, the data, and all that follows from them.
     if config.log.wandb:
         require_wandb()
-    mesh = open_mesh(config.mesh)
+    mesh = open_mesh(config)
     parallel.check_batch(mesh, config.batch_size, config.optim.accumulation)
     source = train_source(config)
-    held_out = eval_source(config.data, source.class_names)
+    held_out = eval_source(config, source.class_names)
     run = build(config, mesh, source)
     total = run.total
 

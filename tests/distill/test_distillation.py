@@ -120,7 +120,7 @@ def test_the_teachers_accuracy_is_told_before_training(teacher, tmp_path, capsys
         train.train(config, tmp_path)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "the teacher has" in line]
     told = float(line.partition("the teacher has ")[2].partition(" %")[0])
-    source = eval_source(config.data, None)
+    source = eval_source(config, None)
     asked = open_teacher(config, source.class_names)
     images = np.stack([np.stack([source[i].image] * 3, -1) for i in range(len(source))])
     said = np.argmax(jax.jit(asked)(asked.variables, images / np.float32(255)), axis=1)

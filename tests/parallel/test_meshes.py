@@ -29,7 +29,7 @@ def run_on(name, config=CONFIG):
         state, metrics = step(state, batch, np.uint32(config.seed))
         losses.append(float(metrics["loss"]))
     # 97 examples: divided neither by 1 x 36 nor by 8 devices.
-    held_out = eval_source(tiny_config(data__eval_split="test[:97]").data, run.source.class_names)
+    held_out = eval_source(tiny_config(data__eval_split="test[:97]"), run.source.class_names)
     config = replace(config, "eval", batch_size=36)
     result = Evaluator(config, run.predict, held_out, mesh)(weights_of(state))
     return np.array(losses), state, result

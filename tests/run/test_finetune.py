@@ -83,7 +83,7 @@ def test_a_linear_probe_moves_the_heads_alone(before, photos, tmp_path, capsys):
     assert {path for path in meta["arrays"] if ".mu[" in path and "head" not in path} == set()  # no moments kept
     with (tmp_path / "run" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    source = eval_source(config.data, None)
+    source = eval_source(config, None)
     assert [row["image"] for row in rows] == [source.name(i) for i in range(len(source))]
     assert [row["class"] for row in rows] == [row["image"].split("/")[0] for row in rows]
     assert {row["predicted"] for row in rows} <= set(source.class_names)
@@ -130,7 +130,7 @@ def test_weights_are_evaluated_without_a_run(before, photos, tmp_path):
     run = tiny_run(tiny_config())
     result = evaluate(tiny_config(init_from=str(before)), tmp_path / "new")
     assert result["examples"] == 360
-    source = eval_source(tiny_config().data, None)
+    source = eval_source(tiny_config(), None)
     bound = load_weights(run.model, str(before))
     images = np.stack([np.stack([source[i].image] * 3, -1) for i in range(len(source))])
     said = np.argmax(jax.jit(lambda x: bound(run.normalize(x)))(images), axis=-1)
