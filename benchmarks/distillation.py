@@ -68,7 +68,7 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=5)
     arguments.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="of the table")
     given = arguments.parse_args()
-    cli.set_compilation_cache()
+    cli.start_jax()
     bench = Bench(given)
     needed = {ROWS[row][1] for row in given.rows}
     teachers = {name: bench.teacher(name) for name in TEACHERS if name in needed}

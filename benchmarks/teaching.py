@@ -48,7 +48,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=1, help="of a turn")
     arguments.add_argument("--output", type=Path, required=True)
     given = arguments.parse_args()
-    cli.set_compilation_cache()
+    cli.start_jax()
     with tempfile.TemporaryDirectory() as folder:
         times = measure(given, Path(folder))
     alone = times.pop("without a teacher")

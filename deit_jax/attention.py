@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if not given.output:
         raise UserError("--output: missing; name the folder for the pictures")
     output = Path(given.output).expanduser()
-    cli.set_compilation_cache()
+    cli.start_jax()
     trained = open_trained(given)
     model = trained.model
     if not isinstance(model, VisionTransformer):

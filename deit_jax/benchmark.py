@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if name not in BENCHMARKS:
         raise UserError(f"the first argument is {name}, should be one of {', '.join(BENCHMARKS)}")
-    cli.set_compilation_cache()
+    cli.start_jax()
     result, output = BENCHMARKS[name](argv[1:])
     result["command"] = shlex.join(["python", "-m", "deit_jax.benchmark", *argv])
     print(json.dumps(result), flush=True)

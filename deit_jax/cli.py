@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -84,11 +83,34 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(status or 0)
 
 
-def set_compilation_cache() -> None:
-    """Compiled steps outlive the process, where JAX's own settings do not say otherwise."""
+def start_jax() -> str:
+    """Makes JAX ready, and returns where it runs: `cpu`, `gpu` or `tpu`.
+
+    Compiled steps outlive the process, where JAX's own settings do not say otherwise. Says on stderr, in a line, what
+    keeps an NVIDIA GPU from being used.
+
+    Raises:
+        UserError: there is no platform of those that JAX_PLATFORMS names.
+    """
+    import jax  # not at the top: it takes half a second, and a mistake in the command line is told before
+
+    from deit_jax.parallel import cuda
+
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "deit_jax" / "xla"))
+    problem = "" if jax.config.jax_platforms == "cpu" else cuda.problem()  # type: ignore[attr-defined]
+    try:
+        platform = jax.default_backend()
+    except RuntimeError as error:
+        reason = problem or " ".join(str(error).split())
+        raise UserError(
+            f"JAX cannot start: {reason}; install the extra for this machine (cuda12, cuda13 or tpu), or set "
+            f"JAX_PLATFORMS=cpu"
+        ) from error
+    if problem:
+        print(f"note: {problem}; running on {platform}", file=sys.stderr)
+    return platform
 
 
 def _names(values: flags.FlagValues) -> list[str]:

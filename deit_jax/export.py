@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     if not given.output:
         raise UserError("--output: missing; name the folder to write")
     output = Path(given.output).expanduser()
-    cli.set_compilation_cache()
+    cli.start_jax()
     trained = open_trained(given, dtype=given.dtype)
     files = {
         "model.jaxexport": export_model(trained),

@@ -12,18 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from deit_jax import cli
 from deit_jax.base.errors import UserError
 from deit_jax.config.resolve import for_platform, resolve
-from deit_jax.run.evaluate import evaluate
 from deit_jax.run.interrupt import EXIT_INTERRUPTED, Interrupted
-from deit_jax.run.metrics import finite
-from deit_jax.run.train import train
-
-MODES = {"train": train, "evaluate": evaluate}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,17 +25,22 @@ def main(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config name>)", flag_values=values)
-        flags.DEFINE_enum("mode", "train", list(MODES), "what to do", flag_values=values)
+        flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do", flag_values=values)
 
     given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
     if "://" in (given.workdir or ""):
         raise UserError(f"--workdir: {given.workdir} is a URL; name a folder of this machine")
     workdir = Path(given.workdir or f"runs/{name}").absolute()
-    config = resolve(config_dict)
-    cli.set_compilation_cache()
-    config = for_platform(config, jax.default_backend())
+    config = for_platform(resolve(config_dict), cli.start_jax())
+    # Not at the top: --help and a mistake in the command line or the config do not wait for them.
+    import jax
+
+    from deit_jax.run.evaluate import evaluate
+    from deit_jax.run.metrics import finite
+    from deit_jax.run.train import train
+
     try:
-        result = MODES[given.mode](config, workdir)
+        result = {"train": train, "evaluate": evaluate}[given.mode](config, workdir)
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -67,13 +67,13 @@ def main(argv: Sequence[str]) -> int:
     given, tree, _ = cli.parse_with_config(__doc__ or "", define, argv)
     if not given.output:
         raise UserError("--output: missing; name the folder of the store")
-    config = for_platform(resolve(tree), jax.default_backend())
+    config = resolve(tree)
     if config.distillation.kind == "none":
         raise UserError("config.distillation.kind: is 'none', so there is nothing to record; set soft or hard")
-    cli.set_compilation_cache()
     if "://" in given.output:
         raise UserError(f"--output: {given.output} is a URL; name a folder, one that all processes see")
     folder = Path(given.output).expanduser().absolute()
+    config = for_platform(config, cli.start_jax())
     try:
         result = check(config, folder) if given.check else Recording(config, given.views).write(folder)
     except Interrupted as interrupted:

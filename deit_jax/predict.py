@@ -64,8 +64,7 @@ def main(argv: Sequence[str]) -> int:
     output = Path(given.features).expanduser() if given.features else None
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise UserError(f"--features: {output} is no file in an existing folder; name one, such as features.npz")
-    cli.set_compilation_cache()
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = cli.start_jax() == "cpu"
     dtype = ("float32" if on_cpu else "bfloat16") if given.dtype == "auto" else given.dtype
     attention = "einsum" if on_cpu else "xla"
     trained = open_trained(given, classifies=not output, dtype=dtype, attention=attention)

@@ -15,6 +15,7 @@ from deit_jax import cli, main
 from deit_jax.base.errors import UserError
 from deit_jax.config.resolve import resolve
 from deit_jax.config.schema import Duration
+from deit_jax.run import evaluate, train
 from deit_jax.run.interrupt import Interrupted
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -40,7 +41,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     def stand_in(mode: str) -> Callable:
         return lambda config, workdir: calls.append((mode, config, workdir)) or {"top1": 12.5, "examples": 7}
 
-    monkeypatch.setattr(main, "MODES", {mode: stand_in(mode) for mode in main.MODES})
+    for module in (train, evaluate):
+        mode = module.__name__.rpartition(".")[2]
+        monkeypatch.setattr(module, mode, stand_in(mode))
     return calls
 
 
@@ -128,7 +131,7 @@ def test_an_interrupted_run_says_so_and_asks_to_be_restarted(monkeypatch, capsys
     def interrupted(config, workdir):
         raise Interrupted("interrupted; the same command goes on from step 7 of 11")
 
-    monkeypatch.setattr(main, "MODES", {"train": interrupted})
+    monkeypatch.setattr(train, "train", interrupted)
     monkeypatch.setattr(sys, "argv", ["main", CONFIG])
     with pytest.raises(SystemExit) as stop:
         cli.run(main.main)
@@ -145,10 +148,10 @@ def test_a_run_that_ends_well_exits_with_0(runs, monkeypatch):
 
 
 def test_a_users_mistake_found_by_the_run_is_one_line(monkeypatch, capsys):
-    def train(config, workdir):
+    def failing(config, workdir):
         raise UserError("config.data.dir: no such folder;\n  name another")
 
-    monkeypatch.setattr(main, "MODES", {"train": train})
+    monkeypatch.setattr(train, "train", failing)
     monkeypatch.setattr(sys, "argv", ["main", CONFIG])
     with pytest.raises(SystemExit) as stop:
         cli.run(main.main)
@@ -157,10 +160,10 @@ def test_a_users_mistake_found_by_the_run_is_one_line(monkeypatch, capsys):
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
-    def train(config, workdir):
+    def failing(config, workdir):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(main, "MODES", {"train": train})
+    monkeypatch.setattr(train, "train", failing)
     monkeypatch.setattr(sys, "argv", ["main", CONFIG])
     with pytest.raises(ZeroDivisionError):
         cli.run(main.main)
@@ -411,6 +414,16 @@ def test_an_override_of_a_field_that_the_file_lacks(refused, config_file):
 def test_a_folder_that_is_named_like_a_config(refused, tmp_path):
     (tmp_path / "folder.py").mkdir()
     assert "is not a Python file that exists" in refused([f"--config={tmp_path / 'folder.py'}"])
+
+
+def test_a_platform_that_is_not_there_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "deit_jax.main", CONFIG]
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: JAX cannot start: ")
+    assert "install the extra for this machine (cuda12, cuda13 or tpu)" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [["--config=nowhere.py"], [CONFIG, "--config.optim.b3=0.5"]])

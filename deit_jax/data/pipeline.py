@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import lru_cache, partial
 
-import grain
 import numpy as np
 
 from deit_jax.base import rng
@@ -145,6 +144,8 @@ def eval_example(source: Source, position: int, *, image_size: int, crop_ratio: 
 def _batches(
     example: Callable[[int], Example], steps: range, rows: range, batch_size: int, threads: int, prefetch: int
 ) -> Iterator[Batch]:
+    import grain  # a quarter of a second, which commands that read photos alone need not wait for
+
     def at(item: int) -> Example:
         step, row = divmod(item, len(rows))
         return example(step * batch_size + rows[row])

@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # half a second, which no run waits for at its start
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws the losses and the top-1 accuracies over the steps from the rows of a `metrics.jsonl`."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = _figure(9, 3.5)
     loss, accuracy = figure.subplots(1, 2)
     curves = [
         (loss, "train/loss", "training (mixed images)"),
@@ -37,7 +45,7 @@ def save_confusion(confusion: Int[np.ndarray, "classes classes"], class_names: S
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     few = len(class_names) <= 40
     side = 2.5 + 0.28 * len(class_names) if few else 10
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = _figure(side + 1, side)
     axes = figure.subplots()
     picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set(xlabel="predicted", ylabel="true", title="confusion matrix (shares of each true class)")

@@ -22,7 +22,6 @@ from deit_jax.base.errors import UserError
 from deit_jax.models import list_models
 from deit_jax.weights import files, folders, hub, tables
 from deit_jax.weights.card import Card
-from deit_jax.weights.orbax import read_variables
 
 KEY = "deit_jax"  # of the card, in a safetensors file's metadata
 
@@ -90,6 +89,8 @@ def _checkpoints(place: Path) -> Path | None:
 
 
 def _in_checkpoint(directory: Path, step: str | None, ema: bool | None) -> Found:
+    from deit_jax.weights.orbax import read_variables  # Orbax takes a third of a second, which files need not wait for
+
     number = int(step) if step and step.isdigit() else step or "best"
     variables, meta = read_variables(directory.absolute(), step=number, ema=ema)
     card = _card(meta["card"], str(directory)) if "card" in meta else Card()
