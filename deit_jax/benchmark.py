@@ -24,28 +24,24 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
 from deit_jax import cli, parallel
 from deit_jax.base import rng
 from deit_jax.base.errors import UserError, nearest
-from deit_jax.base.rules import first_match
 from deit_jax.config import recipes
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
 from deit_jax.data import train_batches
 from deit_jax.data.memory import MemorySource
-from deit_jax.models import VisionTransformer, abstract_model, bind, flatten, list_models
+from deit_jax.models import abstract_model, bind, forward_flops, list_models
+from deit_jax.parallel.peak import matmul_peak, seconds
 from deit_jax.run.build import Run, build, open_mesh, peak_learning_rate, train_source
 from deit_jax.step.state import TrainState
 
 CLASSES = 1000  # ImageNet-1k's
 IMAGES = 64  # of noise, which a batch repeats
 WARM_UP = 2  # batches after the first, which compiles
-# Side of the square matrices and how many products are timed as one, so that starting them does not count.
-MATMULS_CPU, MATMULS_ACCELERATOR = (2048, 4), (8192, 16)
 
 Result = dict[str, Any]
 
@@ -149,45 +145,6 @@ def data(argv: Sequence[str]) -> tuple[Result, str]:
 BENCHMARKS: dict[str, Callable[[Sequence[str]], tuple[Result, str]]] = {"train": train, "infer": infer, "data": data}
 
 
-def forward_flops(model: nnx.Module) -> int:
-    """Floating-point operations of one image's forward pass, two for a multiply-add, in matrix products alone.
-
-    Per block of width D on N tokens, 24 N D^2 in the dense layers and 4 N^2 D in attention (papers and timm count
-    multiply-adds: half of this). It is the usual count, in full for the last block too, which computes the class and
-    distillation tokens alone: about 6 % less work than this at depth 12.
-
-    Raises:
-        TypeError: the model is no `VisionTransformer`.
-    """
-    if not isinstance(model, VisionTransformer):
-        raise TypeError(f"{type(model).__name__}: only Vision Transformers are counted")
-    params = flatten(model, nnx.Param)
-    tokens, width = model.num_prefix_tokens + model.num_patches, params["pos_embed"].shape[-1]
-    vectors = [(r"^patch_embed\.", model.num_patches), (r"^blocks\.", tokens), (r"", 1)]
-    dense = sum(2 * first_match(vectors, path) * p.size for path, p in params.items() if path.endswith(".kernel"))
-    return dense + len(model.blocks) * 4 * tokens**2 * width
-
-
-def matmul_peak(mesh: Mesh, dtype: str) -> Callable[[], float]:
-    """A function that measures the FLOP/s of large square matrix products, one on every device: the best of a few.
-
-    The matrices are random: on zeros some devices draw less power and clock higher.
-    """
-    size, products = MATMULS_CPU if jax.default_backend() == "cpu" else MATMULS_ACCELERATOR
-    chain = jax.jit(lambda x: functools.reduce(lambda y, _: x @ y, range(products), x))
-    draw = jax.jit(
-        lambda key: jax.random.normal(key, (mesh.size, size, size), dtype) / math.sqrt(size),
-        out_shardings=NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
-    )
-
-    def measure() -> float:
-        x = draw(jax.random.key(0))
-        seconds = min(_seconds(functools.partial(chain, x)) for _ in range(6))  # the first one compiles
-        return products * 2 * size**3 * mesh.size / seconds
-
-    return measure
-
-
 def _measure(step: Callable[[], Any], run: Run, batches: int, flops_per_image: int, facts: Mapping[str, Any]) -> Result:
     """The result of a benchmark whose `step` starts one batch on the devices and returns what is ready at its end."""
     config, mesh = run.config, run.mesh
@@ -203,7 +160,7 @@ def _measure(step: Callable[[], Any], run: Run, batches: int, flops_per_image: i
         **_machine(),
     }
     _show(facts)
-    first = _seconds(step)
+    first = seconds(step)
     _intervals(step, WARM_UP)
     memory = [device.memory_stats() or {} for device in jax.local_devices()]
     peak_bytes = max(stats.get("peak_bytes_in_use", 0) for stats in memory)  # before the matrices are there
@@ -225,13 +182,6 @@ def _measure(step: Callable[[], Any], run: Run, batches: int, flops_per_image: i
     }
     _show(measured)
     return measured | facts
-
-
-def _seconds(step: Callable[[], Any]) -> float:
-    """From the start of a batch to its end."""
-    start = time.perf_counter()
-    jax.block_until_ready(step())
-    return time.perf_counter() - start
 
 
 def _intervals(step: Callable[[], Any], batches: int) -> list[float]:

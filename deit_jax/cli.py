@@ -102,8 +102,9 @@ def start_jax() -> str:
     problem = "" if jax.config.jax_platforms == "cpu" else cuda.problem()  # type: ignore[attr-defined]
     try:
         platform = jax.default_backend()
-    except RuntimeError as error:
-        reason = problem or " ".join(str(error).split())
+    except (RuntimeError, AssertionError) as error:  # the latter without a word, where no plugin gives a platform
+        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
+        reason = problem or " ".join(str(error).split()) or f"nothing installed gives JAX_PLATFORMS={wanted}"
         raise UserError(
             f"JAX cannot start: {reason}; install the extra for this machine (cuda12, cuda13 or tpu), or set "
             f"JAX_PLATFORMS=cpu"

@@ -5,7 +5,8 @@
 DIR gets model.jaxexport, a program that `jax.export.deserialize` reads, for CPU, CUDA and TPU and any batch size, with
 the weights inside: from uint8 images [batch, size, size, 3], red, green and blue from 0 to 255, to float32 logits
 [batch, classes]. Scaling and normalisation are inside, too. preprocessing.json says how a photo becomes such an image
-and what the classes are called, and serve.py does it. The last line of stdout is a JSON object: what was written, in
+and what the classes are called, and serve.py does it. The version of JAX that
+wrote the program, or a newer one, reads it. The last line of stdout is a JSON object: what was written, in
 bytes.
 
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line.
@@ -78,6 +79,7 @@ def describe(trained: Trained) -> dict[str, Any]:
     """What a server has to know beside the program: the content of preprocessing.json."""
     return {
         "model": trained.name,
+        "jax": jax.__version__,
         "input": {"dtype": "uint8", "shape": ["batch", trained.image_size, trained.image_size, 3], "channels": "RGB"},
         "resize_short_side": int(trained.image_size / trained.preprocessing.crop_ratio),
         "interpolation": "bicubic",

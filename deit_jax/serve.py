@@ -4,14 +4,17 @@ import json
 import sys
 from pathlib import Path
 
-from jax import export, nn
+from jax import __version__, export, nn
 from numpy import argsort, asarray
 from PIL import Image, ImageOps
 
 
 def main(directory: str, *paths: str) -> None:
-    model = export.deserialize(bytearray(Path(directory, "model.jaxexport").read_bytes()))
     about = json.loads(Path(directory, "preprocessing.json").read_text())
+    try:
+        model = export.deserialize(bytearray(Path(directory, "model.jaxexport").read_bytes()))
+    except Exception as error:  # StableHLO's for a newer program is a long one
+        sys.exit(f"{directory} was written by jax {about['jax']}; jax {__version__} cannot read it: {error!r:.99}")
     short, size = about["resize_short_side"], about["crop_size"]
     for path in paths:
         photo = ImageOps.exif_transpose(Image.open(path))

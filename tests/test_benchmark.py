@@ -9,9 +9,11 @@ import pytest
 from deit_jax import benchmark
 from deit_jax.base.errors import UserError
 from deit_jax.data.decode import decode
-from deit_jax.models import VisionTransformer, abstract_model, bind, flatten
+from deit_jax.models import VisionTransformer, abstract_model, bind, flatten, forward_flops
 from deit_jax.models.registry import MODELS, Entry
+from deit_jax.parallel import peak
 from deit_jax.step import mixing
+from deit_jax.step.step import student_images
 
 MODEL = ["--model=small", "--batch_size=8"]
 CONFIG = f"--config={Path(__file__).parents[1] / 'configs' / 'quickstart.py'}"
@@ -33,7 +35,7 @@ def _small(monkeypatch):
     """A model and matrices that take no time."""
     arguments = {"image_size": 16, "patch_size": 8, "width": 12, "depth": 2, "heads": 3}
     monkeypatch.setitem(MODELS, "small", Entry(VisionTransformer, arguments))
-    monkeypatch.setattr(benchmark, "MATMULS_CPU", (64, 2))
+    monkeypatch.setattr(peak, "MATMULS_CPU", (64, 2))
     monkeypatch.setattr(benchmark, "CLASSES", 7)
 
 
@@ -61,7 +63,7 @@ def test_train_full(capsys, tmp_path):
     check(result)
     assert result.keys() == MODEL_FIELDS | {"parts"}
     assert (result["benchmark"], result["parts"], result["model"]) == ("train", "full", "small")
-    assert result["flops_per_image"] == 3 * benchmark.forward_flops(abstract_model("small", num_classes=7))
+    assert result["flops_per_image"] == 3 * forward_flops(abstract_model("small", num_classes=7))
     assert result["command"] == " ".join(["python -m deit_jax.benchmark", *argv])
     assert json.loads(file.read_text()) == result
 
@@ -78,7 +80,7 @@ def test_infer(capsys):
     result = run(capsys, "infer", *MODEL, "--batches=3")
     check(result)
     assert result.keys() == MODEL_FIELDS
-    assert result["flops_per_image"] == benchmark.forward_flops(abstract_model("small", num_classes=7))
+    assert result["flops_per_image"] == forward_flops(abstract_model("small", num_classes=7))
 
 
 def test_data_decodes_an_image_for_each_of_its_places_in_the_stream(capsys, monkeypatch):
@@ -100,7 +102,7 @@ def test_data_decodes_an_image_for_each_of_its_places_in_the_stream(capsys, monk
 @pytest.mark.parametrize(("name", "gmacs"), [("tiny", 1.26), ("small", 4.61), ("base", 17.58)])
 def test_forward_flops_are_those_that_timm_states(name, gmacs):
     model = abstract_model(f"deit_{name}_patch16_224")
-    assert benchmark.forward_flops(model) / 2e9 == pytest.approx(gmacs, rel=0.01)
+    assert forward_flops(model) / 2e9 == pytest.approx(gmacs, rel=0.01)
 
 
 def test_forward_flops_are_nearly_those_that_xla_counts():
@@ -109,7 +111,7 @@ def test_forward_flops_are_nearly_those_that_xla_counts():
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     lowered = jax.jit(lambda params, images: bind(model, params).head_logits(images)).lower(flatten(model), images)
     # XLA counts softmax, GELU and normalisation, too.
-    assert 1 < lowered.cost_analysis()["flops"] / benchmark.forward_flops(model) < 1.1
+    assert 1 < lowered.cost_analysis()["flops"] / forward_flops(model) < 1.1
 
 
 def test_the_core_step_is_the_recipe_without_its_extras():
@@ -119,7 +121,7 @@ def test_the_core_step_is_the_recipe_without_its_extras():
 
     @jax.jit
     def mixed(batch):
-        images = mixing.mix_images(run.normalize(batch["image"]), batch["mix"])
+        images = student_images(batch, run.normalize)
         return {
             "image": images,
             "target": mixing.mix_targets(batch["label"], batch["mix"], num_classes=7, smoothing=0.1),

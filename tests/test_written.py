@@ -54,17 +54,22 @@ def test_a_run_goes_on(written, tmp_path, capsys):
     assert json.loads((workdir / "run.json").read_text())["start_step"] == 4
 
 
-def test_weights_say_the_same(written):
+@pytest.fixture(scope="module")
+def golden(written):
+    """What the program said of some images: `images`, `logits`."""
+    with np.load(written / "logits.npz") as file:
+        return dict(file)
+
+
+def test_weights_say_the_same(written, golden):
     model, card = open_model(written / "run", ema=None)
-    golden = np.load(written / "logits.npz")
     look = card.preprocessing
     images = (golden["images"] / np.float32(255) - np.float32(look.mean)) / np.float32(look.std)
     np.testing.assert_allclose(jax.jit(model)(images.astype(np.float32)), golden["logits"], rtol=1e-5, atol=1e-5)
 
 
-def test_a_program_says_the_same(written):
+def test_a_program_says_the_same(written, golden):
     program = jax.export.deserialize(bytearray((written / "served" / "model.jaxexport").read_bytes()))
-    golden = np.load(written / "logits.npz")
     np.testing.assert_allclose(program.call(golden["images"]), golden["logits"], rtol=1e-5, atol=1e-5)
 
 

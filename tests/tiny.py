@@ -52,8 +52,8 @@ def tiny_run(config: Config, class_names: Sequence[str] = ()) -> Run:
 def write_random_weights(config: Config, class_names: Sequence[str], workdir: Path) -> None:
     """A workdir with a checkpoint of the config's network, of weights that are all different."""
     random = np.random.default_rng(0)
-    shapes = flatten(tiny_run(config, class_names).model)
-    variables = {path: random.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+    shapes = sorted(flatten(tiny_run(config, class_names).model).items())
+    variables = {path: random.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in shapes}
     write_weights(config, class_names, workdir, variables)
 
 
@@ -84,7 +84,7 @@ def write_teacher(workdir: Path) -> Config:
     random = np.random.default_rng(0)
     variables = {
         path: (random.normal(0, 0.3, leaf.shape) + path.endswith(".scale")).astype(np.float32)
-        for path, leaf in flatten(run.model).items()
+        for path, leaf in sorted(flatten(run.model).items())
     }
     body = {path: value for path, value in variables.items() if not path.startswith("head.")}
     network = abstract_model(run.card.model, **run.card.arguments | {"num_classes": 0})

@@ -107,6 +107,7 @@ class Optim:
     eps: float
     clip_norm: float  # 0: no clipping
     accumulation: int
+    gradient_dtype: Literal["float32", "bfloat16"]  # that devices exchange gradients of bfloat16 layers in
     layer_decay: float  # factor of the learning rate from a block to the one below it; 1: the same for all
     trainable: Literal["all", "attention", "head"]
 
@@ -114,6 +115,7 @@ class Optim:
 @dataclasses.dataclass(frozen=True)
 class Ema:
     decay: float  # 0: no average is kept
+    warmup: bool  # smaller at first, so that the initial weights are soon forgotten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Log:
     progress: bool
     tensorboard: bool
     wandb: bool
+    utilisation: Literal["auto", "on", "off"]  # the share of the devices' matrix products; auto: not on CPU
 
 
 @dataclasses.dataclass(frozen=True)

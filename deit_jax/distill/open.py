@@ -1,6 +1,7 @@
 """From a resolved config to the teacher that it names."""
 
 import collections
+import contextlib
 import importlib
 import json
 import math
@@ -26,6 +27,7 @@ from deit_jax.weights.imagenet import words
 from deit_jax.weights.surgery import traits
 
 FIELD = "config.distillation.teacher"
+ABOUT = "preprocessing.json"  # what deit_jax.export writes beside a program
 PLATFORMS = {"cuda": "gpu", "rocm": "gpu"}  # of programs, as JAX calls its backends
 
 
@@ -131,7 +133,8 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
         (images,) = exported.in_avals
         height, width = (int(side) for side in images.shape[1:3])
     except Exception as error:  # flatbuffers raises whatever damaged bytes make it run into
-        raise UserError(f"{FIELD}.name: {path} cannot be read: {_first_line(error)}; export it anew") from error
+        reason = f"{_first_line(error)}{_written_by(path)}"
+        raise UserError(f"{FIELD}.name: {path} cannot be read: {reason}; export it anew") from error
     if isinstance(images.shape[0], int):
         raise UserError(
             f"{FIELD}.name: {path} takes {images.shape[0]} image(s) at a time; export it with a symbolic batch size"
@@ -161,7 +164,7 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
 
 def _names_beside(program: Path) -> list[str]:
     """The classes that deit_jax.export has written beside a program; none where there is no such file."""
-    path = program.with_name("preprocessing.json")
+    path = program.with_name(ABOUT)
     if not path.is_file():
         return []
     try:
@@ -173,6 +176,14 @@ def _names_beside(program: Path) -> list[str]:
             f"{FIELD}.name: {path}, beside it, tells no class_names: {_first_line(error)}; mend or remove that file"
         ) from error
     return names
+
+
+def _written_by(program: Path) -> str:
+    """In words, which JAX wrote a program that this one cannot read; "" where that is not known."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        wrote = json.loads(program.with_name(ABOUT).read_text())["jax"]
+        return f" (jax {wrote} wrote it, this is {jax.__version__}; the same or a newer one reads it)"
+    return ""
 
 
 def is_artefact(name: str) -> bool:

@@ -1,7 +1,8 @@
 """The networks, built by name, and their parameters as one flat dict."""
 
 from deit_jax.models.convolution import ConvolutionalNetwork
-from deit_jax.models.params import abstract_model, bind, check_fit, flatten
+from deit_jax.models.flops import forward_flops
+from deit_jax.models.params import abstract_model, bind, check_fit, flatten, retype
 from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models, resolve
 from deit_jax.models.vit import VisionTransformer
 
@@ -20,6 +21,8 @@ __all__ = [
     "create_model",
     "entry",
     "flatten",
+    "forward_flops",
     "list_models",
     "resolve",
+    "retype",
 ]

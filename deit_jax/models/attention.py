@@ -80,8 +80,27 @@ def _unnormalized_weights(
     return weights, weights.sum(axis=-1)
 
 
+def padded_attention(q: Queries, k: Keys, v: Keys, *, implementation: str) -> Queries:
+    """`jax.nn.dot_product_attention` for as many queries as keys, of one token more than there are.
+
+    That one is masked, as a key and as a query, and cut off: results and gradients are those of the tokens alone.
+    """
+    tokens = q.shape[1]
+    lengths = jnp.full(len(q), tokens, jnp.int32)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    attend = partial(jax.nn.dot_product_attention, implementation=implementation)
+    return attend(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths)[:, :tokens]
+
+
+def cudnn_attention(q: Queries, k: Keys, v: Keys) -> Queries:
+    """cuDNN's, which trains even numbers of tokens only: an odd one, such as 197, gets a masked token more."""
+    if q.shape[1] % 2:
+        return padded_attention(q, k, v, implementation="cudnn")
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Queries, Keys, Keys], Queries]] = {
     "einsum": einsum_attention,
     "xla": partial(jax.nn.dot_product_attention, implementation="xla"),
-    "cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"),
+    "cudnn": cudnn_attention,
 }

@@ -33,11 +33,40 @@ def affine(
     bias: Float[Array, " outputs"],
     dtype: jnp.dtype,
 ) -> Float[Array, "*batch outputs"]:
-    """x kernel + bias, computed in `dtype`."""
+    """x kernel + bias, computed in `dtype`; the gradients of kernel and bias are made in the types that these have."""
     # As one matrix: for more axes, XLA's CPU backend computes the kernel's gradient from a transposed copy of the
     # output's, and a training step takes twice as long.
-    out = x.reshape(-1, x.shape[-1]).astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)
+    rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+    out = _matrix_affine(rows, kernel, bias) if kernel.dtype == dtype else _mixed_affine(rows, kernel, bias)
     return out.reshape(*x.shape[:-1], -1)
+
+
+def _matrix_affine(
+    x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"]
+) -> Float[Array, "rows outputs"]:
+    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
+# By itself, JAX would make the gradient of a float32 kernel in bfloat16 here and cast it afterwards: rounded before it
+# is summed over the devices.
+@jax.custom_vjp
+def _mixed_affine(
+    x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"]
+) -> Float[Array, "rows outputs"]:
+    return _matrix_affine(x, kernel, bias)
+
+
+def _mixed_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return _matrix_affine(x, kernel, bias), (x, kernel, bias)
+
+
+def _mixed_backward(kept: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
+    x, kernel, bias = kept
+    to_kernel = jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype)
+    return gradient @ kernel.astype(gradient.dtype).T, to_kernel, jnp.sum(gradient, axis=0, dtype=bias.dtype)
+
+
+_mixed_affine.defvjp(_mixed_forward, _mixed_backward)
 
 
 class LayerNorm(nnx.Module):

@@ -30,6 +30,16 @@ def abstract_model(name: str, **overrides: Any) -> nnx.Module:
     return nnx.eval_shape(lambda: create_model(name, rngs=_OneKey(), **overrides))
 
 
+def retype(abstract: M, dtypes: Mapping[str, Any]) -> M:
+    """An abstract model with some variables, by dotted path, in another type."""
+    graphdef, state = nnx.split(abstract)
+    variables = [
+        (path, variable.replace(jax.ShapeDtypeStruct(variable.shape, dtypes.get(_dotted(path), variable.dtype))))
+        for path, variable in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(variables))
+
+
 def flatten(model: nnx.Module, kind: Any = nnx.Variable) -> dict[str, Any]:
     """`{dotted path: value}` of a model's variables.
 

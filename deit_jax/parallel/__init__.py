@@ -12,6 +12,7 @@ from deit_jax.parallel.mesh import (
     replicated,
     shardings,
 )
+from deit_jax.parallel.peak import matmul_peak
 
 __all__ = [
     "batch_devices",
@@ -19,6 +20,7 @@ __all__ = [
     "check_batch",
     "local_rows",
     "make_mesh",
+    "matmul_peak",
     "place",
     "put_batch",
     "put_replicated",

@@ -16,11 +16,22 @@ from jaxtyping import Array
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
+from deit_jax.base.rules import first_match
 from deit_jax.config import schema
 from deit_jax.config.schema import Config
 from deit_jax.data import Source, examples_per_epoch, open_source, train_batches
 from deit_jax.distill import Store
-from deit_jax.models import Preprocessing, abstract_model, bind, create_model, entry, flatten
+from deit_jax.models import (
+    Preprocessing,
+    VisionTransformer,
+    abstract_model,
+    bind,
+    create_model,
+    entry,
+    flatten,
+    forward_flops,
+    retype,
+)
 from deit_jax.step import losses, mixing, optim
 from deit_jax.step.state import TrainState, Variables, init_state
 from deit_jax.step.step import Batch, Normalization, train_step
@@ -89,7 +100,7 @@ class Run:
         config = self.config
         step = functools.partial(
             train_step,
-            model=self.model,
+            model=self._exchanging(),
             normalize=self.normalize,
             teacher=teacher,
             loss=self.loss,
@@ -101,9 +112,16 @@ class Run:
             label_smoothing=config.mixing.label_smoothing,
             accumulation=config.optim.accumulation,
             clip_norm=config.optim.clip_norm,
-            ema_decay=config.ema.decay,
+            ema_decay=functools.partial(optim.ema_decay, decay=config.ema.decay, warmup=config.ema.warmup),
         )
         return self.jit_step(step)
+
+    def _exchanging(self) -> Any:
+        """The model with those parameters in `optim.gradient_dtype` whose gradients are so exchanged."""
+        dtype = self.config.optim.gradient_dtype
+        if dtype == "float32" or self.config.model.dtype == "float32":
+            return self.model
+        return retype(self.model, {p: dtype for p in self.rates if first_match(optim.EXCHANGE_RULES, p)})
 
     def jit_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A function of the state and more to (next state, scalars), jitted over the mesh; it donates the state."""
@@ -137,6 +155,27 @@ class Run:
             if expected and getattr(expected, name) != getattr(data, name):
                 notes.append(f"they were trained with data.{name}={getattr(expected, name)}, which the config changes")
         return variables, notes
+
+    def image_seconds(self) -> float:
+        """What the model's part in training on one image would take at the speed of large matrix products.
+
+        Images per second times this is the model-FLOPs utilisation. 0 where `log.utilisation` does not ask for it, or
+        nobody counts the network's operations. The products take a moment, on all processes.
+
+        Raises:
+            UserError: it is asked for, of a network whose operations nobody counts.
+        """
+        wanted, on_cpu = self.config.log.utilisation, jax.default_backend() == "cpu"
+        counted = isinstance(self.model, VisionTransformer)
+        if wanted == "on" and not counted:
+            raise UserError(
+                f"config.log.utilisation: the operations of Transformers alone are counted, not those of "
+                f"{self.config.model.name}; set it to off"
+            )
+        if wanted == "off" or not counted or (wanted == "auto" and on_cpu):
+            return 0.0
+        passes = 1 if self.config.optim.trainable == "head" else 3  # a backward pass costs two forward ones
+        return passes * forward_flops(self.model) / parallel.matmul_peak(self.mesh, self.config.model.dtype)()
 
     def batches(self, start: int, stop: int, store: Store | None = None) -> Generator[tuple[Batch, int], None, None]:
         """The device batches of the steps from `start` to `stop`, each with how many of its images were corrupt.

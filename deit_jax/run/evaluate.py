@@ -189,7 +189,8 @@ def _evaluate_step(
     meta = checkpoints.meta(step)
     class_names = tuple(meta["card"]["class_names"])
     fixed = [SHAPE, BEGINNING] if config.init_from else [SHAPE]  # else weights that were asked for would be ignored
-    for change in check_same(meta["config"], config, fixed) if jax.process_index() == 0 else ():
+    stored = meta.get("config", {})  # weights that were converted have none
+    for change in check_same(stored, config, fixed) if stored and jax.process_index() == 0 else ():
         print(f"differs from the run: {change}")
     run = build(config, mesh, eval_source(config, class_names))
     return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))

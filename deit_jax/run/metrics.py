@@ -115,12 +115,22 @@ class Monitor:
         start, total: steps done, and to do in all.
         log_every: steps between rows.
         batch_size: global.
+        image_seconds: what an image would take at the speed of large matrix products; 0 where utilisation is not told.
     """
 
     def __init__(
-        self, writer: Writer | None, *, start: int, total: int, log_every: int, batch_size: int, progress: bool
+        self,
+        writer: Writer | None,
+        *,
+        start: int,
+        total: int,
+        log_every: int,
+        batch_size: int,
+        progress: bool,
+        image_seconds: float = 0.0,
     ):
         self._writer, self._log_every, self._batch_size = writer, log_every, batch_size
+        self._image_seconds = image_seconds
         # In a log file a line every half a minute; on a terminal a bar that moves.
         often = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(
@@ -175,9 +185,11 @@ class Monitor:
             elapsed = time.perf_counter() - self._since
             speed, wait = self._steps * self._batch_size / elapsed, self._waited / elapsed
             text = f"loss {values['loss']:.3f}, {speed:.0f} images/s, data wait {wait:.0%}"
+            used = {"train/utilisation": speed * self._image_seconds} if self._image_seconds else {}
+            text += "".join(f", utilisation {share:.1%}" for share in used.values())
             self._bar.set_postfix_str(text, refresh=False)
             row = {"step": step, **{f"train/{name}": value for name, value in values.items()}}
-            row |= {"train/images_per_second": speed, "train/data_wait": wait, "train/corrupt": self._corrupt}
+            row |= {"train/images_per_second": speed, "train/data_wait": wait, "train/corrupt": self._corrupt, **used}
             row |= evaluate() if evaluate else {}
             if self._writer:
                 self._writer.write(row)

@@ -48,6 +48,8 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     run = build(config, mesh, source)
     total = run.total
 
+    image_seconds = run.image_seconds()  # before the state takes its room
+
     # 2. The teacher: beside the student, recorded, or none.
     teaching = open_teaching(config, source, mesh, rows=total * config.batch_size)
     notes = list(teaching.notes)
@@ -57,7 +59,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     if config.init_from and not has_steps(workdir / "checkpoints"):
         given, differences = run.given_variables()
         notes += differences
-    meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint}
+    meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
     checkpoints = Checkpoints(_make(workdir) / "checkpoints", keep=config.checkpoint.keep)
     rollbacks = Rollbacks(workdir / "rollbacks.json", limit=config.guard.max_rollbacks, batch_size=config.batch_size)
     saved = checkpoints.restore_latest(run.target, functools.partial(_check_same_run, config, meta))
@@ -80,7 +82,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     describe_run(run, workdir, state, notes)
 
     # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
-    monitor = _monitor(run, workdir, start)
+    monitor = _monitor(run, workdir, start, image_seconds)
     with Interrupt() as interrupt, closing(checkpoints), closing(monitor), closing(batches):
         for step in range(start + 1, total + 1):
             batch = monitor.wait_for(batches)
@@ -166,17 +168,24 @@ def _make(workdir: Path) -> Path:
 
 def _check_same_run(config: Config, meta: Meta, stored: Meta) -> None:
     """Refuses a checkpoint of another run; says what has changed otherwise."""
+    if "config" not in stored:
+        raise UserError(
+            "--workdir: its checkpoint has weights alone, as deit_jax.convert writes them; take another --workdir, and "
+            "begin from this one by config.init_from"
+        )
     changes = check_same(stored["config"], config)
     if stored["data"] != meta["data"] or stored["card"]["class_names"] != meta["card"]["class_names"]:
         raise UserError(
             "config.data.dir: the training split is not the one that this workdir was trained on (its files or classes "
             "differ); bring the data back, or take another --workdir"
         )
+    if stored.get("jax", meta["jax"]) != meta["jax"]:
+        changes.append(f"jax: {stored['jax']} -> {meta['jax']}, which may draw other drop-path masks and sum otherwise")
     for change in changes if jax.process_index() == 0 else ():
         print(f"changed since the checkpoint: {change}")
 
 
-def _monitor(run: Run, workdir: Path, start: int) -> Monitor:
+def _monitor(run: Run, workdir: Path, start: int, image_seconds: float) -> Monitor:
     """On the first process with a writer, elsewhere silent."""
     writer, log = None, run.config.log
     if jax.process_index() == 0:
@@ -189,4 +198,5 @@ def _monitor(run: Run, workdir: Path, start: int) -> Monitor:
         log_every=run.log_every,
         batch_size=run.config.batch_size,
         progress=log.progress,
+        image_seconds=image_seconds,
     )

@@ -10,7 +10,7 @@ with row `group - 1 - i`, as timm mixes the batch of one GPU with its reverse. T
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from deit_jax.base import rng
 
@@ -70,17 +70,29 @@ def _box(random: np.random.Generator, size: int, weight: float) -> tuple[int, in
     return max(y0, 0), min(y0 + side, size), max(x0, 0), min(x0 + side, size)
 
 
+def partners(examples: Shaped[Array, "batch ..."], mix: dict[str, Array]) -> Shaped[Array, "batch ..."]:
+    """What each example is mixed with: its group in reverse.
+
+    Where a group spans several devices this is what travels between them: so it is asked for uint8 images, before they
+    become float32.
+    """
+    groups = len(mix["box"])
+    return examples.reshape(groups, -1, *examples.shape[1:])[:, ::-1].reshape(examples.shape)
+
+
 def mix_images(
-    images: Float[Array, "batch height width channels"], mix: dict[str, Array]
+    images: Float[Array, "batch height width channels"],
+    others: Float[Array, "batch height width channels"],
+    mix: dict[str, Array],
 ) -> Float[Array, "batch height width channels"]:
-    """Mixes a batch as drawn, each group with its own reverse."""
+    """Mixes a batch with its partners as drawn."""
     groups, (batch, height, width, channels) = len(mix["box"]), images.shape
-    grouped = images.reshape(groups, batch // groups, height, width, channels)
+    grouped, other = (x.reshape(groups, batch // groups, height, width, channels) for x in (images, others))
     y0, y1, x0, x1 = (edge[:, None, None] for edge in mix["box"].T)
     y, x = jnp.arange(height)[:, None], jnp.arange(width)
     inside = (y >= y0) & (y < y1) & (x >= x0) & (x < x1)  # [groups, height, width]
     weight = jnp.where(inside, 0.0, mix["image_weight"][:, None, None])[:, None, :, :, None]
-    return (weight * grouped + (1 - weight) * grouped[:, ::-1]).reshape(images.shape)
+    return ((1 - weight) * other + weight * grouped).reshape(images.shape)
 
 
 def mix_targets(

@@ -55,7 +55,7 @@ def train_step(
     label_smoothing: float,
     accumulation: int,
     clip_norm: float,
-    ema_decay: float,
+    ema_decay: Callable[[Array], Any],
 ) -> tuple[TrainState, Metrics]:
     """One update from one global batch.
 
@@ -63,7 +63,7 @@ def train_step(
         batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], `mix`, what `mixing.draw` drew, and
             `teacher`, what was recorded of a teacher, a row an example; empty without one.
         seed: the run's; an argument, not a constant, so that another seed needs no compilation.
-        model: the abstract model that parameters are bound to.
+        model: the abstract model that parameters are bound to; those that it has in another type are cast to it.
         teacher: logits [batch, classes] of (`teacher_variables`, the student's images in [0, 1], what was recorded).
         loss: of (logits of each head, targets [batch, classes], the teacher's logits), with its terms by name.
         learning_rate: of the step.
@@ -72,6 +72,7 @@ def train_step(
             and without stochastic depth.
         accumulation: micro-batches that the batch is cut into; it is mixed before.
         clip_norm: bound of the gradient's global norm; 0 for none.
+        ema_decay: of the step: what the moving average keeps of itself.
 
     Returns:
         The next state, and scalar metrics. With a non-finite loss or gradient only the step and the counters advance.
@@ -79,11 +80,14 @@ def train_step(
     images = student_images(batch, normalize)
     targets = mixing.mix_targets(batch["label"], batch["mix"], num_classes=num_classes, smoothing=label_smoothing)
 
-    trained = {path: state.params[path] for path in rates}
+    # In the model's types: of a parameter that the model has in bfloat16, so is the gradient that devices exchange.
+    types = {path: leaf.dtype for path, leaf in flatten(model, nnx.Param).items()}
+    params = {path: value.astype(types[path]) for path, value in state.params.items()}
+    trained = {path: params[path] for path in rates}
 
     def loss_fn(trained: Variables, stats: Variables, rows: Any, key: Array) -> tuple[Array, tuple[Variables, Metrics]]:
         images, targets, recorded = rows
-        bound = bind(model, state.params | trained | stats)
+        bound = bind(model, params | trained | stats)
         taught = None if teacher is None else teacher(teacher_variables, normalize.undo(images), recorded)
         value, terms = loss(bound.head_logits(images, key=None if frozen_backbone else key), targets, taught)
         return value, (flatten(bound, nnx.BatchStat), terms)
@@ -97,10 +101,12 @@ def train_step(
     rate = learning_rate(state.step)
 
     def update() -> TrainState:
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        params = state.params | {path: trained[path] - rate * factor * updates[path] for path, factor in rates.items()}
+        before = {path: state.params[path] for path in rates}
+        updates, opt_state = optimizer.update(grads, state.opt_state, before)
+        params = state.params | {path: before[path] - rate * factor * updates[path] for path, factor in rates.items()}
         latest = params | stats
-        ema = {path: ema_decay * old + (1 - ema_decay) * latest[path] for path, old in state.ema.items()}
+        decay = ema_decay(state.step)
+        ema = {path: decay * old + (1 - decay) * latest[path] for path, old in state.ema.items()}
         return dataclasses.replace(
             state, params=params, stats=stats, opt_state=opt_state, ema=ema, skipped_in_a_row=jnp.int32(0)
         )
@@ -123,7 +129,8 @@ def train_step(
 
 def student_images(batch: Batch, normalize: Normalization) -> Float[Array, "batch height width channels"]:
     """What the student sees of a training batch, normalised: what a teacher is asked about, beside it or recorded."""
-    return mixing.mix_images(normalize(batch["image"]), batch["mix"])
+    images, mix = batch["image"], batch["mix"]
+    return mixing.mix_images(normalize(images), normalize(mixing.partners(images, mix)), mix)
 
 
 def _accumulate(
@@ -139,7 +146,11 @@ def _accumulate(
     Args:
         rows: arrays with a row an example.
     """
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def value_and_grad(*given: Any) -> tuple[tuple[Array, tuple[Variables, Metrics]], Variables]:
+        told, grads = jax.value_and_grad(loss_fn, has_aux=True)(*given)
+        return told, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+
     if accumulation == 1:
         (value, (stats, terms)), grads = value_and_grad(params, stats, rows, key)
         return value, terms, grads, stats
@@ -154,7 +165,7 @@ def _accumulate(
         (value, (stats, terms)), grads = value_and_grad(params, stats, rows, jax.random.fold_in(key, index))
         return (jax.tree.map(jnp.add, total_grads, grads), stats), (value, terms)
 
-    start = (jax.tree.map(jnp.zeros_like, params), stats)
+    start = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), stats)
     micro_batches = (jax.tree.map(split, rows), jnp.arange(accumulation))
     (grads, stats), values = jax.lax.scan(add, start, micro_batches)
     value, terms = jax.tree.map(lambda x: x.sum(axis=0) / accumulation, values)

@@ -21,6 +21,7 @@ from deit_jax.step.state import TrainState, Variables
 
 Meta = dict[str, Any]
 METRIC = "top1"
+LAYOUT = 1  # of a step's items; to be raised by whoever changes what older versions cannot read
 
 
 class CorruptCheckpoint(Exception):
@@ -66,9 +67,30 @@ class CheckpointDirectory:
         return self._manager.best_step() or self.latest()
 
     def meta(self, step: int) -> Meta:
-        """What was saved beside the state of `step`; `CorruptCheckpoint` where it cannot be read."""
+        """What was saved beside the state of `step`.
+
+        Raises:
+            UserError: it is a checkpoint of another program, or of another layout.
+            CorruptCheckpoint: it cannot be read.
+        """
+        where = self.directory / str(step)
+        items = {path.name for path in where.glob("*") if path.is_dir()} - {"metrics"}
+        if items and not {"state", "meta"} & items:
+            raise UserError(
+                f"{where}: is no checkpoint of deit_jax, it holds {', '.join(sorted(items))}; write its weights as "
+                f".safetensors or .pth with what made it, and convert those with deit_jax.convert"
+            )
         arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._read(lambda: self._manager.restore(step, args=arguments)["meta"], step)
+        meta = self._read(lambda: self._manager.restore(step, args=arguments)["meta"], step)
+        layout = meta.get("layout", LAYOUT if "arrays" in meta else 0)
+        if layout > LAYOUT:
+            raise UserError(f"{where}: is of layout {layout}, and this version reads {LAYOUT}; update deit_jax")
+        if "arrays" not in meta:
+            raise UserError(
+                f"{where}: is of an older layout, which does not describe its arrays; convert it to .safetensors with "
+                f"the deit_jax that wrote it (python -m deit_jax.convert), and begin from that by config.init_from"
+            )
+        return meta
 
     def save(self, state: TrainState, meta: Meta, *, top1: float | None = None) -> None:
         """Begins to save the state under its step, in the background.
@@ -79,7 +101,8 @@ class CheckpointDirectory:
         """
         step = int(state.step)
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "arrays": describe(state)})
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave({**meta, "layout": LAYOUT, "arrays": describe(state)}),
         )
         if not self._manager.save(step, args=items, metrics=None if top1 is None else {METRIC: top1}):
             raise RuntimeError(f"step {step} was not saved: {self.directory} has step {self.latest()}")

@@ -35,6 +35,10 @@ def photos(batch: int, height: int, width: int) -> np.ndarray:
 # What is drawn.
 
 
+def mix_images(images, mix):
+    return mixing.mix_images(images, mixing.partners(images, mix), mix)
+
+
 def test_draws_depend_on_seed_and_step_alone():
     before = draw(3, 5, groups=7)
     draw(3, 6, groups=7)
@@ -160,13 +164,13 @@ def test_mixup_blends_each_row_with_its_mirror_in_the_group():
     partner = [4, 3, 2, 1, 0, 9, 8, 7, 6, 5]
     weight = np.repeat([0.75, 0.5], 5)[:, None, None, None]
     wanted = weight * images + (1 - weight) * images[partner]
-    np.testing.assert_allclose(mixing.mix_images(jnp.array(images), mix), wanted, rtol=1e-6)
+    np.testing.assert_allclose(mix_images(jnp.array(images), mix), wanted, rtol=1e-6)
 
 
 def test_cutmix_pastes_exactly_the_box_of_the_partner():
     images = photos(6, 7, 11)
     boxes = [(2, 5, 3, 10), (0, 7, 10, 11)]
-    mixed = np.asarray(mixing.mix_images(jnp.array(images), given([1.0, 1.0], boxes, [0.5, 0.5])))
+    mixed = np.asarray(mix_images(jnp.array(images), given([1.0, 1.0], boxes, [0.5, 0.5])))
     for i, partner in enumerate([2, 1, 0, 5, 4, 3]):
         y0, y1, x0, x1 = boxes[i // 3]
         wanted = images[i].copy()
@@ -180,7 +184,7 @@ def test_drawn_boxes_are_pasted_as_their_labels_say():
     mix = draw(2, 7, groups=groups, mixup=0)
     own = np.zeros((groups, members, SIZE, SIZE, 1), np.float32)
     own[:, 0] = 1  # the first row of a group is white, its partner, the last one, black
-    mixed = np.asarray(mixing.mix_images(jnp.array(own.reshape(-1, SIZE, SIZE, 1)), on_device(mix)))
+    mixed = np.asarray(mix_images(jnp.array(own.reshape(-1, SIZE, SIZE, 1)), on_device(mix)))
     mixed = mixed.reshape(own.shape)
     np.testing.assert_allclose(mixed[:, 0].mean(axis=(1, 2, 3)), mix["label_weight"], rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(mixed[:, 2].mean(axis=(1, 2, 3)), 1 - mix["label_weight"], rtol=1e-5, atol=1e-6)
@@ -189,13 +193,13 @@ def test_drawn_boxes_are_pasted_as_their_labels_say():
 
 def test_a_group_may_be_as_wide_as_the_batch():
     images = photos(5, 2, 3)
-    mixed = mixing.mix_images(jnp.array(images), given([0.25], [(0, 0, 0, 0)], [0.25]))
+    mixed = mix_images(jnp.array(images), given([0.25], [(0, 0, 0, 0)], [0.25]))
     np.testing.assert_allclose(mixed, 0.25 * images + 0.75 * images[::-1], rtol=1e-6)
 
 
 def test_one_row_a_group_mixes_with_nobody():
     images, mix = photos(3, 5, 7), on_device(draw(groups=3, image_size=5))
-    np.testing.assert_allclose(mixing.mix_images(jnp.array(images), mix), images, rtol=1e-6)
+    np.testing.assert_allclose(mix_images(jnp.array(images), mix), images, rtol=1e-6)
     targets = mixing.mix_targets(jnp.array([0, 1, 1]), mix, num_classes=2, smoothing=0.0)
     np.testing.assert_allclose(targets, [[1, 0], [0, 1], [0, 1]], atol=1e-7)
 
@@ -204,7 +208,7 @@ def test_no_group_sees_another():
     images, mix = photos(6, 7, 11), on_device(draw(1, groups=2, image_size=7))
     other = images.copy()
     other[3:] = -1
-    before, after = (np.asarray(mixing.mix_images(jnp.array(x), mix)) for x in (images, other))
+    before, after = (np.asarray(mix_images(jnp.array(x), mix)) for x in (images, other))
     np.testing.assert_array_equal(before[:3], after[:3])
     assert (before[3:] != after[3:]).any()
 
@@ -249,6 +253,6 @@ def test_images_and_labels_mix_with_the_same_partner_by_the_same_weight():
     labels = np.array([0, 3, 1, 4, 2, 2, 1, 0, 4, 3])
     mix = on_device(draw(5, groups=2, image_size=1, cutmix=0))
     images = jnp.array(np.eye(5, dtype=np.float32)[labels][:, None, None, :])
-    mixed = mixing.mix_images(images, mix)[:, 0, 0]
+    mixed = mix_images(images, mix)[:, 0, 0]
     targets = mixing.mix_targets(jnp.array(labels), mix, num_classes=5, smoothing=0.0)
     np.testing.assert_allclose(mixed, targets, atol=1e-7)

@@ -60,7 +60,7 @@ def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75, rates=None, frozen_bac
             label_smoothing=0.1,
             accumulation=accumulation,
             clip_norm=clip_norm,
-            ema_decay=ema_decay,
+            ema_decay=lambda step: ema_decay,
         )
     )
 
