@@ -20,6 +20,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="deit_jax-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# In it each worker has a folder: JAX writes entries in place, so that one worker would now and then read half of what
+# the other is writing, and JAX's warning of that is an error here. What they have in common compiles in seconds.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
 
 # Every annotated argument and result is checked, shapes included, in tests only: the messages are long. As for type
 # checkers, an int is a float (PEP 484's numeric tower).
