@@ -1,9 +1,11 @@
 # Every target installs what it needs into .venv first; a second call finds the stamp and goes straight on.
 PYTHON ?= python3
+NEWEST ?= python3.13
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SUITE = -m pytest -n 2 --dist=loadfile -m "not long and not parity"
 
-.PHONY: quickstart quickstart-distilled test test-long parity lint format clean
+.PHONY: quickstart quickstart-distilled test test-newest test-long parity lint format clean
 
 quickstart: .venv/runtime.stamp
 	$(BIN)/python -m deit_jax.main --config=configs/quickstart.py
@@ -12,7 +14,13 @@ quickstart-distilled: .venv/runtime.stamp
 	bash launch/quickstart_distilled.sh $(BIN)/python
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist=loadfile -m "not long and not parity"
+	$(BIN)/python $(SUITE)
+
+# With the newest libraries that pyproject.toml allows, where constraints.txt fixes those of `make test`.
+test-newest: .venv-newest/dev.stamp
+	@.venv-newest/bin/python -m pip list --disable-pip-version-check | \
+	  grep -E '^(jax|jaxlib|flax|numpy|optax|orbax-checkpoint|grain) '
+	.venv-newest/bin/python $(SUITE)
 
 test-long: .venv/dev.stamp
 	$(BIN)/python -m pytest -m "long and not parity"
@@ -31,7 +39,7 @@ format: .venv/dev.stamp
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	rm -rf .venv .venv-newest .venv-parity .pytest_cache .ruff_cache .mypy_cache build *.egg-info
 
 # Not .venv/bin/python: that exists, too, where the venv module failed for want of pip.
 $(BIN)/pip:
@@ -47,6 +55,14 @@ $(BIN)/pip:
 .venv/dev.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing into .venv (about a minute)"
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+# Made anew where pyproject.toml changes, so that nothing older stays; `make clean` for newer ones in between.
+.venv-newest/dev.stamp: pyproject.toml
+	@$(NEWEST) -c '' 2>/dev/null || { echo "no $(NEWEST) here; make NEWEST=PATH test-newest"; exit 1; }
+	$(NEWEST) -m venv --clear .venv-newest
+	@echo "installing into .venv-newest (about a minute)"
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 .venv-parity/dev.stamp: pyproject.toml constraints.txt
