@@ -73,6 +73,7 @@ def test_preprocessing(monkeypatch, tmp_path, capsys) -> None:
     assert lines[:-1] == [str(output / name) for name in ("model.jaxexport", "preprocessing.json", "serve.py")]
     assert json.loads((output / "preprocessing.json").read_text()) == {
         "model": "deit_tiny_patch16_224",
+        "jax": jax.__version__,
         "input": {"dtype": "uint8", "shape": ["batch", SIZE, SIZE, 3], "channels": "RGB"},
         "resize_short_side": 40,
         "interpolation": "bicubic",
@@ -100,6 +101,18 @@ def test_the_example_serves_it_without_this_package(monkeypatch, tmp_path, capsy
     assert run.stdout.splitlines() == [line.replace("tench (n01440764)", "tench") for line in expected]
     imported = subprocess.run([sys.executable, "-c", "import deit_jax"], capture_output=True, text=True, cwd=tmp_path)
     assert "deit_jax is not for servers" in imported.stderr
+
+
+def test_a_program_of_a_newer_jax_is_one_line(monkeypatch, tmp_path) -> None:
+    output = exported(small_model(), monkeypatch, tmp_path / "out")
+    about = json.loads((output / "preprocessing.json").read_text())
+    (output / "preprocessing.json").write_text(json.dumps(about | {"jax": "9.9.9"}))
+    program = (output / "model.jaxexport").read_bytes()
+    (output / "model.jaxexport").write_bytes(program[: len(program) // 2])  # which no JAX reads
+    run = subprocess.run([sys.executable, output / "serve.py", output, "a.jpg"], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert f"was written by jax 9.9.9; jax {jax.__version__} cannot read it" in run.stderr
+    assert run.stderr.count("\n") == 1
 
 
 def test_the_example_in_the_repository_is_what_is_written(monkeypatch, tmp_path) -> None:

@@ -37,7 +37,7 @@ def affine(
     # As one matrix: for more axes, XLA's CPU backend computes the kernel's gradient from a transposed copy of the
     # output's, and a training step takes twice as long.
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
-    out = _matrix_affine(rows, kernel, bias) if kernel.dtype == dtype else _mixed_affine(rows, kernel, bias)
+    out = (_matrix_affine if dtype == jnp.float32 else _mixed_affine)(rows, kernel, bias)
     return out.reshape(*x.shape[:-1], -1)
 
 
@@ -63,7 +63,8 @@ def _mixed_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[A
 def _mixed_backward(kept: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
     x, kernel, bias = kept
     to_kernel = jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype)
-    return gradient @ kernel.astype(gradient.dtype).T, to_kernel, jnp.sum(gradient, axis=0, dtype=bias.dtype)
+    to_bias = jnp.sum(gradient, axis=0, dtype=jnp.float32).astype(bias.dtype)
+    return gradient @ kernel.astype(gradient.dtype).T, to_kernel, to_bias
 
 
 _mixed_affine.defvjp(_mixed_forward, _mixed_backward)

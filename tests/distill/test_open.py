@@ -288,6 +288,16 @@ def test_a_program_of_uint8_images(exported, workdir):
     np.testing.assert_allclose(ask(teacher, batch["image"]), ask(teacher, images), rtol=1e-4, atol=1e-4)
 
 
+def test_a_program_that_cannot_be_read_tells_which_jax_wrote_it(exported, tmp_path):
+    program = tmp_path / "model.jaxexport"
+    program.write_bytes(exported.read_bytes()[:1000])
+    config = with_teacher(distilled_config("none"), name=str(program), weights="")
+    assert "jax" not in refused(open_teacher, config, NAMES).partition("cannot be read")[2].partition("jaxexport")[0]
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"jax": "9.9.9"}))
+    message = refused(open_teacher, config, NAMES)
+    assert f"(jax 9.9.9 wrote it, this is {jax.__version__}; the same or a newer one reads it)" in message
+
+
 def test_the_classes_of_a_program_are_taken_by_the_names_beside_it(exported, tmp_path):
     described = json.loads((exported.parent / "preprocessing.json").read_text())
     program = tmp_path / "model.jaxexport"

@@ -1,12 +1,14 @@
 """The implementations of attention against each other."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from deit_jax.models.attention import IMPLEMENTATIONS, Attention, attention_weights
+from deit_jax.models.attention import IMPLEMENTATIONS, Attention, attention_weights, padded_attention
 
 SHAPE = (3, 7, 2, 5)  # batch, tokens, heads, head_dim
 
@@ -29,6 +31,42 @@ def test_implementations_agree_in_value_and_gradient(name):
     np.testing.assert_allclose(out, expected, atol=1e-5)
     for own, gradient in zip(own_pullback(weights), pullback(weights), strict=True):
         np.testing.assert_allclose(own, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [197, 198, 577])  # of DeiT at 224 px, distilled, and at 384 px
+@pytest.mark.parametrize(
+    "attend", [IMPLEMENTATIONS["xla"], partial(padded_attention, implementation="xla")], ids=["xla", "padded"]
+)
+def test_gradients_equal_einsums_at_deits_token_counts(attend, tokens):
+    """`padded` is what cudnn gets for an odd number of tokens, computed here by XLA."""
+    qkv = tuple(part / 2 for part in queries_keys_values((2, tokens, 2, 8)))  # of the size that a DeiT's have
+    weights = jax.random.normal(jax.random.key(9), qkv[0].shape)
+
+    def gradients(attend):
+        return jax.jit(jax.value_and_grad(lambda qkv: jnp.sum(attend(*qkv) * weights)))(qkv)
+
+    value, grads = gradients(attend)
+    expected_value, expected = gradients(IMPLEMENTATIONS["einsum"])
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    for own, other in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [6, 7])
+def test_cudnn_sees_an_even_number_of_tokens(tokens, monkeypatch):
+    """And the one that was added has no say."""
+    asked = []
+
+    def spy(q, k, v, *, implementation, **lengths):
+        asked.append((implementation, q.shape[1], k.shape[1]))
+        return attend(q, k, v, implementation="xla", **lengths)
+
+    attend = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    qkv = queries_keys_values((3, tokens, 2, 5))
+    np.testing.assert_allclose(IMPLEMENTATIONS["cudnn"](*qkv), plain(*qkv), atol=1e-5)
+    even = tokens + tokens % 2
+    assert asked == [("cudnn", even, even)]
 
 
 @pytest.mark.parametrize("name", ["einsum", "xla"])

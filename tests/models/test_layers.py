@@ -13,6 +13,7 @@ from deit_jax.models.layers import (
     LayerScale,
     Linear,
     PatchEmbedding,
+    affine,
     drop_path,
     drop_path_rates,
     drop_path_scales,
@@ -100,3 +101,32 @@ def test_drop_path_rounds_once_in_bfloat16():
     assert scaled.dtype == jnp.bfloat16
     assert scaled.ravel().tolist() == [0.0, 15.6875]
     assert drop_path(x, None) is x
+
+
+@pytest.mark.parametrize("kernel_dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_a_bfloat16_product_are_made_in_the_kernels_type(kernel_dtype):
+    """In float32 they are not rounded before devices sum them; x and the products' inputs are rounded as ever."""
+    random = np.random.default_rng(0)
+    x, kernel, bias, weights = (
+        jnp.asarray(random.normal(size=shape), dtype)
+        for shape, dtype in (
+            ((5, 7, 11), jnp.bfloat16),
+            ((11, 3), kernel_dtype),
+            (3, kernel_dtype),
+            ((5, 7, 3), jnp.bfloat16),
+        )
+    )
+
+    @jax.jit
+    def gradients(x, kernel, bias):
+        return jax.grad(lambda *of: jnp.sum(affine(*of, jnp.dtype(jnp.bfloat16)) * weights), (0, 1, 2))(x, kernel, bias)
+
+    to_x, to_kernel, to_bias = gradients(x, kernel, bias)
+    assert (to_x.dtype, to_kernel.dtype, to_bias.dtype) == (jnp.bfloat16, kernel_dtype, kernel_dtype)
+    exact = {"x": x, "weights": weights, "kernel": kernel.astype(jnp.bfloat16)}
+    exact = {name: np.asarray(value, np.float64) for name, value in exact.items()}
+    close = {"rtol": 1e-6, "atol": 1e-5} if kernel_dtype == jnp.float32 else {"rtol": 2**-7, "atol": 2**-7}
+    np.testing.assert_allclose(to_kernel, np.einsum("bti,bto->io", exact["x"], exact["weights"]), **close)
+    np.testing.assert_allclose(to_bias, exact["weights"].sum((0, 1)), **close)
+    by_x = np.einsum("bto,io->bti", exact["weights"], exact["kernel"])
+    np.testing.assert_allclose(to_x.astype(jnp.float32), by_x, rtol=2**-7, atol=2**-7)

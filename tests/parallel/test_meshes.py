@@ -1,6 +1,7 @@
 """Losses and evaluations do not depend on the mesh."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.run.build import build, eval_source, train_source
 from deit_jax.run.evaluate import Evaluator, weights_of
+from deit_jax.step import mixing
+from deit_jax.step.step import Normalization, student_images
 
 STEPS = 20
 CONFIG = tiny_config(optim__accumulation=2, optim__learning_rate=0.05, total_steps=STEPS)
@@ -100,3 +103,47 @@ def test_mesh_that_does_not_fit():
         parallel.make_mesh(3)
     with pytest.raises(UserError, match=r"config\.batch_size: 20 .* 16 .*try 16 or 32"):
         parallel.check_batch(parallel.make_mesh(8), 20, 2)
+
+
+def test_mixing_partners_travel_as_uint8():
+    """Between the devices that share a group: read off the compiled program."""
+    mesh = parallel.make_mesh(8)
+    mix = mixing.draw(0, 0, groups=1, image_size=8, mixup=0.8, cutmix=1.0, probability=1.0, switch_probability=0.5)
+    images = np.random.default_rng(0).integers(256, size=(16, 8, 8, 3), dtype=np.uint8)
+    batch = {**parallel.put_batch({"image": images}, mesh), "mix": parallel.put_replicated(mix, mesh)}
+    see = jax.jit(functools.partial(student_images, normalize=Normalization((0.5,) * 3, (0.2,) * 3)))
+    lines = see.lower(batch).compile().as_text().splitlines()
+    moving = [line for line in lines if re.search(r" (collective-permute|all-to-all|all-gather)(-start)?\(", line)]
+    assert moving
+    assert [line for line in moving if "u8[" not in line] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_type_that_gradients_are_summed_in(dtype):
+    """Of the dense layers that compute in bfloat16: the products that make their gradients, before any compiler.
+
+    What compilers for TPUs and GPUs make of it is tested with those.
+    """
+    config = tiny_config(optim__gradient_dtype=dtype, model__dtype="bfloat16")
+    run = build(config, parallel.make_mesh(8), train_source(config))
+    batch, _ = next(run.batches(0, 1))
+    text = run.train_step().lower(run.target, batch, np.uint32(0)).as_text()
+    kernel = run.model.blocks[0].mlp.fc1.kernel.shape
+    made = re.findall(rf"dot_general.*-> tensor<{kernel[0]}x{kernel[1]}x(\w+)>", text)
+    assert set(made) == {{"float32": "f32", "bfloat16": "bf16"}[dtype]}
+
+
+def test_gradients_in_bfloat16_train_nearly_the_same():
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        config = tiny_config(optim__gradient_dtype=dtype, model__dtype="bfloat16", total_steps=6)
+        run = build(config, parallel.make_mesh(8), train_source(config))
+        state, step = run.first_state(), run.train_step()
+        told = []
+        for batch, _ in run.batches(0, 6):
+            state, metrics = step(state, batch, np.uint32(0))
+            told.append(float(metrics["loss"]))
+        losses[dtype] = told
+        assert {str(value.dtype) for value in state.params.values()} == {"float32"}
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=5e-3)
+    assert losses["bfloat16"] != losses["float32"]

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back, which are kept, and what damage does."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -188,6 +189,49 @@ def test_a_refused_run_touches_nothing(tmp_path):
     with pytest.raises(UserError, match="another run"):
         checkpoints.restore_latest(target(), refuse)
     assert checkpoints.latest() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda meta: meta.pop("arrays"), "is of an older layout, .*deit_jax.convert.*config.init_from"),
+        (lambda meta: meta.update(layout=2), "is of layout 2, and this version reads 1; update deit_jax"),
+    ],
+)
+def test_another_layout_says_so(tmp_path, change, says):
+    saved(tmp_path).close()
+    (path,) = (tmp_path / "1" / "meta").glob("metadata")
+    meta = json.loads(path.read_text())
+    change(meta)
+    path.write_text(json.dumps(meta))
+    for read in (
+        lambda: read_variables(tmp_path),
+        lambda: Checkpoints(tmp_path).restore_latest(target(), check=lambda meta: None),
+    ):
+        with pytest.raises(UserError, match=says):
+            read()
+    assert (tmp_path / "1" / "state").is_dir()  # not moved aside as if it were damaged
+
+
+def test_a_layout_from_before_they_were_counted_opens(tmp_path):
+    saved(tmp_path).close()
+    (path,) = (tmp_path / "1" / "meta").glob("metadata")
+    meta = json.loads(path.read_text())
+    del meta["layout"]
+    path.write_text(json.dumps(meta))
+    assert Checkpoints(tmp_path).restore_latest(target(), check=fine) is not None
+
+
+def test_a_checkpoint_of_another_program_says_so(tmp_path):
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(3, args=ocp.args.StandardSave({"w": jnp.ones(2)}))
+    with pytest.raises(UserError, match=r"/3: is no checkpoint of deit_jax, it holds default; .*convert"):
+        read_variables(tmp_path)
+    with pytest.raises(UserError, match="is no checkpoint of deit_jax"):
+        Checkpoints(tmp_path).restore_latest(target(), check=fine)
+    assert (tmp_path / "3").is_dir()
 
 
 def test_nothing_to_restore(tmp_path):

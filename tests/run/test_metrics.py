@@ -215,6 +215,17 @@ def test_metrics_are_read_one_step_late(tmp_path):
     assert losses(tmp_path) == [(1, 0.5), (2, 0.25)]
 
 
+def test_utilisation_stands_beside_the_speed(tmp_path, clock):
+    watch = monitor(tmp_path, image_seconds=0.25 / 13)
+    for step in (1, 2):
+        clock.now += 0.5
+        watch.add(step, values(1))
+    watch.settle()
+    watch.close()
+    last = rows(tmp_path)[-1]
+    assert last["train/utilisation"] == pytest.approx(last["train/images_per_second"] * 0.25 / 13)
+
+
 def test_what_is_pending_is_not_touched_before_its_turn():
     class Pending:
         read = False

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import distilled_config, replace, tiny_config, write_teacher
+from tiny import distilled_config, replace, tiny_config, tiny_run, write_random_weights, write_teacher
 
 from deit_jax import precompute
 from deit_jax.base.errors import UserError
 from deit_jax.config import resolve, schema
 from deit_jax.config.resolve import to_dict
 from deit_jax.config.schema import Duration
+from deit_jax.parallel import peak
 from deit_jax.run import build, train
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.evaluate import evaluate
@@ -207,10 +208,33 @@ def test_changed_data_is_refused(finished, monkeypatch):
 def test_what_may_change_is_announced(finished, tmp_path, capsys):
     train._check_same_run(
         replace(CONFIG, "optim", learning_rate=0.5),
-        {"data": 1, "card": {"class_names": []}},
-        {"data": 1, "card": {"class_names": []}, "config": to_dict(CONFIG)},
+        {"data": 1, "card": {"class_names": []}, "jax": "0.12.0"},
+        {"data": 1, "card": {"class_names": []}, "jax": "0.10.2", "config": to_dict(CONFIG)},
     )
-    assert "optim.learning_rate: 0.01 -> 0.5" in capsys.readouterr().out
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "changed since the checkpoint: optim.learning_rate: 0.01 -> 0.5"
+    assert told[1].startswith(
+        "changed since the checkpoint: jax: 0.10.2 -> 0.12.0, which may draw other drop-path masks"
+    )
+    assert len(told) == 2
+
+
+def test_weights_alone_are_no_run_to_go_on_with(tmp_path):
+    write_random_weights(CONFIG, list("0123456789"), tmp_path)
+    with pytest.raises(UserError, match=r"--workdir: .*weights alone.*config\.init_from"):
+        train.train(CONFIG, tmp_path)
+
+
+def test_utilisation_is_told_where_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(peak, "MATMULS_CPU", (64, 2))
+    run = tiny_run(replace(CONFIG, "log", utilisation="on"))
+    seconds = run.image_seconds()
+    assert seconds > 0
+    assert tiny_run(CONFIG).image_seconds() == 0  # auto: not on CPU
+    fields = dict.fromkeys(("patch_size", "width", "depth", "heads", "drop_path"), 0) | {"name": "regnety_002"}
+    convnet = {f"model__{name}": value for name, value in fields.items()} | {"distillation__token": False}
+    with pytest.raises(UserError, match=r"config\.log\.utilisation: .*regnety_002"):
+        tiny_run(tiny_config(**convnet, log__utilisation="on")).image_seconds()
 
 
 def test_unwritable_workdir(tmp_path):

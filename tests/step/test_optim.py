@@ -171,3 +171,18 @@ def test_what_is_trained():
     ]
     attention = optim.learning_rates(paths, trainable="attention", layer_decay=1.0)
     assert attention.keys() == heads | {"pos_embed", *parts}
+
+
+def test_the_average_without_warm_up_is_facebooks():
+    assert optim.ema_decay(jnp.int32(0), decay=0.99996, warmup=False) == 0.99996
+
+
+def test_the_average_warms_up_as_timms():
+    """By hand: 1 - 1, 1 - 2^(-2/3), 1 - 8^(-2/3), 1 - 1000^(-2/3), and the bound."""
+    steps = {0: 0.0, 1: 0.3700395, 7: 0.75, 999: 0.99, 10**7: 0.99996}
+    for step, decay in steps.items():
+        found = optim.ema_decay(jnp.int32(step), decay=0.99996, warmup=True)
+        np.testing.assert_allclose(found, decay, rtol=1e-6, atol=1e-7)
+    warm = [float(optim.ema_decay(jnp.int32(step), decay=0.99996, warmup=True)) for step in range(1000)]
+    assert np.prod(warm) == 0  # of the initial weights nothing is left
+    np.testing.assert_allclose(0.99996**1000, 0.96, atol=1e-3)  # where 96 % of them would be
