@@ -218,8 +218,8 @@ def test_metrics_are_read_one_step_late(tmp_path):
 def test_utilisation_stands_beside_the_speed(tmp_path, clock):
     watch = monitor(tmp_path, image_seconds=0.25 / 13)
     for step in (1, 2):
-        clock.now += 0.5
         watch.add(step, values(1))
+        clock.now += 0.5
     watch.settle()
     watch.close()
     last = rows(tmp_path)[-1]
