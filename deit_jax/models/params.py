@@ -15,19 +15,23 @@ from deit_jax.models.registry import create_model
 M = TypeVar("M", bound=nnx.Module)
 
 
-class _OneKey(nnx.Rngs):
-    """Where no number is ever drawn: counting its keys takes most of an abstract model's time."""
+class Keys(nnx.Rngs):
+    """The keys that `nnx.Rngs(key)` gives for parameters, counted in Python.
 
-    def __init__(self) -> None:
-        pass
+    That counts them in a variable of the trace, which takes most of the time of tracing a model's construction.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key, self._count = key, 0
 
     def params(self) -> jax.Array:
-        return jax.random.key(0)
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count - 1)
 
 
 def abstract_model(name: str, **overrides: Any) -> nnx.Module:
     """`create_model` without computing anything: every variable is a `jax.ShapeDtypeStruct`."""
-    return nnx.eval_shape(lambda: create_model(name, rngs=_OneKey(), **overrides))
+    return nnx.eval_shape(lambda: create_model(name, rngs=Keys(jax.random.key(0)), **overrides))
 
 
 def retype(abstract: M, dtypes: Mapping[str, Any]) -> M:

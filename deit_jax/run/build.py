@@ -22,6 +22,7 @@ from deit_jax.config.schema import Config
 from deit_jax.data import Source, examples_per_epoch, open_source, train_batches
 from deit_jax.distill import Store
 from deit_jax.models import (
+    Keys,
     Preprocessing,
     VisionTransformer,
     abstract_model,
@@ -282,7 +283,7 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         log_every=in_steps(config.log.every),
         eval_every=in_steps(config.eval.every),
         save_every=in_steps(config.checkpoint.every),
-        fresh=lambda seed: flatten(create_model(config.model.name, rngs=nnx.Rngs(jax.random.key(seed)), **arguments)),
+        fresh=lambda seed: flatten(create_model(config.model.name, rngs=Keys(jax.random.key(seed)), **arguments)),
         predict=lambda variables, images: bind(model, variables).head_logits(normalize(images)),
         target=parallel.place(state, mesh),
     )
