@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,10 @@ class BatchNorm(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, batch normalisation, and a ReLU unless `activate` is false."""
+    """A convolution without bias, batch normalisation, and a ReLU unless `activate` is false.
+
+    `steps` are the convolution's `stride` and `groups`.
+    """
 
     def __init__(
         self,
@@ -179,14 +183,13 @@ class ConvNorm(nnx.Module):
         outputs: int,
         size: int,
         *,
-        stride: int = 1,
-        groups: int = 1,
         activate: bool = True,
         initial_scale: float = 1.0,
         dtype: DType,
         rngs: nnx.Rngs,
+        **steps: Any,
     ):
-        self.conv = Convolution(inputs, outputs, size, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
+        self.conv = Convolution(inputs, outputs, size, dtype=dtype, rngs=rngs, **steps)
         self.bn = BatchNorm(outputs, initial_scale=initial_scale, dtype=dtype)
         self.activate = activate
 
@@ -222,19 +225,32 @@ class ConvolutionalNetwork(nnx.Module):
     Args:
         image_size: height and width in pixels, or one number for both; any.
         num_classes: classes of the head; 0 leaves it out, so that the model returns pooled features.
-        drop_path: stochastic depth rate (arXiv:1603.09382) of the last of the `blocks` residual blocks; the others'
-            grow linearly from 0 at the first.
+        depths: residual blocks of each stage.
+        drop_path: stochastic depth rate (arXiv:1603.09382) of the last block; the others' grow linearly from 0 at the
+            first.
         dtype: of the computation; parameters, statistics, pooled features and logits are float32 always.
+        stem: "imagenet" or "cifar", of networks that have a choice.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     num_heads = 1  # classifiers, as a Vision Transformer may have two
 
     def __init__(
-        self, *, image_size: int | tuple[int, int], num_classes: int, blocks: int, drop_path: float, dtype: DType
+        self,
+        image_size: int | tuple[int, int],
+        num_classes: int,
+        depths: Sequence[int],
+        drop_path: float,
+        dtype: DType,
+        stem: str = "imagenet",
     ):
+        if stem not in ("imagenet", "cifar"):
+            raise ValueError(f"stem {stem!r} is none of imagenet, cifar")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.num_classes = num_classes
-        self.drop_path = drop_path_rates(drop_path, blocks, "linear")
+        self.drop_path = drop_path_rates(drop_path, sum(depths), "linear")
         self.dtype = jnp.dtype(dtype)
 
     def features(self, x: Features, scales: Sequence[Scale], *, train: bool) -> Output:
@@ -280,8 +296,3 @@ class ConvolutionalNetwork(nnx.Module):
         """For each block, 0 for an example with its rate as probability, else 1 / (1 - rate)."""
         keep = 1 - jnp.asarray(self.drop_path, jnp.float32)[:, None]
         return list(jax.random.bernoulli(key, keep, (len(self.drop_path), batch)) / keep)
-
-
-def check_stem(stem: str) -> None:
-    if stem not in ("imagenet", "cifar"):
-        raise ValueError(f"stem {stem!r} is none of imagenet, cifar")

@@ -73,14 +73,12 @@ class EfficientNetLite(ConvolutionalNetwork):
     """EfficientNet-Lite on normalised NHWC images; without the dropout before the classifier.
 
     Args:
-        image_size: height and width in pixels, or one number for both; any.
-        num_classes: classes of the head; 0 leaves it out, so that the model returns pooled features.
+        image_size, num_classes, dtype: see `ConvolutionalNetwork`.
         depths, widths: blocks and output channels of each of the seven stages.
         stem_width: channels of the first convolution.
         head_width: channels of the last one.
         drop_path: stochastic depth rate of the last block; the others' grow linearly from 0 at the first. It acts
             where a block adds its input.
-        dtype: of the computation; parameters, statistics and logits are float32 always.
 
     Raises:
         ValueError: not seven stages, or `drop_path` is not in [0, 1).
@@ -101,9 +99,7 @@ class EfficientNetLite(ConvolutionalNetwork):
     ):
         if not len(depths) == len(widths) == len(KERNELS):
             raise ValueError(f"{len(depths)} depths and {len(widths)} widths: there are {len(KERNELS)} stages")
-        super().__init__(
-            image_size=image_size, num_classes=num_classes, blocks=sum(depths), drop_path=drop_path, dtype=dtype
-        )
+        super().__init__(image_size, num_classes, depths, drop_path, dtype)
         conv, norm = _parts(dtype, rngs)
         self.conv_stem = conv(3, stem_width, 3, stride=2)
         self.bn1 = norm(stem_width)

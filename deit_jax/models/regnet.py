@@ -14,7 +14,6 @@ from deit_jax.models.convolution import (
     Output,
     Scale,
     SqueezeExcitation,
-    check_stem,
     residual,
 )
 from deit_jax.models.layers import DType
@@ -68,15 +67,12 @@ class RegNet(ConvolutionalNetwork):
     """RegNetY on normalised NHWC images.
 
     Args:
-        image_size: height and width in pixels, or one number for both; any.
-        num_classes: classes of the head; 0 leaves it out, so that the model returns pooled features.
+        image_size, num_classes, drop_path, dtype: see `ConvolutionalNetwork`.
         depths, widths: blocks and channels of each stage; the widths divisible by `group_width`.
         group_width: channels of a group of the 3 x 3 convolutions; a narrower stage is one group.
         se_ratio: width of the squeeze-excitation over the channels of its block's input.
         stem_width: channels of the first convolution.
         stem: "imagenet" halves the image, "cifar" keeps its size, for images of 32 pixels or so.
-        drop_path: stochastic depth rate of the last block; the others' grow linearly from 0 at the first.
-        dtype: of the computation; parameters, statistics and logits are float32 always.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -97,14 +93,11 @@ class RegNet(ConvolutionalNetwork):
         dtype: DType = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_stem(stem)
         groups = [min(group_width, width) for width in widths]
         for width, group in zip(widths, groups, strict=True):
             if width % group:
                 raise ValueError(f"width {width} is not divisible by group_width {group_width}")
-        super().__init__(
-            image_size=image_size, num_classes=num_classes, blocks=sum(depths), drop_path=drop_path, dtype=dtype
-        )
+        super().__init__(image_size, num_classes, depths, drop_path, dtype, stem)
         self.stem = ConvNorm(3, stem_width, 3, stride=2 if stem == "imagenet" else 1, dtype=dtype, rngs=rngs)
         self.stages = len(depths)
         inputs = stem_width

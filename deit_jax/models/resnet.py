@@ -17,7 +17,6 @@ from deit_jax.models.convolution import (
     Features,
     Output,
     Scale,
-    check_stem,
     residual,
 )
 from deit_jax.models.layers import DType
@@ -55,15 +54,12 @@ class ResNet(ConvolutionalNetwork):
     """ResNet-50 and its like on normalised NHWC images.
 
     Args:
-        image_size: height and width in pixels, or one number for both; any.
-        num_classes: classes of the head; 0 leaves it out, so that the model returns pooled features.
+        image_size, num_classes, drop_path, dtype: see `ConvolutionalNetwork`.
         depths: blocks of each stage; every stage but the first halves the image.
         widths: channels of each stage's 3 x 3 convolutions; its output has four times as many.
         stem_width: channels of the first convolution.
         stem: "imagenet" is a 7 x 7 convolution and a max pooling that halve the image twice, "cifar" one 3 x 3
             convolution that keeps its size, for images of 32 pixels or so.
-        drop_path: stochastic depth rate of the last block; the others' grow linearly from 0 at the first.
-        dtype: of the computation; parameters, statistics and logits are float32 always.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -82,10 +78,7 @@ class ResNet(ConvolutionalNetwork):
         dtype: DType = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_stem(stem)
-        super().__init__(
-            image_size=image_size, num_classes=num_classes, blocks=sum(depths), drop_path=drop_path, dtype=dtype
-        )
+        super().__init__(image_size, num_classes, depths, drop_path, dtype, stem)
         self.max_pool = stem == "imagenet"
         size, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = Convolution(3, stem_width, size, stride=stride, dtype=dtype, rngs=rngs)
