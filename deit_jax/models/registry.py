@@ -16,6 +16,18 @@ from deit_jax.models.vit import VisionTransformer
 
 Sizes = tuple[int, ...]
 
+# Commits on the hub, by repository. Of the others none is known here: they are taken from the main branch.
+REVISIONS = {
+    "timm/deit_tiny_patch16_224.fb_in1k": "80e968688553f219e4a86f940ed945a23709c16f",
+    "timm/deit_small_patch16_224.fb_in1k": "91327a9c99f98fe6b524cd4d397b7226b80e1365",
+    "timm/deit_base_patch16_224.fb_in1k": "b78cc5532a69df6bcad9c3a8d76653fd20b31ac6",
+    "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": "7d3afdd0cf93ad84d986eb2d6bcc5812ebd0b106",
+    "timm/vit_small_patch16_224.augreg_in21k_ft_in1k": "7e2c55630205e1266030f18370f4c6ed1a514b52",
+    "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k": "063c6c38a5d8510b2e57df480445e94b231dad2c",
+    "timm/vit_large_patch16_224.augreg_in21k_ft_in1k": "0930ab3308b84cb2ae091a4a80703c459412a4c7",
+    "timm/resnet50.a1_in1k": "767268603ca0cb0bfe326fa87277f19c419566ef",
+}
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -60,6 +72,11 @@ class Pretrained:
     file: str = "model.safetensors"
     checkpoint: str = ""
     licence: str = "apache-2.0"
+
+    @property
+    def revision(self) -> str:
+        """The commit that is fetched; main where none is known."""
+        return REVISIONS.get(self.repository, "main")
 
 
 @dataclass(frozen=True)

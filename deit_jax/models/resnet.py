@@ -62,7 +62,7 @@ class ResNet(ConvolutionalNetwork):
             convolution that keeps its size, for images of 32 pixels or so.
 
     Raises:
-        ValueError: the arguments contradict each other.
+        ValueError: an argument is out of its range.
     """
 
     def __init__(

@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 from pathlib import Path
 
 from deit_jax.base.errors import UserError
-from deit_jax.models import entry
+from deit_jax.models import Pretrained, entry
 from deit_jax.weights.folders import CONFIG, PROCESSOR, WEIGHT_FILES
 
 PREFIX = "hf://"
@@ -67,7 +68,7 @@ def pretrained(model: str) -> Path:
         return own / published.checkpoint
     authors = f", or the authors' {published.checkpoint}," if published.checkpoint else ""
     mend = f"or put its file {published.file} as {model}.safetensors{authors} into {own}"
-    file = _file(published.repository, None, published.file, mend)
+    file = _cached(published) or _file(published.repository, published.revision, published.file, mend)
     if file is None:
         raise UserError(f"{PREFIX}{published.repository}: has no {published.file} any more; {mend[3:]}")
     _check_blob(file)
@@ -80,6 +81,22 @@ def own_folder() -> Path:
     return Path(home) / "deit_jax" / "weights"
 
 
+def _cached(published: Pretrained) -> Path | None:
+    """The weights in the cache of huggingface_hub, where they are there; of its main branch if not of the revision."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    import huggingface_hub as hub
+
+    for revision in (published.revision, "main"):
+        found = hub.try_to_load_from_cache(published.repository, published.file, revision=revision)
+        if isinstance(found, str):
+            if revision != published.revision:
+                logging.warning(
+                    "%s: its main branch is cached and taken, not %s", published.repository, published.revision
+                )
+            return Path(found)
+    return None
+
+
 def _file(repository: str, revision: str | None, name: str, mend: str = "or name a file") -> Path | None:
     """A file of a repository in the cache, fetched where it is not there yet; None where the repository has none."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the reason of a failure is told below, once
@@ -87,7 +104,7 @@ def _file(repository: str, revision: str | None, name: str, mend: str = "or name
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    at = f"{repository}@{revision}" if revision else repository
+    at = f"{repository}@{revision}" if revision not in (None, "main") else repository
     try:
         return Path(hub.hf_hub_download(repository, name, revision=revision))
     except errors.RemoteEntryNotFoundError:

@@ -10,7 +10,8 @@ from flax import nnx
 
 import deit_jax
 from deit_jax.base.errors import UserError
-from deit_jax.models import Preprocessing, abstract_model, create_model, entry, flatten, resolve
+from deit_jax.models import Preprocessing, abstract_model, create_model, entry, flatten, list_models, resolve
+from deit_jax.models.registry import REVISIONS
 
 # As published with the weights (github.com/facebookresearch/deit, timm's results), to the last parameter.
 PARAMETERS = {
@@ -187,3 +188,12 @@ def test_overrides_replace_the_entrys_arguments():
     shapes = flatten(abstract_model("deit_base_patch16_384", num_classes=7, image_size=32, depth=1))
     assert shapes["head.kernel"].shape == (768, 7)
     assert shapes["pos_embed"].shape == (1, 1 + 4, 768)
+
+
+def test_revisions_are_commits_of_models_that_are_here():
+    repositories = {known.pretrained.repository for known in map(entry, list_models()) if known.pretrained}
+    assert REVISIONS.keys() <= repositories
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in REVISIONS.values())
+    assert len(set(REVISIONS.values())) == len(REVISIONS)
+    assert entry("deit_tiny_patch16_224").pretrained.revision == REVISIONS["timm/deit_tiny_patch16_224.fb_in1k"]
+    assert entry("regnety_160").pretrained.revision == "main"

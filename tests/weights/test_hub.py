@@ -19,6 +19,7 @@ from deit_jax.weights import folders, hub, read_weights, tables
 TINY = "deit_tiny_patch16_224"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = entry(TINY).pretrained.repository
+REVISION = entry(TINY).pretrained.revision
 
 
 @pytest.fixture(autouse=True)
@@ -135,10 +136,12 @@ def test_a_pickle_is_taken_where_there_is_nothing_else(cache, tmp_path, monkeypa
 class TestPretrained:
     """With the registry's networks made small."""
 
-    def test_from_the_hubs_cache(self, cache, tmp_path):
+    @pytest.mark.parametrize("revision", ["main", REVISION])
+    def test_from_the_hubs_cache(self, cache, tmp_path, caplog, revision):
         weights = sample(TINY, image_size=20)
-        put(cache, REPOSITORY, {"model.safetensors": file_content(tmp_path, weights)})
+        put(cache, REPOSITORY, {"model.safetensors": file_content(tmp_path, weights)}, revision=revision)
         found = read_weights("pretrained", model=TINY)
+        assert ("its main branch is cached" in caplog.text) == (revision == "main")
         assert_same_arrays(weights.variables, found.variables)
         assert (found.card.model, found.card.preprocessing) == (TINY, entry(TINY).preprocessing)
 
@@ -199,8 +202,8 @@ def test_the_hash_of_facebooks_file_is_that_of_its_first_digits(tmp_path, monkey
 def test_without_network_it_says_what_to_put_where(tmp_path):
     own = tmp_path / "home" / "deit_jax" / "weights"
     message = (
-        rf"hf://{REPOSITORY}: model\.safetensors is not in this machine's cache .*; connect to the network, or put its "
-        rf"file model\.safetensors as {TINY}\.safetensors, or the authors' {TINY}-a1311bcf\.pth, into {own}"
+        rf"hf://{REPOSITORY}@{REVISION}: model\.safetensors is not in this machine's cache .*; connect to the "
+        rf"network, or put its file model\.safetensors as {TINY}\.safetensors, or the authors' {TINY}-a1311bcf\.pth, into {own}"
     )
     with pytest.raises(UserError, match=message) as error:
         deit_jax.create_model(TINY, rngs=nnx.Rngs(0), pretrained=True)
