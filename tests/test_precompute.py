@@ -94,7 +94,8 @@ def test_rows_are_what_the_teacher_says_of_the_mixed_images(teacher, recorded):
         values, indices = jax.lax.top_k(logits, 3)
         np.testing.assert_array_equal(rows["labels"], jnp.argmax(logits, axis=1))
         np.testing.assert_array_equal(rows["indices"], indices)
-        np.testing.assert_allclose(rows["values"], values - values[:, :1], rtol=1e-3)
+        # Stored as float16, and differences of logits: near zero the rounding of the two float32 is all that is left.
+        np.testing.assert_allclose(rows["values"], values - values[:, :1], rtol=1e-3, atol=1e-5)
     assert mixed > 6
 
 
