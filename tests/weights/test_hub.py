@@ -203,7 +203,8 @@ def test_without_network_it_says_what_to_put_where(tmp_path):
     own = tmp_path / "home" / "deit_jax" / "weights"
     message = (
         rf"hf://{REPOSITORY}@{REVISION}: model\.safetensors is not in this machine's cache .*; connect to the "
-        rf"network, or put its file model\.safetensors as {TINY}\.safetensors, or the authors' {TINY}-a1311bcf\.pth, into {own}"
+        rf"network, or put its file model\.safetensors as {TINY}\.safetensors, or the authors' {TINY}-a1311bcf\.pth, "
+        rf"into {own}"
     )
     with pytest.raises(UserError, match=message) as error:
         deit_jax.create_model(TINY, rngs=nnx.Rngs(0), pretrained=True)
