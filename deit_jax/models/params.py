@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
+from deit_jax.base.names import listing
 from deit_jax.models.registry import create_model
 
 M = TypeVar("M", bound=nnx.Module)
@@ -62,7 +63,7 @@ def bind(abstract: M, variables: Mapping[str, jax.Array]) -> M:
         variables: a value for each of its variables, as `flatten` names them.
 
     Raises:
-        ValueError: the names, a shape or a dtype differ from the abstract model's; the first few are listed.
+        ValueError: the names, a shape or a dtype differ from the abstract model's; all are listed.
     """
     graphdef, state = nnx.split(abstract)
     # Values are put where the abstract model has its own, path by path: merging a dict would match leaves by position.
@@ -73,23 +74,20 @@ def bind(abstract: M, variables: Mapping[str, jax.Array]) -> M:
 
 
 def check_fit(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raises `ValueError` that lists the first few, where names, shapes or dtypes are not the expected ones."""
-    problems = {
-        "missing": [name for name in expected if name not in given],
-        "unexpected": [name for name in given if name not in expected],
-        "of another shape or type": [
-            f"{name} {_form(given[name])} instead of {_form(expected[name])}"
-            for name in expected
-            if name in given and _form(given[name]) != _form(expected[name])
-        ],
-    }
-    lines = [
-        f"{len(names)} {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for problem, names in problems.items()
-        if names
-    ]
-    if lines:
-        raise ValueError("the variables do not fit the model: " + "; ".join(lines))
+    """Raises `ValueError` in one line with all names, shapes and dtypes that are not the expected ones."""
+    said = listing(
+        {
+            "missing": {name: "" for name in expected if name not in given},
+            "unexpected": {name: "" for name in given if name not in expected},
+            "of another shape or type": {
+                name: f"{_form(given[name])} instead of {_form(expected[name])}"
+                for name in expected
+                if name in given and _form(given[name]) != _form(expected[name])
+            },
+        }
+    )
+    if said:
+        raise ValueError(f"the variables do not fit the model: {said}")
 
 
 def _form(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from deit_jax.base.names import listing
 from deit_jax.base.rules import first_match
 
 # A regex, and their name for what it matches: `<1>` is the first number in our path, `<2-1>` the second less 1. Several
@@ -22,7 +23,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 SAME: Rule = ("", ())
-LISTED = 8  # names of each kind of misfit in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,27 +216,24 @@ def vit_paths(names: Iterable[str]) -> list[str]:
 
 
 def misfit(tensors: Mapping[str, Any], scheme: Scheme, expected: Shapes) -> str:
-    """What keeps `tensors` from being our variables of the `expected` shapes, by their names; "" if nothing."""
+    """All that keeps `tensors` from being our variables of the `expected` shapes, by their names; "" if nothing."""
     blank = {path: np.broadcast_to(np.float32(0), shape) for path, shape in expected.items()}
     wanted = {name: value.shape for name, value in scatter(blank, scheme)}
     extra = [name for name in tensors if name not in wanted]
     twice = {name for other in SCHEMES for path in expected for name in other.names(path)} if extra else set()
-    problems = {
-        "missing": [name for name in wanted if name not in tensors],
-        "extra": [name for name in extra if name not in twice],
-        "duplicated under other names": [name for name in extra if name in twice],
-        "of another shape": [
-            f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-            for name, shape in wanted.items()
-            if name in tensors and tuple(tensors[name].shape) != shape
-        ],
-    }
-    lines = [
-        f"{len(names)} {problem}: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
-        for problem, names in problems.items()
-        if names
-    ]
-    return "; ".join(lines) + f"; they look like {family(tensors)}" if lines else ""
+    said = listing(
+        {
+            "missing": {name: "" for name in wanted if name not in tensors},
+            "extra": {name: "" for name in extra if name not in twice},
+            "duplicated under other names": {name: "" for name in extra if name in twice},
+            "of another shape": {
+                name: f"{list(tensors[name].shape)} instead of {list(shape)}"
+                for name, shape in wanted.items()
+                if name in tensors and tuple(tensors[name].shape) != shape
+            },
+        }
+    )
+    return f"{said}; they look like {family(tensors)}" if said else ""
 
 
 def family(names: Iterable[str]) -> str:

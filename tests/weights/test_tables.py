@@ -130,10 +130,33 @@ def test_what_does_not_fit_is_listed_by_the_files_names():
     theirs |= {f"pooler.{i}": np.zeros(1) for i in range(5)}
     theirs["norm.bias"] = theirs["deit.layernorm.bias"]
     assert tables.misfit(theirs, scheme, shapes(variables)) == (
-        f"1 missing: {layer}attention.attention.key.bias; 5 extra: pooler.0, pooler.1, pooler.2, pooler.3, pooler.4; "
+        f"1 missing: {layer}attention.attention.key.bias; 5 extra: pooler.{{0-4}}; "
         f"1 duplicated under other names: norm.bias; "
         f"1 of another shape: {layer}output.dense.weight [24, 6] instead of [6, 24]; "
         f"they look like a distilled DeiT's (deit_*_distilled_*)"
+    )
+
+
+def test_all_that_does_not_fit_is_in_one_line():
+    variables = sample("deit_tiny_distilled_patch16_224", depth=12).variables
+    scheme = tables.HUGGING_FACE["DeiTForImageClassificationWithTeacher"]
+    theirs = dict(tables.scatter(variables, scheme))
+    layers = [f"deit.encoder.layer.{i}" for i in range(12)]
+    for layer in layers:
+        for part in ("query", "key", "value"):
+            del theirs[f"{layer}.attention.attention.{part}.weight"]
+        theirs[f"{layer}.output.dense.weight"] = theirs[f"{layer}.output.dense.weight"].T
+        theirs[f"{layer}.rotary"] = np.zeros(1)
+    theirs[f"{layers[3]}.output.dense.bias"] = np.zeros(7)
+    theirs |= {f"blocks.{i}.norm1.weight": np.zeros(6) for i in range(12)}
+    attention = "deit.encoder.layer.{0-11}.attention.attention."
+    assert tables.misfit(theirs, scheme, shapes(variables)) == (
+        f"36 missing: {attention}query.weight, {attention}key.weight, {attention}value.weight; "
+        "12 extra: deit.encoder.layer.{0-11}.rotary; "
+        "12 duplicated under other names: blocks.{0-11}.norm1.weight; "
+        "13 of another shape: deit.encoder.layer.{0-11}.output.dense.weight [24, 6] instead of [6, 24], "
+        "deit.encoder.layer.3.output.dense.bias [7] instead of [6]; "
+        "they look like a distilled DeiT's (deit_*_distilled_*)"
     )
 
 
