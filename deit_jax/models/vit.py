@@ -234,9 +234,13 @@ class VisionTransformer(nnx.Module):
         if images.ndim != 4 or images.shape[1:] != (*self.image_size, 3):
             height, width = self.image_size
             raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
-        patches, positions = self.patch_embed(jnp.asarray(images)), jnp.asarray(self.pos_embed, self.dtype)
-        tokens = [token for token in (self.cls_token, self.dist_token) if token is not None]
-        prefix = [jnp.tile(jnp.asarray(token, self.dtype), (images.shape[0], 1, 1)) for token in tokens]
+
+        def for_each(tokens: nnx.Param) -> Tokens:
+            # Cast last: the gradient is summed over images, on all devices, in the parameter's own type.
+            return jnp.tile(jnp.asarray(tokens), (images.shape[0], 1, 1)).astype(self.dtype)
+
+        patches, positions = self.patch_embed(jnp.asarray(images)), for_each(self.pos_embed)
+        prefix = [for_each(token) for token in (self.cls_token, self.dist_token) if token is not None]
         if self.class_position:
             return jnp.concatenate([*prefix, patches], axis=1) + positions
         return jnp.concatenate([*prefix, patches + positions], axis=1)
