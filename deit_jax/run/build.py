@@ -337,9 +337,11 @@ def training_loss(loss: schema.Loss, distillation: schema.Distillation) -> Loss:
 
     Without distillation it is that of the mean of the heads, which is what predicts.
     """
-    criterion = losses.cross_entropy
-    if loss.kind == "binary_cross_entropy":
-        criterion = functools.partial(losses.binary_cross_entropy, binarize=loss.binarize)
+    criteria: dict[str, Callable[[Array, Array], Array]] = {
+        "cross_entropy": losses.cross_entropy,
+        "binary_cross_entropy": functools.partial(losses.binary_cross_entropy, binarize=loss.binarize),
+    }
+    criterion = criteria[loss.kind]
     if distillation.kind == "none":
         return lambda logits, targets, taught: (criterion(jnp.mean(jnp.stack(logits), axis=0), targets), {})
     settings = {name: getattr(distillation, name) for name in ("kind", "alpha", "tau", "kl_reduction")}
