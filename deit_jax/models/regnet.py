@@ -87,9 +87,9 @@ class RegNet(ConvolutionalNetwork):
         widths: Sequence[int],
         group_width: int,
         se_ratio: float = 0.25,
-        stem_width: int = 32,
-        stem: str = "imagenet",
         drop_path: float = 0.0,
+        stem: str = "imagenet",
+        stem_width: int = 32,
         dtype: DType = jnp.float32,
         rngs: nnx.Rngs,
     ):

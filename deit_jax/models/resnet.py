@@ -72,9 +72,9 @@ class ResNet(ConvolutionalNetwork):
         num_classes: int = 1000,
         depths: Sequence[int] = (3, 4, 6, 3),
         widths: Sequence[int] = (64, 128, 256, 512),
-        stem_width: int = 64,
-        stem: str = "imagenet",
         drop_path: float = 0.0,
+        stem: str = "imagenet",
+        stem_width: int = 64,
         dtype: DType = jnp.float32,
         rngs: nnx.Rngs,
     ):
