@@ -1,18 +1,20 @@
 """Makes regnet.npz: a small RegNetY by transformers, its logits in evaluation and training, and what it then stores.
 
-    pip install torch==2.13.0 transformers==5.23.0 numpy && python tests/golden/make_regnet.py
+    pip install torch==2.13.0 transformers==5.23.0 numpy && OMP_NUM_THREADS=1 python tests/golden/make_regnet.py
 
 `images` [2, 37, 45, 3]; every variable under timm's dotted path with Flax's leaf names and layouts, random statistics
 included; `logits` with the stored statistics; `train_logits` with the batch's; and after that, `stored.NAME` for the
-statistics. The scales are random too: the model's own start at 1, its last ones at 0 in timm.
+statistics. The scales are random too: the model's own start at 1, its last ones at 0 in timm. Several threads would add
+up in another order.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import RegNetConfig, RegNetForImageClassification
+from transformers import PreTrainedModel, RegNetConfig, RegNetForImageClassification
 
 LAYERS = {"layer.0": "conv1", "layer.1": "conv2", "layer.2": "se", "layer.3": "conv3", "shortcut": "downsample"}
 LEAVES = {
@@ -39,7 +41,10 @@ def our_name(name: str) -> str:
     return f"s{int(stage) + 1}.b{int(block) + 1}.{LAYERS[layer]}.{LEAVES[leaf]}"
 
 
-def ours(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+Named = Callable[[str], str]
+
+
+def ours(state: dict[str, torch.Tensor], our_name: Named) -> dict[str, np.ndarray]:
     """Our variables of a state dict, in our layouts: dense [inputs, outputs], convolutions [height, width, in, out]."""
     arrays = {our_name(name): tensor.numpy() for name, tensor in state.items() if "num_batches" not in name}
     layout = {2: (1, 0), 4: (2, 3, 1, 0)}
@@ -47,6 +52,25 @@ def ours(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         name: np.ascontiguousarray(array.transpose(layout[array.ndim])) if name.endswith("kernel") else array.copy()
         for name, array in arrays.items()
     }
+
+
+def write(file: str, model: PreTrainedModel, our_name: Named, height: int, width: int) -> None:
+    """The arrays of the docstring above, of a new model."""
+    model.eval()
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("running_mean", "bias")):
+            tensor.normal_(0, 0.3)
+        if name.endswith(("running_var", "normalization.weight")):
+            tensor.uniform_(0.5, 1.5)
+    images = torch.randn(2, 3, height, width).half().float()
+    arrays = ours(model.state_dict(), our_name)
+    with torch.no_grad():
+        arrays["logits"] = model(images).logits.numpy()
+        arrays["train_logits"] = model.train()(images).logits.numpy()
+    after = ours(model.state_dict(), our_name)
+    stored = {f"stored.{name}": value for name, value in after.items() if name[-4:] in ("mean", ".var")}
+    arrays["images"] = images.half().numpy().transpose(0, 2, 3, 1)
+    np.savez_compressed(Path(__file__).with_name(file), **arrays, **stored)
 
 
 def main() -> None:
@@ -59,22 +83,7 @@ def main() -> None:
         layer_type="y",
         num_labels=13,
     )
-    model = RegNetForImageClassification(config).eval()
-    for name, tensor in model.state_dict().items():
-        if name.endswith(("running_mean", "bias")):
-            tensor.normal_(0, 0.3)
-        if name.endswith(("running_var", "normalization.weight")):
-            tensor.uniform_(0.5, 1.5)
-    images = torch.randn(2, 3, 37, 45).half().float()
-    arrays = ours(model.state_dict())
-    with torch.no_grad():
-        arrays["logits"] = model(images).logits.numpy()
-        arrays["train_logits"] = model.train()(images).logits.numpy()
-    stored = {
-        f"stored.{name}": value for name, value in ours(model.state_dict()).items() if name[-4:] in ("mean", ".var")
-    }
-    arrays["images"] = images.half().numpy().transpose(0, 2, 3, 1)
-    np.savez_compressed(Path(__file__).with_name("regnet.npz"), **arrays, **stored)
+    write("regnet.npz", RegNetForImageClassification(config), our_name, height=37, width=45)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ pooling sees an even height and an odd width.
 """
 
 import re
-from pathlib import Path
 
-import numpy as np
 import torch
+from make_regnet import write
 from transformers import ResNetConfig, ResNetForImageClassification
 
 LEAVES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
@@ -32,37 +31,12 @@ def our_name(name: str) -> str:
     return f"layer{int(stage) + 1}.{block}.{'conv' if convolution else 'bn'}{int(layer) + 1}.{leaf}"
 
 
-def ours(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Our variables of a state dict, in our layouts: dense [inputs, outputs], convolutions [height, width, in, out]."""
-    arrays = {our_name(name): tensor.numpy() for name, tensor in state.items() if "num_batches" not in name}
-    layout = {2: (1, 0), 4: (2, 3, 1, 0)}
-    return {
-        name: np.ascontiguousarray(array.transpose(layout[array.ndim])) if name.endswith("kernel") else array.copy()
-        for name, array in arrays.items()
-    }
-
-
 def main() -> None:
     torch.manual_seed(0)
     config = ResNetConfig(
         embedding_size=5, hidden_sizes=[12, 20, 28, 44], depths=[1, 2, 3, 1], layer_type="bottleneck", num_labels=13
     )
-    model = ResNetForImageClassification(config).eval()
-    for name, tensor in model.state_dict().items():
-        if name.endswith(("running_mean", "bias")):
-            tensor.normal_(0, 0.3)
-        if name.endswith(("running_var", "normalization.weight")):
-            tensor.uniform_(0.5, 1.5)
-    images = torch.randn(2, 3, 39, 45).half().float()
-    arrays = ours(model.state_dict())
-    with torch.no_grad():
-        arrays["logits"] = model(images).logits.numpy()
-        arrays["train_logits"] = model.train()(images).logits.numpy()
-    stored = {
-        f"stored.{name}": value for name, value in ours(model.state_dict()).items() if name[-4:] in ("mean", ".var")
-    }
-    arrays["images"] = images.half().numpy().transpose(0, 2, 3, 1)
-    np.savez_compressed(Path(__file__).with_name("resnet.npz"), **arrays, **stored)
+    write("resnet.npz", ResNetForImageClassification(config), our_name, height=39, width=45)
 
 
 if __name__ == "__main__":
