@@ -10,6 +10,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
+from golden_files import FOLDER, arrays, assert_close
 
 from deit_jax import cli, parallel
 from deit_jax.config.resolve import for_platform, resolve
@@ -23,12 +24,13 @@ from deit_jax.step.step import teacher_step
 from deit_jax.weights import open_model
 
 ROOT = Path(__file__).parents[1]
+GOLDEN = "written.tar.xz"
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
-    with tarfile.open(ROOT / "tests" / "golden" / "written.tar.xz") as archive:
+    with tarfile.open(FOLDER / GOLDEN) as archive:
         archive.extractall(folder, filter="data")
     return folder
 
@@ -50,27 +52,26 @@ def test_a_run_goes_on(written, tmp_path, capsys):
     rows = {row["step"]: row["train/loss"] for row in read_rows(workdir / "metrics.jsonl")}
     rest = {int(step): loss for step, loss in json.loads((written / "rest.json").read_text()).items()}
     assert list(rest) == [5, 6, 7, 8]
-    np.testing.assert_allclose([rows[step] for step in rest], list(rest.values()), rtol=1e-5)
+    assert_close([rows[step] for step in rest], list(rest.values()), GOLDEN, "losses")
     assert json.loads((workdir / "run.json").read_text())["start_step"] == 4
 
 
 @pytest.fixture(scope="module")
 def golden(written):
     """What the program said of some images: `images`, `logits`."""
-    with np.load(written / "logits.npz") as file:
-        return dict(file)
+    return arrays(written / "logits.npz")
 
 
 def test_weights_say_the_same(written, golden):
     model, card = open_model(written / "run", ema=None)
     look = card.preprocessing
     images = (golden["images"] / np.float32(255) - np.float32(look.mean)) / np.float32(look.std)
-    np.testing.assert_allclose(jax.jit(model)(images.astype(np.float32)), golden["logits"], rtol=1e-5, atol=1e-5)
+    assert_close(jax.jit(model)(images.astype(np.float32)), golden["logits"], GOLDEN, "logits")
 
 
 def test_a_program_says_the_same(written, golden):
     program = jax.export.deserialize(bytearray((written / "served" / "model.jaxexport").read_bytes()))
-    np.testing.assert_allclose(program.call(golden["images"]), golden["logits"], rtol=1e-5, atol=1e-5)
+    assert_close(program.call(golden["images"]), golden["logits"], GOLDEN, "logits")
 
 
 @pytest.mark.parametrize("of", ["weights", "program"])
@@ -96,4 +97,4 @@ def test_a_store_holds_what_the_teacher_says(written, of):
         said = summarize(ask(teacher.variables, batch), 10)
         rows = store.read(slice(32 * step, 32 * step + 32), np.zeros(32, int))
         np.testing.assert_array_equal(rows["labels"], said["labels"])
-        np.testing.assert_allclose(rows["values"], said["values"], rtol=2e-3, atol=2e-3)  # float16
+        assert_close(rows["values"], said["values"], GOLDEN, "float16")

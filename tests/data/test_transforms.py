@@ -1,10 +1,10 @@
 """Random resized crop, flip and the evaluation transform."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_files import assert_close, load
 from PIL import Image
 
 from deit_jax.data.decode import CorruptImage, decode
@@ -119,21 +119,20 @@ def test_eval_transform_pads_what_is_too_small(photo) -> None:
     assert (found == expected).all()
 
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "eval_transform.npz"
+GOLDEN = load("eval_transform.npz")
 
 
 @pytest.mark.parametrize(
     "name", ["landscape", "portrait", "square", "small", "grey", "exact", "tall", "wide", "tiny", "palette"]
 )
 def test_decoding_and_eval_transform_are_torchvisions_to_the_bit(name: str) -> None:
-    with np.load(GOLDEN) as golden:
-        image = decode(golden[f"file/{name}"].tobytes())
-        cases = [key for key in golden if key.startswith(f"result/{name}/")]
-        assert len(cases) == 6
-        for key in cases:
-            size, crop_ratio = key.split("/")[2:]
-            found = eval_transform(image, size=int(size), crop_ratio=float(crop_ratio))
-            np.testing.assert_array_equal(found, golden[key], err_msg=key, strict=True)
+    image = decode(GOLDEN[f"file/{name}"].tobytes())
+    cases = [key for key in GOLDEN if key.startswith(f"result/{name}/")]
+    assert len(cases) == 6
+    for key in cases:
+        size, crop_ratio = key.split("/")[2:]
+        found = eval_transform(image, size=int(size), crop_ratio=float(crop_ratio))
+        assert_close(found, GOLDEN[key], "eval_transform.npz", "pixels", err_msg=key, strict=True)
 
 
 def test_an_image_that_would_fill_the_memory_is_refused() -> None:

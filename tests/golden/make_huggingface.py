@@ -1,12 +1,12 @@
 """Writes huggingface.npz and huggingface.json: small models of transformers, their logits and gradients.
 
     pip install torch==2.13.0 transformers==5.23.0
-    python tests/golden/make_huggingface.py
+    OMP_NUM_THREADS=2 python tests/golden/make_huggingface.py
 
-Reading needs neither. In the npz, for each CASE: `CASE/weights/NAME` and `CASE/gradients/NAME` by the names that
-transformers 5 has in memory, `CASE/images` [batch, height, width, 3], `CASE/labels`, `CASE/logits`; the loss is the
-mean cross-entropy of the logits. In the JSON, for each CASE: `config`, as save_pretrained wrote it, and `published`,
-the name in the file that it wrote for every name in memory.
+One thread would add up in another order. Reading needs neither. In the npz, for each CASE: `CASE/weights/NAME` and
+`CASE/gradients/NAME` by the names that transformers 5 has in memory, `CASE/images` [batch, height, width, 3],
+`CASE/labels`, `CASE/logits`; the loss is the mean cross-entropy of the logits. In the JSON, for each CASE: `config`, as
+save_pretrained wrote it, and `published`, the name in the file that it wrote for every name in memory.
 """
 
 import json

@@ -1,16 +1,14 @@
 """What the tests of the convolutional networks share: their golden files, read and compared."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from golden_files import assert_close, load
 
 from deit_jax.models import bind, flatten
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def abstract(build, **arguments):
@@ -24,8 +22,7 @@ def count(model):
 @functools.cache
 def golden(name):
     """(variables by our paths, the other arrays) of a golden file."""
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        arrays = {path: file[path] for path in file.files}
+    arrays = load(name)
     others = {path: array for path, array in arrays.items() if "." not in path or path.startswith("stored.")}
     return {path: jnp.asarray(array) for path, array in arrays.items() if path not in others}, others
 
@@ -37,7 +34,7 @@ def shallow(outline, name):
 
 
 def assert_golden(outline, name):
-    """The logits in evaluation and training are within 2e-5 of the largest, and so are the statistics stored."""
+    """The logits in evaluation and training and the statistics stored are a golden file's."""
     variables, expected = golden(name)
 
     @jax.jit
@@ -49,11 +46,11 @@ def assert_golden(outline, name):
 
     logits, train_logits, stored, untouched = run(variables, expected["images"].astype(np.float32))
     assert logits.dtype == train_logits.dtype == jnp.float32
-    for ours, theirs in ((logits, expected["logits"]), (train_logits, expected["train_logits"])):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * abs(theirs).max())
+    assert_close(logits, expected["logits"], name, "logits")
+    assert_close(train_logits, expected["train_logits"], name, "logits")
     assert {f"stored.{path}" for path in stored} == {path for path in expected if path.startswith("stored.")}
     for path, value in stored.items():
         theirs = expected[f"stored.{path}"]
-        np.testing.assert_allclose(value, theirs, rtol=0, atol=2e-5 * abs(theirs).max(), err_msg=path)
+        assert_close(value, theirs, name, "statistics", err_msg=path)
         np.testing.assert_array_equal(untouched[path], variables[path])
         assert abs(theirs - variables[path]).max() > 1e-3

@@ -29,7 +29,7 @@ PUBLISHED = {
 
 def test_logits_and_statistics_are_torchs():
     """Its stages cover a first block that adds its input though it may be the stage's first, and odd and even sizes."""
-    assert_golden(abstract(EfficientNetLite, **SMALL), "efficientnet")
+    assert_golden(abstract(EfficientNetLite, **SMALL), "efficientnet.npz")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -40,7 +40,7 @@ def stages(depth, initial, slope, factor, group):
 
 
 def model(**options):
-    return shallow(abstract(RegNet, **SHALLOW | options), "regnet")
+    return shallow(abstract(RegNet, **SHALLOW | options), "regnet.npz")
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -52,7 +52,7 @@ def test_the_published_sizes(size):
 
 def test_logits_and_statistics_are_transformers():
     """Ten blocks in a stage, so that b10 must not come before b2."""
-    assert_golden(abstract(RegNet, **SMALL), "regnet")
+    assert_golden(abstract(RegNet, **SMALL), "regnet.npz")
 
 
 def test_parameters_have_timms_names():
@@ -107,9 +107,9 @@ def test_stochastic_depth_comes_from_the_key_and_grows_with_depth():
 
 
 def test_training_drops_branches_and_evaluation_does_not():
-    images = golden("regnet")[1]["images"].astype(np.float32)
+    images = golden("regnet.npz")[1]["images"].astype(np.float32)
     outline = abstract(RegNet, **SHALLOW | {"drop_path": 0.5})
-    run = jax.jit(lambda key: shallow(outline, "regnet")(images, train=key is not None, key=key))
+    run = jax.jit(lambda key: shallow(outline, "regnet.npz")(images, train=key is not None, key=key))
     trained = run(jax.random.key(0))
     np.testing.assert_array_equal(trained, run(jax.random.key(0)))
     assert max(abs(trained - run(jax.random.key(seed))).max() for seed in range(1, 6)) > 1e-3
@@ -117,7 +117,7 @@ def test_training_drops_branches_and_evaluation_does_not():
 
 
 def test_bfloat16_computes_with_float32_parameters_and_logits():
-    images = golden("regnet")[1]["images"].astype(np.float32)
+    images = golden("regnet.npz")[1]["images"].astype(np.float32)
     net, exact = model(dtype="bfloat16"), jax.jit(model())(images)
     assert net.s1.b1(jnp.ones((1, 3, 5, 5), jnp.bfloat16), train=False).dtype == jnp.bfloat16
     logits = jax.jit(net)(images)

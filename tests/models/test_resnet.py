@@ -15,7 +15,7 @@ SHALLOW = SMALL | {"depths": (2,), "widths": (3,)}
 
 
 def test_logits_and_statistics_are_transformers():
-    assert_golden(abstract(ResNet, **SMALL), "resnet")
+    assert_golden(abstract(ResNet, **SMALL), "resnet.npz")
 
 
 def test_resnet50_has_timms_names_and_size():

@@ -1,11 +1,11 @@
 import itertools
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import assert_close, load
 
 from deit_jax.step.losses import (
     binary_cross_entropy,
@@ -115,8 +115,7 @@ def test_bfloat16_logits_are_computed_in_float32(name):
     assert value == LOSSES[name](rounded.astype(jnp.float32), jnp.array(targets))
 
 
-with np.load(Path(__file__).parents[1] / "golden" / "losses.npz") as file:
-    GOLDEN = dict(file)
+GOLDEN = load("losses.npz")
 # Of the axes of the golden terms.
 HOWS = (("soft", "numel"), ("soft", "batchmean"), ("hard", "numel"))
 HEADS, TARGETS, ALPHAS, TAUS = ("cls", "dist"), ("smoothed", "mixed"), (0.0, 0.1, 0.5, 1.0), (1.0, 3.0)
@@ -144,7 +143,7 @@ def test_distillation_terms_are_torchs(how, head):
         axes = ((HOWS, how), (HEADS, head), (TARGETS, targets), ([*LOSSES], base), (ALPHAS, alpha), (TAUS, tau))
         expected = GOLDEN["terms"][tuple(axis.index(choice) for axis, choice in axes)]
         assert [*terms] == ["base", "distillation"]
-        np.testing.assert_allclose([*terms.values()], expected, rtol=1e-6)
+        assert_close([*terms.values()], expected, "losses.npz", "terms")
         assert loss == terms["base"] + terms["distillation"]
         assert loss.dtype == jnp.float32
 

@@ -1,19 +1,19 @@
 """AdamW against torch's numbers (golden/make_adamw.py), the schedule against timm's and facebook's loop."""
 
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from golden_files import assert_close, load
 
 from deit_jax.base.rules import match_all
 from deit_jax.models import abstract_model, flatten
 from deit_jax.step import optim
 
-GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "adamw.npz", allow_pickle=False))
+GOLDEN = load("adamw.npz")
 NAMES = [key.removeprefix("params/") for key in GOLDEN if key.startswith("params/")]
 PLACES = {"peak": 1e-3, "start": 1e-6, "floor": 1e-5}
 
@@ -37,7 +37,7 @@ def test_adamw_equals_torch_after_one_step_and_three(case):
         if step in (1, 3):
             for name in NAMES:
                 torch = GOLDEN[f"after/{case}/{step}/{name}"]
-                np.testing.assert_allclose(params[name], torch, rtol=0, atol=1e-6, err_msg=f"{name} after {step}")
+                assert_close(params[name], torch, "adamw.npz", "parameters", err_msg=f"{name} after {step}")
 
 
 def test_the_golden_cases_differ_by_what_they_are_for():

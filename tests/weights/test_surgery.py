@@ -1,16 +1,15 @@
 """Fitting weights to other classes and image sizes."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden_files import assert_close, load
 
 from deit_jax.base.errors import UserError
 from deit_jax.models import abstract_model, flatten
 from deit_jax.weights.card import Card, Weights
 from deit_jax.weights.surgery import adapt, differences, resize_positions
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "positions.npz")
+GOLDEN = load("positions.npz")
 DISTILLED = "deit_tiny_distilled_patch16_224"
 SMALL = {"width": 6, "depth": 2, "heads": 2, "patch_size": 5, "image_size": (10, 15), "num_classes": 3}
 
@@ -51,7 +50,7 @@ def same(ours, theirs, *, but=()):
 def test_positions_are_resized_as_torch_does(case):
     prefix, rows, columns, new_rows, new_columns = GOLDEN[f"grids_{case}"].tolist()
     ours = resize_positions(GOLDEN[f"before_{case}"], prefix, (rows, columns), (new_rows, new_columns))
-    np.testing.assert_allclose(ours, GOLDEN[f"after_{case}"], atol=1e-5)
+    assert_close(ours, GOLDEN[f"after_{case}"], "positions.npz", "positions")
     np.testing.assert_array_equal(ours[:, :prefix], GOLDEN[f"before_{case}"][:, :prefix])
 
 

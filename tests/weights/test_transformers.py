@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import FOLDER, assert_close, load
 from weight_samples import HALF, PUBLISHED, assert_same_arrays, sample
 
 from deit_jax.base.errors import UserError
@@ -17,15 +17,15 @@ from deit_jax.step.losses import cross_entropy
 from deit_jax.weights import Card, Weights, files, folders, huggingface, open_model, processors, read_weights, tables
 from deit_jax.weights.imagenet import WNIDS, words
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface.npz"
-ARRAYS, FACTS = np.load(GOLDEN), json.loads(GOLDEN.with_suffix(".json").read_text())
+GOLDEN = "huggingface.npz"
+ARRAYS, FACTS = load(GOLDEN), json.loads((FOLDER / "huggingface.json").read_text())
 CASES = ["vit", "deit", "deit_with_teacher"]
 
 
 def golden(case, kind):
     """`{name in memory: array}`."""
     prefix = f"{case}/{kind}/"
-    return {name.removeprefix(prefix): ARRAYS[name] for name in ARRAYS.files if name.startswith(prefix)}
+    return {name.removeprefix(prefix): array for name, array in ARRAYS.items() if name.startswith(prefix)}
 
 
 def folder_of(case, path, *, names):
@@ -67,7 +67,7 @@ def test_logits_and_gradients_are_those_of_transformers(tmp_path, case):
         return out, grads
 
     ours, grads = run(flatten(model))
-    np.testing.assert_allclose(ours, logits, rtol=0, atol=2e-5 * np.abs(logits).max())
+    assert_close(ours, logits, GOLDEN, "logits")
     check_gradients(grads, golden(case, "gradients"))
 
 
@@ -78,10 +78,10 @@ def check_gradients(grads, theirs):
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         if "k_proj.bias" in name:  # zero but for rounding: a constant added to a row of scores changes no softmax
-            np.testing.assert_allclose(ours[name], 0, rtol=0, atol=1e-6)
-            np.testing.assert_allclose(expected, 0, rtol=0, atol=1e-6)
+            assert_close(ours[name], 0, GOLDEN, "vanishing gradients")
+            assert_close(expected, 0, GOLDEN, "vanishing gradients")
         else:
-            np.testing.assert_allclose(ours[name], expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=name)
+            assert_close(ours[name], expected, GOLDEN, "gradients", err_msg=name)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
