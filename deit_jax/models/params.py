@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from deit_jax.base.names import listing
-from deit_jax.models.registry import create_model
+from deit_jax.models.registry import create_model, entry, resolve
 
 M = TypeVar("M", bound=nnx.Module)
+
+
+_ABSTRACT: dict[str, nnx.Module] = {}
 
 
 class Keys(nnx.Rngs):
@@ -31,8 +35,15 @@ class Keys(nnx.Rngs):
 
 
 def abstract_model(name: str, **overrides: Any) -> nnx.Module:
-    """`create_model` without computing anything: every variable is a `jax.ShapeDtypeStruct`."""
-    return nnx.eval_shape(lambda: create_model(name, rngs=Keys(jax.random.key(0)), **overrides))
+    """`create_model` without computing anything: every variable is a `jax.ShapeDtypeStruct`.
+
+    A model is made once in a process: it is a value, which nobody changes.
+    """
+    resolved = resolve(name, overrides) | {"dtype": jnp.dtype(overrides.get("dtype", jnp.float32)).name}
+    key = repr((entry(name).build, sorted(resolved.items())))
+    if key not in _ABSTRACT:
+        _ABSTRACT[key] = nnx.eval_shape(lambda: create_model(name, rngs=Keys(jax.random.key(0)), **overrides))
+    return _ABSTRACT[key]
 
 
 def retype(abstract: M, dtypes: Mapping[str, Any]) -> M:
