@@ -99,16 +99,20 @@ def start_jax() -> str:
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "deit_jax" / "xla"))
-    problem = "" if jax.config.jax_platforms == "cpu" else cuda.problem()  # type: ignore[attr-defined]
+    wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
     try:
         platform = jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # the latter without a word, where no plugin gives a platform
-        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
-        reason = problem or " ".join(str(error).split()) or f"nothing installed gives JAX_PLATFORMS={wanted}"
+        reason = (
+            cuda.problem(works=False)
+            or " ".join(str(error).split())
+            or f"nothing installed gives JAX_PLATFORMS={wanted}"
+        )
         raise UserError(
             f"JAX cannot start: {reason}; install the extra for this machine (cuda12, cuda13 or tpu), or set "
             f"JAX_PLATFORMS=cpu"
         ) from error
+    problem = "" if wanted == "cpu" else cuda.problem(works=platform == "gpu")
     if problem:
         print(f"note: {problem}; running on {platform}", file=sys.stderr)
     return platform

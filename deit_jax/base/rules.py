@@ -1,6 +1,6 @@
 """First-match rules over parameter paths.
 
-One engine serves weight-decay masks, sharding specs and, later, layer-wise rates and weight names: a list of
+One engine serves weight-decay masks, sharding specs and what devices exchange, among others: a list of
 `(regex, value)` pairs, tried in order with `re.search` against a dotted path such as `blocks.0.attn.qkv.kernel`.
 """
 

@@ -36,7 +36,7 @@ class Teaching:
         logits: of (`variables`, the student's images in [0, 1], what was recorded); None without a teacher.
         variables: the teacher's, on the mesh; None for a recorded one.
         store: what was recorded, for a recorded teacher.
-        predict: as `build.predict`, for one that runs beside the student.
+        predict: as `Run.predict`, for one that runs beside the student.
         notes: what to know of the teacher, a line each.
     """
 
@@ -71,7 +71,7 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
 
 
 def predict(teacher: Teacher) -> Callable[[Any, Array], tuple[Array, ...]]:
-    """As `build.predict`: a teacher's logits for uint8 images of the student's size."""
+    """As `Run.predict`: a teacher's logits for uint8 images of the student's size."""
     return lambda variables, images: (teacher(variables, images.astype(jnp.float32) / 255),)
 
 

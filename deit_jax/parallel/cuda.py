@@ -10,11 +10,16 @@ DRIVER = Path("/proc/driver/nvidia/version")
 OLDEST_DRIVER = {12: 525, 13: 580}
 
 
-def problem() -> str:
-    """Why JAX will not use this machine's NVIDIA GPU, and the mend; "" where all is well."""
+def problem(*, works: bool) -> str:
+    """Why JAX will not use this machine's NVIDIA GPU, and the mend; "" where all is well.
+
+    Args:
+        works: JAX does run on a GPU: then only two plugins at a time are a problem. Not every system that has a driver
+            tells its version here (WSL does not).
+    """
     found = re.search(r"\b(\d{3,})\.\d", DRIVER.read_text()) if DRIVER.exists() else None
     plugins = [cuda for cuda in OLDEST_DRIVER if importlib.util.find_spec(f"jax_cuda{cuda}_plugin")]
-    return mismatch(int(found[1]) if found else 0, plugins)
+    return "" if works and len(plugins) < 2 else mismatch(int(found[1]) if found else 0, plugins)
 
 
 def mismatch(driver: int, plugins: Collection[int]) -> str:

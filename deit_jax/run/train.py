@@ -47,7 +47,6 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     held_out = eval_source(config, source.class_names)
     run = build(config, mesh, source)
     total = run.total
-
     image_seconds = run.image_seconds()  # before the state takes its room
 
     # 2. The teacher: beside the student, recorded, or none.

@@ -39,6 +39,7 @@ def test_what_is_said(driver, plugins, says):
 )
 def test_the_driver_is_read(version, says, tmp_path, monkeypatch):
     monkeypatch.setattr(cuda, "DRIVER", tmp_path / "version")
-    assert cuda.problem() == ""
+    assert cuda.problem(works=False) == ""
     cuda.DRIVER.write_text(version)
-    assert f"driver is {says}, and JAX has no plugin for it" in cuda.problem()
+    assert f"driver is {says}, and JAX has no plugin for it" in cuda.problem(works=False)
+    assert cuda.problem(works=True) == ""
