@@ -2,7 +2,8 @@
 
 from deit_jax.models.convolution import ConvolutionalNetwork
 from deit_jax.models.flops import forward_flops
-from deit_jax.models.params import Keys, abstract_model, bind, check_fit, flatten, retype
+from deit_jax.models.keys import Keys
+from deit_jax.models.params import abstract_model, bind, check_fit, flatten, retype
 from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models, resolve
 from deit_jax.models.vit import VisionTransformer
 

@@ -12,26 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deit_jax.base.names import listing
+from deit_jax.models.keys import Keys
 from deit_jax.models.registry import create_model, entry, resolve
 
 M = TypeVar("M", bound=nnx.Module)
 
 
 _ABSTRACT: dict[str, nnx.Module] = {}
-
-
-class Keys(nnx.Rngs):
-    """The keys that `nnx.Rngs(key)` gives for parameters, counted in Python.
-
-    That counts them in a variable of the trace, which takes most of the time of tracing a model's construction.
-    """
-
-    def __init__(self, key: jax.Array):
-        self._key, self._count = key, 0
-
-    def params(self) -> jax.Array:
-        self._count += 1
-        return jax.random.fold_in(self._key, self._count - 1)
 
 
 def abstract_model(name: str, **overrides: Any) -> nnx.Module:

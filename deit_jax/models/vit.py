@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from deit_jax.models.attention import Attention
+from deit_jax.models.keys import repeat
 from deit_jax.models.layers import (
     DType,
     LayerNorm,
@@ -171,7 +172,7 @@ class VisionTransformer(nnx.Module):
         block = partial(
             Block, width, heads, mlp_ratio, layer_scale=layer_scale, norm_eps=norm_eps, attention=attention, dtype=dtype
         )
-        self.blocks = nnx.List(block(rngs=rngs) for _ in range(depth))
+        self.blocks = nnx.List(repeat(block, depth, rngs))
         # From here on an image is one or two vectors: float32 costs nothing.
         if global_pool == "token":
             self.norm = LayerNorm(width, eps=norm_eps, rngs=rngs)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deit_jax.models import Keys, abstract_model, bind, flatten
+from deit_jax.models import abstract_model, bind, flatten
 
 NAME = "deit_tiny_distilled_patch16_224"
 SMALL = {"image_size": (8, 12), "patch_size": 4, "width": 6, "heads": 2, "num_classes": 5}
@@ -126,9 +126,3 @@ def test_statistics_go_in_and_come_out_of_a_jitted_step():
     assert grads.keys() == params.keys()
     np.testing.assert_allclose(new["bn.mean"], 0.1 * hidden.mean(0), rtol=1e-5)
     np.testing.assert_allclose(new["bn.var"], 0.9 + 0.1 * hidden.var(0), rtol=1e-5)
-
-
-def test_keys_are_those_of_flax():
-    ours, flax = Keys(jax.random.key(7)), nnx.Rngs(jax.random.key(7))
-    for _ in range(3):
-        np.testing.assert_array_equal(jax.random.key_data(ours.params()), jax.random.key_data(flax.params()))
