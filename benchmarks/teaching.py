@@ -31,7 +31,7 @@ from deit_jax.config import recipes
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
 from deit_jax.data import Source
-from deit_jax.distill.open import open_teaching
+from deit_jax.distill.teaching import open_teaching
 from deit_jax.models import create_model, entry, flatten
 from deit_jax.run.build import build, open_mesh, train_source
 from deit_jax.weights import Card, Weights

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "create_model", "list_models", "load_weights", "recipes"]
 
-# Where the names above are. They are imported when they are asked for, and JAX with them: so the commands, which import
-# this file first, tell their help and a mistake in a flag at once.
+# Where the names above are. They are imported when they are asked for, and JAX with them: so `deit_jax.main`, which
+# imports this file first, tells its help and a mistake in a flag at once.
 _HOMES = {"create_model": "weights", "list_models": "models", "load_weights": "weights", "recipes": "config.recipes"}
 
 

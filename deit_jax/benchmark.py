@@ -32,11 +32,10 @@ from deit_jax.base.errors import UserError, nearest
 from deit_jax.config import recipes
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
-from deit_jax.data import train_batches
 from deit_jax.data.memory import MemorySource
-from deit_jax.models import abstract_model, bind, forward_flops, list_models
-from deit_jax.parallel.peak import matmul_peak, seconds
-from deit_jax.run.build import Run, build, open_mesh, peak_learning_rate, train_source
+from deit_jax.models import VisionTransformer, abstract_model, bind, forward_flops, list_models, training_flops
+from deit_jax.parallel.peak import seconds
+from deit_jax.run.build import Run, build, open_mesh, peak_learning_rate, stream, train_source
 from deit_jax.step.state import TrainState
 
 CLASSES = 1000  # ImageNet-1k's
@@ -88,8 +87,7 @@ def train(argv: Sequence[str]) -> tuple[Result, str]:
         state, metrics = jitted(state, batch, seed)
         return metrics
 
-    # The usual count: a backward pass costs two forward ones; what `remat` computes again is not useful work.
-    flops = 3 * forward_flops(run.model)
+    flops = training_flops(run.model)  # what `remat` computes again is not useful work
     return _measure(step, run, given.batches, flops, {"benchmark": "train", "parts": given.parts}), given.output
 
 
@@ -114,22 +112,13 @@ def data(argv: Sequence[str]) -> tuple[Result, str]:
     _check(given, "batches")
     config = resolve(tree)
     source = train_source(config)
-    augmentation = ("image_size", "crop_scale", "flip", "threads", "prefetch")
-    stream = train_batches(
-        source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        rows=slice(0, config.batch_size),
-        first_step=0,
-        total_steps=given.batches,
-        **{field: getattr(config.data, field) for field in augmentation},
-    )
+    batches = stream(config, source, slice(0, config.batch_size), first_step=0, total_steps=given.batches)
     facts = {"benchmark": "data", "config": name, "data": config.data.name, "examples": len(source)}
     facts |= {"batch_size": config.batch_size, "batches": given.batches, "image_size": config.data.image_size}
     facts |= {"threads": config.data.threads, "prefetch": config.data.prefetch, **_machine()}
     _show(facts)
     replaced, stamps = 0, [time.perf_counter()]
-    for batch in stream:
+    for batch in batches:
         stamps.append(time.perf_counter())
         replaced += int(batch["replaced"].sum())
     measured = {
@@ -164,7 +153,7 @@ def _measure(step: Callable[[], Any], run: Run, batches: int, flops_per_image: i
     _intervals(step, WARM_UP)
     memory = [device.memory_stats() or {} for device in jax.local_devices()]
     peak_bytes = max(stats.get("peak_bytes_in_use", 0) for stats in memory)  # before the matrices are there
-    matmul = matmul_peak(mesh, config.model.dtype)
+    matmul = parallel.matmul_peak(mesh, config.model.dtype)
     before = matmul()
     times = _intervals(step, batches)
     peak = max(before, matmul())
@@ -260,6 +249,8 @@ def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[f
     if given.batch_size % jax.device_count():
         raise UserError(f"--batch_size: {given.batch_size} is not divisible by the {jax.device_count()} devices")
     named: Any = abstract_model(given.model)
+    if not isinstance(named, VisionTransformer):
+        raise UserError(f"--model: {given.model} is none of the Transformers, whose operations alone are counted")
     tree = recipes.deit(given.model)
     tree.batch_size = given.batch_size
     tree.data.image_size = given.image_size or named.image_size[0]

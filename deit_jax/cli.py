@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -12,6 +11,8 @@ from types import ModuleType
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from deit_jax.base import cuda
+from deit_jax.base.caches import cache_folder
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.config.resolve import field_paths, flatten
 from deit_jax.config.schema import UNITS
@@ -97,17 +98,18 @@ def start_jax() -> str:
     """
     import jax  # not at the top: it takes half a second, and a mistake in the command line is told before
 
-    from deit_jax.parallel import cuda
-
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "deit_jax" / "xla"))
-    wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
+        try:
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        except UserError as error:
+            print(f"note: what is compiled is not kept: {error}", file=sys.stderr)
+    wanted = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
+    on_nvidia = not wanted or any(name in wanted for name in ("cuda", "gpu"))
     try:
         platform = jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # the latter without a word, where no plugin gives a platform
         reason = (
-            cuda.problem(works=False)
+            (on_nvidia and cuda.problem(works=False))
             or " ".join(str(error).split())
             or f"nothing installed gives JAX_PLATFORMS={wanted}"
         )
@@ -115,8 +117,7 @@ def start_jax() -> str:
             f"JAX cannot start: {reason}; install the extra for this machine (cuda12, cuda13 or tpu), or set "
             f"JAX_PLATFORMS=cpu"
         ) from error
-    problem = "" if wanted == "cpu" else cuda.problem(works=platform == "gpu")
-    if problem:
+    if on_nvidia and (problem := cuda.problem(works=platform == "gpu")):
         print(f"note: {problem}; running on {platform}", file=sys.stderr)
     return platform
 

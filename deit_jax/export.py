@@ -5,9 +5,8 @@
 DIR gets model.jaxexport, a program that `jax.export.deserialize` reads, for CPU, CUDA and TPU and any batch size, with
 the weights inside: from uint8 images [batch, size, size, 3], red, green and blue from 0 to 255, to float32 logits
 [batch, classes]. Scaling and normalisation are inside, too. preprocessing.json says how a photo becomes such an image
-and what the classes are called, and serve.py does it. The version of JAX that
-wrote the program, or a newer one, reads it. The last line of stdout is a JSON object: what was written, in
-bytes.
+and what the classes are called, and serve.py does it. The version of JAX that wrote the program, or a newer one, reads
+it. The last line of stdout is a JSON object: what was written, in bytes.
 
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line.
 """
@@ -26,6 +25,7 @@ from jaxtyping import Array
 from deit_jax import cli
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.distill.open import ABOUT
 from deit_jax.models import bind, flatten
 from deit_jax.trained import Trained, define_flags, open_trained
 from deit_jax.weights.imagenet import words
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     trained = open_trained(given, dtype=given.dtype)
     files = {
         "model.jaxexport": export_model(trained),
-        "preprocessing.json": (json.dumps(describe(trained), indent=1) + "\n").encode(),
+        ABOUT: (json.dumps(describe(trained), indent=1) + "\n").encode(),
         "serve.py": Path(__file__).with_name("serve.py").read_bytes(),
     }
     _write(output, files)

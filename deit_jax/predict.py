@@ -30,13 +30,14 @@ from jaxtyping import Array, Float, UInt8
 from deit_jax import cli
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.config.resolve import choose
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.models import bind, flatten
 from deit_jax.trained import Trained, define_flags, open_trained, printable, report_unreadable
 from deit_jax.weights.imagenet import words
 
-FEW = 8  # photos for which compiling well takes longer than it saves: a DeiT-Ti's 0.7 s, at 0.06 s a photo
+FEW = 4  # photos up to which compiling well takes longer than it saves, of DeiT-Ti, DeiT-S and DeiT-B alike
 
 Images = UInt8[np.ndarray, "batch height width channels"]
 Forward = Callable[[Images], tuple[Array, Array]]
@@ -66,12 +67,11 @@ def main(argv: Sequence[str]) -> int:
     output = Path(given.features).expanduser() if given.features else None
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise UserError(f"--features: {output} is no file in an existing folder; name one, such as features.npz")
-    on_cpu = cli.start_jax() == "cpu"
-    dtype = ("float32" if on_cpu else "bfloat16") if given.dtype == "auto" else given.dtype
-    attention = "einsum" if on_cpu else "xla"
+    platform = cli.start_jax()
+    dtype, attention = choose(platform, dtype=given.dtype)
     trained = open_trained(given, classifies=not output, dtype=dtype, attention=attention)
     batch_size = min(given.batch_size, len(paths))
-    forward = compile_forward(trained, batch_size, in_haste=on_cpu and len(paths) <= FEW)
+    forward = compile_forward(trained, batch_size, in_haste=platform == "cpu" and len(paths) <= FEW)
     names, features, errors = [], [], {}
     start = time.perf_counter()
     for found in predict(trained, forward, paths, batch_size=batch_size, threads=given.threads):

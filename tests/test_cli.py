@@ -5,9 +5,11 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -45,6 +47,20 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         mode = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(module, mode, stand_in(mode))
     return calls
+
+
+@pytest.fixture
+def setting() -> Iterator[Callable[[str, Any], None]]:
+    """Changes a setting of JAX for a test."""
+    before: dict[str, Any] = {}
+
+    def change(name: str, value: Any) -> None:
+        before[name] = getattr(jax.config, name)
+        jax.config.update(name, value)
+
+    yield change
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture
@@ -416,14 +432,36 @@ def test_a_folder_that_is_named_like_a_config(refused, tmp_path):
     assert "is not a Python file that exists" in refused([f"--config={tmp_path / 'folder.py'}"])
 
 
-def test_a_platform_that_is_not_there_is_one_line(tmp_path):
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_platform_that_is_not_there_is_one_line(platform, tmp_path):
     command = [sys.executable, "-m", "deit_jax.main", CONFIG]
-    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    environment = {**os.environ, "JAX_PLATFORMS": platform}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: JAX cannot start: ")
     assert "install the extra for this machine (cuda12, cuda13 or tpu)" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("wanted", "asked"), [("tpu", False), ("cpu", False), ("cuda,cpu", True), (None, True)])
+def test_nvidia_is_asked_about_where_it_is_wanted(wanted, asked, setting, monkeypatch, capsys):
+    monkeypatch.setattr(cli.cuda, "problem", lambda works: "the driver is old")
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    setting("jax_platforms", wanted)
+    assert cli.start_jax() == "cpu"
+    assert capsys.readouterr().err == ("note: the driver is old; running on cpu\n" if asked else "")
+
+
+def test_without_a_home_folder_nothing_is_kept(setting, monkeypatch, capsys):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "home", no_home)
+    setting("jax_compilation_cache_dir", None)
+    assert cli.start_jax() == "cpu"
+    assert jax.config.jax_compilation_cache_dir is None
+    assert capsys.readouterr().err.startswith("note: what is compiled is not kept: there is no home folder")
 
 
 @pytest.mark.parametrize("arguments", [["--config=nowhere.py"], [CONFIG, "--config.optim.b3=0.5"]])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.base.rules import first_match
-from deit_jax.config.schema import UNITS, Config, Distillation, Duration
+from deit_jax.config.schema import UNITS, AttentionKind, Config, Distillation, DType, Duration
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
 
@@ -63,14 +63,20 @@ def for_platform(config: Config, platform: str) -> Config:
         UserError: attention that the platform does not have.
     """
     model = config.model
-    dtype = ("float32" if platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
-    attention = ("einsum" if platform == "cpu" else "xla") if model.attention == "auto" else model.attention
+    dtype, attention = choose(platform, dtype=model.dtype, attention=model.attention)
     if attention == "cudnn" and (platform, dtype) != ("gpu", "bfloat16"):
         raise UserError(
             f"config.model.attention: cudnn needs an NVIDIA GPU and bfloat16, here are {platform} and {dtype}; "
             f"set it to auto"
         )
     return dataclasses.replace(config, model=dataclasses.replace(model, dtype=dtype, attention=attention))
+
+
+def choose(platform: str, *, dtype: DType = "auto", attention: AttentionKind = "auto") -> tuple[DType, AttentionKind]:
+    """The type and the attention that a network computes with on `cpu`, `gpu` or `tpu`, where they are left open."""
+    on_cpu = platform == "cpu"
+    dtype = ("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype
+    return dtype, ("einsum" if on_cpu else "xla") if attention == "auto" else attention
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import Literal
 
 UNITS = ("steps", "epochs", "examples")
 
+DType = Literal["auto", "float32", "bfloat16"]
+AttentionKind = Literal["auto", "einsum", "xla", "cudnn"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
@@ -36,8 +39,8 @@ class Model:
     global_pool: Literal["", "token", "avg"]
     stem: Literal["", "imagenet", "cifar"]  # of convolutional networks: cifar, for small images, keeps their size
     drop_path: float
-    dtype: Literal["auto", "float32", "bfloat16"]
-    attention: Literal["auto", "einsum", "xla", "cudnn"]
+    dtype: DType
+    attention: AttentionKind
     remat: bool
 
 

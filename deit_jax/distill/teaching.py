@@ -66,19 +66,15 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
         return Teaching(lambda variables, images, recorded: expand(recorded, classes), store=store, notes=notes)
     teacher = open_teacher(config, source.class_names)
     return Teaching(
-        lambda variables, images, recorded: teacher(variables, images), place(teacher, mesh), predict=predict(teacher)
+        lambda variables, images, recorded: teacher(variables, images),
+        parallel.place(teacher.variables, mesh),
+        predict=predict(teacher),
     )
 
 
 def predict(teacher: Teacher) -> Callable[[Any, Array], tuple[Array, ...]]:
     """As `Run.predict`: a teacher's logits for uint8 images of the student's size."""
     return lambda variables, images: (teacher(variables, images.astype(jnp.float32) / 255),)
-
-
-def place(teacher: Teacher, mesh: Mesh) -> Any:
-    """The teacher's variables on the mesh, by the rules of the student's."""
-    shardings = parallel.shardings(teacher.variables, mesh)
-    return jax.jit(lambda given: given, out_shardings=shardings)(teacher.variables)
 
 
 def open_store(config: Config, source: Source, rows: int) -> Store:

@@ -1,7 +1,7 @@
 """The networks, built by name, and their parameters as one flat dict."""
 
 from deit_jax.models.convolution import ConvolutionalNetwork
-from deit_jax.models.flops import forward_flops
+from deit_jax.models.flops import forward_flops, training_flops
 from deit_jax.models.keys import Keys
 from deit_jax.models.params import abstract_model, bind, check_fit, flatten, retype
 from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models, resolve
@@ -27,4 +27,5 @@ __all__ = [
     "list_models",
     "resolve",
     "retype",
+    "training_flops",
 ]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from deit_jax.models.layers import DType, Linear
 
 Queries = Float[Array, "batch queries heads head_dim"]
-Keys = Float[Array, "batch keys heads head_dim"]
+KeyHeads = Float[Array, "batch keys heads head_dim"]
 
 
 class Attention(nnx.Module):
@@ -54,13 +54,13 @@ class Attention(nnx.Module):
         return [part.reshape(*part.shape[:2], self.heads, -1) for part in jnp.split(self.qkv(x), 3, axis=-1)]
 
 
-def attention_weights(q: Queries, k: Keys) -> Float[Array, "batch heads queries keys"]:
+def attention_weights(q: Queries, k: KeyHeads) -> Float[Array, "batch heads queries keys"]:
     """softmax(q k^T / sqrt(head_dim)) in float32."""
     weights, total = _unnormalized_weights(q, k)
     return weights / total[..., None]
 
 
-def einsum_attention(q: Queries, k: Keys, v: Keys) -> Queries:
+def einsum_attention(q: Queries, k: KeyHeads, v: KeyHeads) -> Queries:
     """softmax(q k^T / sqrt(head_dim)) v, divided by the softmax's sum last.
 
     The output is smaller than the weights by tokens / head_dim, and so is what the division and its gradient pass over.
@@ -71,7 +71,7 @@ def einsum_attention(q: Queries, k: Keys, v: Keys) -> Queries:
 
 
 def _unnormalized_weights(
-    q: Queries, k: Keys
+    q: Queries, k: KeyHeads
 ) -> tuple[Float[Array, "batch heads queries keys"], Float[Array, "batch heads queries"]]:
     """exp(score - largest score of the row) in float32, and the sum of each row."""
     q = q * (1 / math.sqrt(q.shape[-1]))  # rather than the scores, which are larger by tokens / head_dim
@@ -80,7 +80,7 @@ def _unnormalized_weights(
     return weights, weights.sum(axis=-1)
 
 
-def padded_attention(q: Queries, k: Keys, v: Keys, *, implementation: str) -> Queries:
+def padded_attention(q: Queries, k: KeyHeads, v: KeyHeads, *, implementation: str) -> Queries:
     """`jax.nn.dot_product_attention` for as many queries as keys, of one token more than there are.
 
     That one is masked, as a key and as a query, and cut off: results and gradients are those of the tokens alone.
@@ -92,14 +92,14 @@ def padded_attention(q: Queries, k: Keys, v: Keys, *, implementation: str) -> Qu
     return attend(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths)[:, :tokens]
 
 
-def cudnn_attention(q: Queries, k: Keys, v: Keys) -> Queries:
+def cudnn_attention(q: Queries, k: KeyHeads, v: KeyHeads) -> Queries:
     """cuDNN's, which trains even numbers of tokens only: an odd one, such as 197, gets a masked token more."""
     if q.shape[1] % 2:
         return padded_attention(q, k, v, implementation="cudnn")
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Queries, Keys, Keys], Queries]] = {
+IMPLEMENTATIONS: dict[str, Callable[[Queries, KeyHeads, KeyHeads], Queries]] = {
     "einsum": einsum_attention,
     "xla": partial(jax.nn.dot_product_attention, implementation="xla"),
     "cudnn": cudnn_attention,

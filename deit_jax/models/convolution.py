@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,10 +171,7 @@ class BatchNorm(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, batch normalisation, and a ReLU unless `activate` is false.
-
-    `steps` are the convolution's `stride` and `groups`.
-    """
+    """A convolution without bias, batch normalisation, and a ReLU unless `activate` is false."""
 
     def __init__(
         self,
@@ -183,13 +179,14 @@ class ConvNorm(nnx.Module):
         outputs: int,
         size: int,
         *,
+        stride: int = 1,
+        groups: int = 1,
         activate: bool = True,
         initial_scale: float = 1.0,
         dtype: DType,
         rngs: nnx.Rngs,
-        **steps: Any,
     ):
-        self.conv = Convolution(inputs, outputs, size, dtype=dtype, rngs=rngs, **steps)
+        self.conv = Convolution(inputs, outputs, size, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(outputs, initial_scale=initial_scale, dtype=dtype)
         self.activate = activate
 

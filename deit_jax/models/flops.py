@@ -7,6 +7,11 @@ from deit_jax.models.params import flatten
 from deit_jax.models.vit import VisionTransformer
 
 
+def training_flops(model: nnx.Module) -> int:
+    """As `forward_flops`, of a training step: a backward pass costs two forward ones, as it is usually counted."""
+    return 3 * forward_flops(model)
+
+
 def forward_flops(model: nnx.Module) -> int:
     """Floating-point operations of one image's forward pass, two for a multiply-add, in matrix products alone.
 

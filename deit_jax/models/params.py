@@ -34,8 +34,14 @@ def abstract_model(name: str, **overrides: Any) -> nnx.Module:
 
 
 def retype(abstract: M, dtypes: Mapping[str, Any]) -> M:
-    """An abstract model with some variables, by dotted path, in another type."""
+    """An abstract model with some variables, by dotted path, in another type.
+
+    Raises:
+        ValueError: it has no variable of such a name.
+    """
     graphdef, state = nnx.split(abstract)
+    if unknown := sorted(dtypes.keys() - flatten(abstract).keys()):
+        raise ValueError(f"the model has no {', '.join(unknown)}")
     variables = [
         (path, variable.replace(jax.ShapeDtypeStruct(variable.shape, dtypes.get(_dotted(path), variable.dtype))))
         for path, variable in nnx.to_flat_state(state)

@@ -1,4 +1,4 @@
-"""The device mesh, what lives where on it, and how host arrays get there."""
+"""The device mesh, what lives where on it, how host arrays get there, and how fast the devices are."""
 
 from deit_jax.parallel.mesh import (
     batch_devices,
@@ -11,6 +11,7 @@ from deit_jax.parallel.mesh import (
     put_replicated,
     replicated,
     shardings,
+    targets,
 )
 from deit_jax.parallel.peak import matmul_peak
 
@@ -26,4 +27,5 @@ __all__ = [
     "put_replicated",
     "replicated",
     "shardings",
+    "targets",
 ]

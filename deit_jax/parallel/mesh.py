@@ -71,7 +71,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     all else is replicated. A dimension that its mesh axis does not divide stays whole.
     """
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
         names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
         axes = first_match(PARAMETER_RULES, names[-1]) if names else ()
         if len(axes) > leaf.ndim:  # a name that a teacher of the user's has for something else
@@ -80,16 +80,21 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         fits = (a if a and size % mesh.shape[a] == 0 else None for a, size in zip(spec, leaf.shape, strict=True))
         return NamedSharding(mesh, P(*fits))
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def place(shapes: Any, mesh: Mesh) -> Any:
+def targets(shapes: Any, mesh: Mesh) -> Any:
     """The `ShapeDtypeStruct`s of a state with their shardings: what restoring puts arrays into."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         shardings(shapes, mesh),
     )
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """The arrays of `tree`, equal on all processes, on the mesh by their `shardings`."""
+    return jax.jit(lambda given: given, out_shardings=shardings(tree, mesh))(tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

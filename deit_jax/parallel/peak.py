@@ -34,7 +34,7 @@ def matmul_peak(mesh: Mesh, dtype: str) -> Callable[[], float]:
 
 
 def seconds(step: Callable[[], Any]) -> float:
-    """From the start of a batch to its end."""
+    """From the start of a computation on the devices to its end."""
     start = time.perf_counter()
     jax.block_until_ready(step())
     return time.perf_counter() - start

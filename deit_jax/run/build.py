@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from deit_jax.models import (
     flatten,
     forward_flops,
     retype,
+    training_flops,
 )
 from deit_jax.step import losses, mixing, optim
 from deit_jax.step.state import TrainState, Variables, init_state
@@ -175,8 +176,8 @@ class Run:
             )
         if wanted == "off" or not counted or (wanted == "auto" and on_cpu):
             return 0.0
-        passes = 1 if self.config.optim.trainable == "head" else 3  # a backward pass costs two forward ones
-        return passes * forward_flops(self.model) / parallel.matmul_peak(self.mesh, self.config.model.dtype)()
+        count = forward_flops if self.config.optim.trainable == "head" else training_flops
+        return count(self.model) / parallel.matmul_peak(self.mesh, self.config.model.dtype)()
 
     def batches(self, start: int, stop: int, store: Store | None = None) -> Generator[tuple[Batch, int], None, None]:
         """The device batches of the steps from `start` to `stop`, each with how many of its images were corrupt.
@@ -189,19 +190,6 @@ class Run:
         """
         config, mesh, batch_size = self.config, self.mesh, self.config.batch_size
         rows = parallel.local_rows(mesh, batch_size)
-        stream = train_batches(
-            self.source,
-            seed=config.seed,
-            batch_size=batch_size,
-            rows=rows,
-            first_step=start,
-            total_steps=stop,
-            image_size=config.data.image_size,
-            crop_scale=config.data.crop_scale,
-            flip=config.data.flip,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-        )
         draw = functools.partial(
             mixing.draw,
             config.seed,
@@ -213,7 +201,8 @@ class Run:
             switch_probability=config.mixing.switch_probability,
         )
         corrupt, allowed = 0, config.data.max_corrupt
-        for step, host in enumerate(stream, start):
+        hosts = stream(config, self.source, rows, first_step=start, total_steps=stop)
+        for step, host in enumerate(hosts, start):
             replaced = int(host.pop("replaced").sum())
             corrupt += replaced
             # Of an epoch at least, so that one bad file among many does not stop the run by coming early.
@@ -285,7 +274,7 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         save_every=in_steps(config.checkpoint.every),
         fresh=lambda seed: flatten(create_model(config.model.name, rngs=Keys(jax.random.key(seed)), **arguments)),
         predict=lambda variables, images: bind(model, variables).head_logits(normalize(images)),
-        target=parallel.place(state, mesh),
+        target=parallel.targets(state, mesh),
     )
 
 
@@ -325,6 +314,25 @@ def read_init(config: Config) -> Weights:
         return read_weights(config.init_from, model=config.model.name)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
+
+
+def stream(
+    config: Config, source: Source, rows: slice, *, first_step: int, total_steps: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The training batches of a config on the host, see `train_batches`."""
+    return train_batches(
+        source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rows=rows,
+        first_step=first_step,
+        total_steps=total_steps,
+        image_size=config.data.image_size,
+        crop_scale=config.data.crop_scale,
+        flip=config.data.flip,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
 
 
 def peak_learning_rate(config: Config) -> float:

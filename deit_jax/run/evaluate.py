@@ -213,9 +213,7 @@ def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
     variables, notes = run.fit(weights, refuse)
     for note in notes if jax.process_index() == 0 else ():
         print(f"{config.init_from}: {note}")
-    shardings = parallel.shardings(variables, mesh)
-    placed = jax.jit(lambda given: given, out_shardings=shardings)(variables)
-    return _evaluate_weights(run, workdir, {"eval": placed})
+    return _evaluate_weights(run, workdir, {"eval": parallel.place(variables, mesh)})
 
 
 def _evaluate_weights(run: Run, workdir: Path, weights: Mapping[str, Variables]) -> dict[str, Any]:

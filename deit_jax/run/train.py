@@ -1,5 +1,6 @@
 """The whole story of a run, read top to bottom."""
 
+import contextlib
 import functools
 import json
 import tempfile
@@ -61,7 +62,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
     checkpoints = Checkpoints(_make(workdir) / "checkpoints", keep=config.checkpoint.keep)
     rollbacks = Rollbacks(workdir / "rollbacks.json", limit=config.guard.max_rollbacks, batch_size=config.batch_size)
-    saved = checkpoints.restore_latest(run.target, functools.partial(_check_same_run, config, meta))
+    saved = checkpoints.restore_latest(run.target, functools.partial(_check_same_run, config, meta, workdir))
     state = rollbacks.resume(saved or run.first_state(given))
     start, seed = int(state.step), np.uint32(config.seed)
 
@@ -165,7 +166,7 @@ def _make(workdir: Path) -> Path:
         ) from error
 
 
-def _check_same_run(config: Config, meta: Meta, stored: Meta) -> None:
+def _check_same_run(config: Config, meta: Meta, workdir: Path, stored: Meta) -> None:
     """Refuses a checkpoint of another run; says what has changed otherwise."""
     if "config" not in stored:
         raise UserError(
@@ -178,10 +179,18 @@ def _check_same_run(config: Config, meta: Meta, stored: Meta) -> None:
             "config.data.dir: the training split is not the one that this workdir was trained on (its files or classes "
             "differ); bring the data back, or take another --workdir"
         )
-    if stored.get("jax", meta["jax"]) != meta["jax"]:
-        changes.append(f"jax: {stored['jax']} -> {meta['jax']}, which may draw other drop-path masks and sum otherwise")
+    before = stored.get("jax") or _last_jax(workdir)
+    if before != meta["jax"]:
+        changes.append(f"jax: {before} -> {meta['jax']}, which may draw other drop-path masks and sum otherwise")
     for change in changes if jax.process_index() == 0 else ():
         print(f"changed since the checkpoint: {change}")
+
+
+def _last_jax(workdir: Path) -> str:
+    """The version that last ran here: checkpoints of old do not tell."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((workdir / "run.json").read_text())["versions"]["jax"])
+    return "unknown"
 
 
 def _monitor(run: Run, workdir: Path, start: int, image_seconds: float) -> Monitor:

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from deit_jax.base.caches import cache_folder
 from deit_jax.base.errors import UserError
 from deit_jax.models import Pretrained, entry
 from deit_jax.weights.folders import CONFIG, PROCESSOR, WEIGHT_FILES
@@ -76,9 +77,8 @@ def pretrained(model: str) -> Path:
 
 
 def own_folder() -> Path:
-    """`~/.cache/deit_jax/weights` (under XDG_CACHE_HOME where that is set), for files that a user fetched herself."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "deit_jax" / "weights"
+    """For files that a user fetched herself."""
+    return cache_folder() / "weights"
 
 
 def _cached(published: Pretrained) -> Path | None:

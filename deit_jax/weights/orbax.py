@@ -82,7 +82,7 @@ class CheckpointDirectory:
             )
         arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._read(lambda: self._manager.restore(step, args=arguments)["meta"], step)
-        layout = meta.get("layout", LAYOUT if "arrays" in meta else 0)
+        layout = meta.get("layout", LAYOUT)
         if layout > LAYOUT:
             raise UserError(f"{where}: is of layout {layout}, and this version reads {LAYOUT}; update deit_jax")
         if "arrays" not in meta:
@@ -174,7 +174,7 @@ class CheckpointDirectory:
 
 
 def read_variables(directory: Path, *, step: int | str = "best", ema: bool | None = None) -> tuple[Variables, Meta]:
-    """The weights in a checkpoint directory, see `Checkpoints.variables`.
+    """The weights in a checkpoint directory, see `CheckpointDirectory.variables`.
 
     Args:
         step: a number, "latest", or "best": by evaluation, or the latest where none was evaluated.

@@ -1,6 +1,7 @@
 """What the compilers for TPUs and NVIDIA GPUs make of a step for eight devices, of which none need be there."""
 
 import functools
+import importlib
 import math
 import os
 import re
@@ -65,10 +66,10 @@ OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_enable_triton_gemm": False}}
 def eight(platform: str) -> Mesh:
     """Eight TPU v5e or H100, as the compiler knows them."""
     if platform == "tpu":
-        pytest.importorskip("libtpu")
+        importlib.import_module("libtpu")
         devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
     else:
-        pytest.importorskip("jax_plugins.xla_cuda12")
+        importlib.import_module("jax_plugins.xla_cuda12")
         devices = topologies.get_topology_desc(platform="cuda", topology="1x1x8", target_config=H100).devices
     return parallel.make_mesh(devices=devices)
 

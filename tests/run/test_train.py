@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import json
 import shutil
 import signal
@@ -209,6 +210,7 @@ def test_what_may_change_is_announced(finished, tmp_path, capsys):
     train._check_same_run(
         replace(CONFIG, "optim", learning_rate=0.5),
         {"data": 1, "card": {"class_names": []}, "jax": "0.12.0"},
+        tmp_path,
         {"data": 1, "card": {"class_names": []}, "jax": "0.10.2", "config": to_dict(CONFIG)},
     )
     told = capsys.readouterr().out.splitlines()
@@ -217,6 +219,24 @@ def test_what_may_change_is_announced(finished, tmp_path, capsys):
         "changed since the checkpoint: jax: 0.10.2 -> 0.12.0, which may draw other drop-path masks"
     )
     assert len(told) == 2
+
+
+def test_the_jax_of_a_checkpoint_that_does_not_tell_is_that_of_the_last_start(tmp_path, capsys):
+    card = {"class_names": []}
+    check = functools.partial(
+        train._check_same_run,
+        CONFIG,
+        {"data": 1, "card": card, "jax": "0.12.0"},
+        tmp_path,
+        {"data": 1, "card": card, "config": to_dict(CONFIG)},
+    )
+    for text, told in (("", "jax: unknown -> 0.12.0"), ('{"versions": {"jax": "0.10.2"}}', "jax: 0.10.2 -> 0.12.0")):
+        (tmp_path / "run.json").write_text(text)
+        check()
+        assert told in capsys.readouterr().out
+    (tmp_path / "run.json").write_text('{"versions": {"jax": "0.12.0"}}')
+    check()
+    assert capsys.readouterr().out == ""
 
 
 def test_weights_alone_are_no_run_to_go_on_with(tmp_path):

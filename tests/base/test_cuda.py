@@ -2,7 +2,7 @@
 
 import pytest
 
-from deit_jax.parallel import cuda
+from deit_jax.base import cuda
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,9 @@ from deit_jax.parallel import cuda
         (580, [13], ""),
         (0, [12], "plugin for CUDA 12 is installed, and no NVIDIA driver"),
         (470, [12], "driver 470 is too old for JAX, which needs 525"),
-        (535, [], "driver is 535, and JAX has no plugin for it; pip install 'deit_jax[cuda12]'"),
-        (580, [], "driver is 580, and JAX has no plugin for it; pip install 'deit_jax[cuda13]'"),
-        (535, [13], "driver is 535, and JAX's plugin is for CUDA 13; pip install 'deit_jax[cuda12]'"),
+        (535, [], "driver is 535, and JAX has no plugin for it; pip install -e '.[cuda12]'"),
+        (580, [], "driver is 580, and JAX has no plugin for it; pip install -e '.[cuda13]'"),
+        (535, [13], "driver is 535, and JAX's plugin is for CUDA 13; pip install -e '.[cuda12]'"),
         (535, [12, 13], "both installed; pip uninstall jax-cuda13-plugin"),
         (580, [12, 13], "both installed; pip uninstall jax-cuda12-plugin"),
         (0, [12, 13], "both installed"),

@@ -41,5 +41,5 @@ def mismatch(driver: int, plugins: Collection[int]) -> str:
         return f"the NVIDIA driver {driver} is too old for JAX, which needs {oldest}; update it"
     if not set(plugins) & set(fitting):
         there = f"JAX's plugin is for CUDA {min(plugins)}" if plugins else "JAX has no plugin for it"
-        return f"the NVIDIA driver is {driver}, and {there}; pip install 'deit_jax[cuda{max(fitting)}]'"
+        return f"the NVIDIA driver is {driver}, and {there}; pip install -e '.[cuda{max(fitting)}]'"
     return ""
