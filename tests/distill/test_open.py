@@ -15,7 +15,7 @@ from tiny import TEACHER, distilled_config, replace, tiny_config, tiny_run, writ
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.distill.open import open_teacher
-from deit_jax.distill.teaching import fingerprint, place
+from deit_jax.distill.teaching import fingerprint
 from deit_jax.export import describe, export_model
 from deit_jax.models import Preprocessing, abstract_model, flatten
 from deit_jax.run.build import train_source
@@ -105,7 +105,7 @@ def test_it_computes_in_the_runs_dtype(workdir, said):
 
 def test_its_weights_are_cut_by_the_students_rules(workdir):
     teacher = open_teacher(distilled_config(workdir), NAMES)
-    placed = place(teacher, parallel.make_mesh(2, 4, 1))
+    placed = parallel.place(teacher.variables, parallel.make_mesh(2, 4, 1))
     assert placed["blocks.0.mlp.fc1.kernel"].sharding.shard_shape((24, 96)) == (24 // 4, 96)
     for path, value in placed.items():
         np.testing.assert_array_equal(value, teacher.variables[path])
@@ -212,7 +212,7 @@ def test_a_function_of_the_users(module):
     expected = ((IMAGES - np.array([0.5, 0.4, 0.3])) / [1, 2, 4]).mean((1, 2)) @ np.arange(30.0).reshape(3, 10)
     np.testing.assert_allclose(ask(teacher), expected, rtol=1e-5, atol=1e-5)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(teacher.variables))
-    place(teacher, parallel.make_mesh(2, 4, 1))
+    parallel.place(teacher.variables, parallel.make_mesh(2, 4, 1))
 
 
 def test_variables_of_any_names(module):
@@ -220,7 +220,7 @@ def test_variables_of_any_names(module):
     source = OWN.replace('{"head": {"kernel": kernel}}', '{0: kernel, 1: {"attn.qkv.kernel": jnp.ones(8)}}')
     source = source.replace('["head"]["kernel"]', "[0]")
     teacher = open_teacher(with_teacher(distilled_config("none"), name=module(source), weights=""), NAMES)
-    placed = place(teacher, parallel.make_mesh(2, 4, 1))
+    placed = parallel.place(teacher.variables, parallel.make_mesh(2, 4, 1))
     assert placed[1]["attn.qkv.kernel"].sharding.is_fully_replicated
 
 

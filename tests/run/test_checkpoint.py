@@ -30,7 +30,7 @@ def a_state(step=1, mesh=None):
 
 def target(mesh=None, **changes):
     shapes = jax.eval_shape(lambda: dataclasses.replace(init_like(), **changes))
-    return parallel.place(shapes, mesh or parallel.make_mesh(8))
+    return parallel.targets(shapes, mesh or parallel.make_mesh(8))
 
 
 def init_like():
