@@ -83,7 +83,6 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         status = 2
-    gc.freeze()  # else Python ends by looking through all that JAX has made, for a third of a second
     sys.exit(status or 0)
 
 
