@@ -17,10 +17,14 @@ _HOMES = {"create_model": "weights", "list_models": "models", "load_weights": "w
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"deit_jax.{_HOMES[name]}")
-    return getattr(home, name, home)
+    path = f"deit_jax.{_HOMES.get(name, name)}"  # else a room or a command, such as deit_jax.models
+    try:
+        home = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error
+    return getattr(home, name, home) if name in _HOMES else home
 
 
 def __dir__() -> list[str]:

@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     source, destination = places_given[0], Path(os.path.expanduser(places_given[1])).absolute()
     kind = given.format or ("timm" if destination.suffix == ".safetensors" else "orbax")
     _check_free(destination, kind)
+    cli.start_jax()
     weights = read.read_named(source, model=given.model, ema=given.ema)
     try:
         WRITERS[kind](destination, weights)

@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     output = Path(given.features).expanduser() if given.features else None
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise UserError(f"--features: {output} is no file in an existing folder; name one, such as features.npz")
+    if output and output.exists() and output.suffix != ".npz":  # a photo, where FILE was forgotten, or the weights
+        raise UserError(f"--features: {output} is there and no .npz file; name another, such as features.npz")
     platform = cli.start_jax()
     dtype, attention = choose(platform, dtype=given.dtype)
     trained = open_trained(given, classifies=not output, dtype=dtype, attention=attention)

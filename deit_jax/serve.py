@@ -13,8 +13,10 @@ def main(directory: str, *paths: str) -> None:
     about = json.loads(Path(directory, "preprocessing.json").read_text())
     try:
         model = export.deserialize(bytearray(Path(directory, "model.jaxexport").read_bytes()))
-    except Exception as error:  # StableHLO's for a newer program is a long one
-        sys.exit(f"{directory} was written by jax {about['jax']}; jax {__version__} cannot read it: {error!r:.99}")
+        model.mlir_module()  # what a newer jax has written fails here, as late
+    except Exception as error:  # StableHLO's is a long one
+        wrote = about.get("jax", "an unknown version")
+        sys.exit(f"{directory}: jax {__version__} cannot read what jax {wrote} wrote, or it is damaged: {error!r:.99}")
     short, size = about["resize_short_side"], about["crop_size"]
     for path in paths:
         photo = ImageOps.exif_transpose(Image.open(path))

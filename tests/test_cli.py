@@ -432,9 +432,12 @@ def test_a_folder_that_is_named_like_a_config(refused, tmp_path):
     assert "is not a Python file that exists" in refused([f"--config={tmp_path / 'folder.py'}"])
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_a_platform_that_is_not_there_is_one_line(platform, tmp_path):
-    command = [sys.executable, "-m", "deit_jax.main", CONFIG]
+@pytest.mark.parametrize(
+    ("platform", "command"),
+    [("cuda", ["deit_jax.main", CONFIG]), ("tpu", ["deit_jax.main", CONFIG]), ("cuda", ["deit_jax.convert", "a", "b"])],
+)
+def test_a_platform_that_is_not_there_is_one_line(platform, command, tmp_path):
+    command = [sys.executable, "-m", *command]
     environment = {**os.environ, "JAX_PLATFORMS": platform}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (2, "")

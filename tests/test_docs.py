@@ -1,7 +1,7 @@
 """What the documents name and what the scripts import is there."""
 
 import ast
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -41,5 +41,5 @@ def test_what_scripts_import_of_the_package_is_there(script):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "deit_jax":
             module = importlib.import_module(node.module)
             for name in node.names:
-                if not hasattr(module, name.name):
-                    importlib.import_module(f"{node.module}.{name.name}")
+                file = f"{node.module}.{name.name}"
+                assert hasattr(module, name.name) or importlib.util.find_spec(file), f"{script} imports {file}"

@@ -214,6 +214,7 @@ def test_files_whose_names_are_no_utf8(run, photos) -> None:
         ([], "no images: name files"),
         (["--features=/nowhere/f.npz", "a.jpg"], "--features: /nowhere/f.npz is no file in an existing folder"),
         (["--features=.", "a.jpg"], "--features: . is no file"),
+        (["--features", "a.jpg", "a.jpg"], "--features: a.jpg is there and no .npz file; name another"),
         (["--weights=", "a.jpg"], "--weights: missing; name a workdir"),
         (["--topp=3", "a.jpg"], "--topp: unknown flag; did you mean top"),
     ],

@@ -130,6 +130,7 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
     """
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        exported.mlir_module()  # what a newer jax has written fails here, as late
         (images,) = exported.in_avals
         height, width = (int(side) for side in images.shape[1:3])
     except Exception as error:  # flatbuffers raises whatever damaged bytes make it run into
@@ -182,7 +183,7 @@ def _written_by(program: Path) -> str:
     """In words, which JAX wrote a program that this one cannot read; "" where that is not known."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         wrote = json.loads(program.with_name(ABOUT).read_text())["jax"]
-        return f" (jax {wrote} wrote it, this is {jax.__version__}; the same or a newer one reads it)"
+        return f" (jax {wrote} wrote it, this is {jax.__version__}; the same or a newer one reads it, if it is whole)"
     return ""
 
 

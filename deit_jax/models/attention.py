@@ -27,6 +27,11 @@ class Attention(nnx.Module):
             raise ValueError(f"attention {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
         if width % heads:
             raise ValueError(f"width {width} is not divisible by heads {heads}")
+        if implementation == "cudnn" and (width // heads % 8 or width // heads > 128):
+            raise ValueError(
+                f"attention cudnn takes heads of 8, 16, ... 128 channels, and width {width} over {heads} heads has "
+                f"{width // heads}; take xla"
+            )
         self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, dtype=dtype, rngs=rngs)
         self.heads = heads

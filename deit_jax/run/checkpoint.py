@@ -56,7 +56,7 @@ class Checkpoints(CheckpointDirectory):
                     aside.mkdir(exist_ok=True)
                     shutil.rmtree(aside / str(step), ignore_errors=True)
                     (self.directory / str(step)).rename(aside / str(step))
-                self.reopen()
+                self.reopen(clean=False)
                 moved = True
         if moved:
             raise UserError(

@@ -20,6 +20,7 @@ from deit_jax.config.schema import Config
 from deit_jax.data import Source, eval_batches
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, eval_source, open_mesh, read_init
+from deit_jax.run.checkpoint import has_steps
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.step.step import eval_step
 from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint
@@ -165,7 +166,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         UserError: there are no weights, or they are those of another model.
     """
     mesh = open_mesh(config)
-    if not (workdir / "checkpoints").is_dir():
+    if not has_steps(workdir / "checkpoints"):
         if config.init_from:
             return _evaluate_init(config, workdir, mesh)
         raise UserError(

@@ -40,8 +40,13 @@ class CheckpointDirectory:
         self.directory, self._keep, self._read_only = directory, keep, read_only
         self.reopen()
 
-    def reopen(self) -> None:
-        """Looks at the directory anew: after a failure Orbax's manager has forgotten the steps before it."""
+    def reopen(self, *, clean: bool = True) -> None:
+        """Looks at the directory anew: after a failure Orbax's manager has forgotten the steps before it.
+
+        Args:
+            clean: removes what unfinished saves have left, in a thread that nobody can wait for: where the process may
+                end at once, it ends in that thread's traceback.
+        """
         kept = [
             policies.LatestN(self._keep),
             policies.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False),
@@ -51,7 +56,7 @@ class CheckpointDirectory:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=_metric,
             best_mode="max",
-            cleanup_tmp_directories=not self._read_only,
+            cleanup_tmp_directories=clean and not self._read_only,
             create=not self._read_only,
             read_only=self._read_only,
         )

@@ -193,7 +193,9 @@ def _rename(weights: Weights, model: str, where: str) -> Weights:
         return weights
     own, theirs = resolve(model, {}), resolve(weights.card.model, weights.card.arguments)
     loose = ("image_size", "num_classes", "norm_eps", "dist_head")
-    arguments = {name: theirs[name] for name in loose if name in own and own[name] != theirs[name]}
+    arguments = {
+        name: theirs[name] for name in loose if name in own.keys() & theirs.keys() and own[name] != theirs[name]
+    }
     card = dataclasses.replace(weights.card, model=model, arguments=arguments)
     found, network = Found(where, dict(weights.variables), card), _abstract(card, where)
     _check(found, tables.OURS, shapes(network), model)

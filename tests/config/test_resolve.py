@@ -252,7 +252,7 @@ def test_values_out_of_range_are_refused_by_name(name, value, wanted):
     ],
 )
 def test_the_ends_of_ranges_are_admitted(name, value):
-    resolve(recipe(**{name: value}))
+    assert dict(flatten(to_dict(resolve(recipe(**{name: value})))))[name.replace("__", ".")] == value
 
 
 @pytest.mark.parametrize(
@@ -287,10 +287,11 @@ def test_contradictions_name_their_fields(fields, named):
 
 
 def test_what_only_looks_like_a_contradiction_passes():
-    resolve(recipe(optim__warmup_epochs=0))  # no warm-up
-    resolve(recipe(batch_size=100))  # a group is never wider than the batch
-    resolve(recipe(loss__kind="binary_cross_entropy", loss__binarize=True, mixing__label_smoothing=0))
-    resolve(recipe(loss__binarize=True))  # cross-entropy does not look at it
+    assert resolve(recipe(optim__warmup_epochs=0)).optim.warmup == Duration(0, 0.0, 0)
+    assert resolve(recipe(batch_size=100)).batch_size == 100  # a group is never wider than the batch
+    binary = recipe(loss__kind="binary_cross_entropy", loss__binarize=True, mixing__label_smoothing=0)
+    assert resolve(binary).loss.binarize
+    assert resolve(recipe(loss__binarize=True)).loss.binarize  # cross-entropy does not look at it
 
 
 # Durations.

@@ -295,7 +295,20 @@ def test_a_program_that_cannot_be_read_tells_which_jax_wrote_it(exported, tmp_pa
     assert "jax" not in refused(open_teacher, config, NAMES).partition("cannot be read")[2].partition("jaxexport")[0]
     (tmp_path / "preprocessing.json").write_text(json.dumps({"jax": "9.9.9"}))
     message = refused(open_teacher, config, NAMES)
-    assert f"(jax 9.9.9 wrote it, this is {jax.__version__}; the same or a newer one reads it)" in message
+    assert (
+        f"(jax 9.9.9 wrote it, this is {jax.__version__}; the same or a newer one reads it, if it is whole)" in message
+    )
+
+
+def test_a_newer_program_is_refused_before_it_is_run(exported, monkeypatch):
+    """A whole one deserialises, and what StableHLO has against it shows where it is made a module of."""
+
+    def newer(self) -> str:
+        raise ValueError("unknown version\nof the dialect")
+
+    monkeypatch.setattr(export.Exported, "mlir_module", newer)
+    message = refused(open_teacher, with_teacher(distilled_config("none"), name=str(exported), weights=""), NAMES)
+    assert "cannot be read: ValueError: unknown version" in message or "cannot be read: unknown version" in message
 
 
 def test_the_classes_of_a_program_are_taken_by_the_names_beside_it(exported, tmp_path):

@@ -108,6 +108,8 @@ def test_maps_reproduce_the_output():
     [
         (10, "flash", "attention 'flash' is none of einsum, xla, cudnn"),
         (11, "einsum", "width 11 is not divisible by heads 2"),
+        (40, "cudnn", "takes heads of 8, 16, ... 128 channels, and width 40 over 2 heads has 20; take xla"),
+        (272, "cudnn", "width 272 over 2 heads has 136; take xla"),
     ],
 )
 def test_contradictions_are_refused(width, implementation, message):

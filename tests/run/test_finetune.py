@@ -128,6 +128,7 @@ def test_fine_tuning_learns_from_a_teacher_too(before, photos, tmp_path, monkeyp
 
 def test_weights_are_evaluated_without_a_run(before, photos, tmp_path):
     run = tiny_run(tiny_config())
+    (tmp_path / "new" / "checkpoints").mkdir(parents=True)  # of a run that was refused: there are none in it
     result = evaluate(tiny_config(init_from=str(before)), tmp_path / "new")
     assert result["examples"] == 360
     source = eval_source(tiny_config(), None)

@@ -18,6 +18,7 @@ from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.step.state import init_state
 from deit_jax.weights import Card, Weights, files, folders, load_weights, open_model, places, read_weights, tables
 from deit_jax.weights.imagenet import WNIDS
+from deit_jax.weights.read import read_named
 
 TINY, DISTILLED, DEIT3 = "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"
 VIT = "vit_tiny_patch16_224"
@@ -222,6 +223,12 @@ def test_convolutional_networks_by_their_names(tmp_path):
     assert_same_arrays(weights.variables, flatten(model))
     with pytest.raises(UserError, match="patch_size"):
         open_model(tmp_path / "w.safetensors", model="regnety_002", patch_size=8)
+
+
+def test_a_transformer_is_none_of_a_convolutional_networks(tmp_path):
+    convert.write_timm(tmp_path / "w.safetensors", convolutional("regnety_002"))
+    with pytest.raises(UserError, match=r"is not deit_tiny_patch16_224's .*missing: "):
+        read_named(tmp_path / "w.safetensors", model="deit_tiny_patch16_224")
 
 
 def test_features_of_convolutional_networks(tmp_path):
