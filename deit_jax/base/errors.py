@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this. And help in doing so."""
+"""The exceptions that mean: the user can mend this, or waiting does. And help in doing so."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ class UserError(Exception):
     """A mistake in what the user gave: one line that names the field or file, and the mend.
 
     Commands print it on stderr without a traceback and exit with status 2.
+    """
+
+
+class TryAgain(Exception):
+    """Nothing that the user gave is wrong: the same command goes on, now or when the machine is well again.
+
+    Commands print it on stderr without a traceback and exit with status 75, by which schedulers start them again.
     """
 
 
