@@ -2,15 +2,21 @@
 
 Colours are those of `PIL.Image.convert("RGB")`, which drops transparency, as torchvision's loader does. Unlike it, the
 EXIF orientation is applied (phones store photos rotated), and 16-bit grey keeps its range. Plain JPEGs take a
-faster way, simplejpeg, that gives the same pixels.
+faster way, simplejpeg, that gives the same pixels. All threads together take a bounded memory, however large the
+pictures are.
 """
 
+import contextlib
 import io
+import threading
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+
+from deit_jax.data import containers
 
 # A whitelist: Pillow also opens formats that start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -19,16 +25,47 @@ UNREAD = (".heic", ".heif", ".hif", ".avif", ".tif", ".tiff")  # of photos that 
 ORIENTATION_TAG = 0x0112
 # Of 90 to 180 megapixels Pillow warns; what is larger it refuses.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# By the brands that an ISO media file (ISO/IEC 14496-12) states: of HEIF (ISO/IEC 23008-12, annex B) and of AVIF. An
-# AVIF file states a brand of HEIF's, too, hence the order.
-BRANDS = {
-    "AVIF": {b"avif", b"avis"},
-    "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"},
-}
+# Pictures of more pixels than any common camera's are made smaller as they are decoded. Networks see a thousandth of
+# them, and as they are, those of a few threads would fill a machine's memory.
+LARGE, REDUCED = 2**26, 4  # pixels; the sides are divided by this
+STRIP = 2**22  # pixels that are converted at a time
+# Bytes that all pictures take together while they are decoded: threads wait for each other. What needs more has it to
+# itself.
+MEMORY = 3 * 2**28
+BYTES = {"JPEG": 3, "WEBP": 16}  # a pixel
+OTHERS = 7  # Pillow's four, and the three of the array
+# Pillow takes memory in blocks of at most this many bytes. What is freed of 32 MiB or less, malloc may keep for the
+# thread that had it.
+Image.core.set_block_size(2**26)
 
 
 class CorruptImage(Exception):
     """The data is no image that can be decoded whole."""
+
+
+class _Allowance:
+    """An amount that threads share out among themselves."""
+
+    def __init__(self, amount: int):
+        self._amount = self._left = amount
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, amount: int) -> Iterator[None]:
+        """Waits until so much is left, or all of it, and gives it back at the end."""
+        amount = min(amount, self._amount)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= amount)
+            self._left -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += amount
+                self._changed.notify_all()
+
+
+_MEMORY = _Allowance(MEMORY)
 
 
 def decode(data: bytes | np.ndarray) -> np.ndarray:
@@ -36,53 +73,55 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
 
     Args:
         data: a JPEG, PNG, WebP, GIF (its first frame) or BMP file, or uint8 `[height, width]` or `[height, width, 3]`.
+            The sides of a file's picture of more than 67 megapixels are divided by four.
 
     Raises:
         CorruptImage: unknown format, truncated or damaged data, or more than Pillow's limit of about 180 megapixels;
-            of HEIC, HEIF and AVIF the message says how to convert them.
+            of formats and variants that are known and not read the message says how to convert them.
     """
     if isinstance(data, np.ndarray):
         return data if data.ndim == 3 else np.stack([data] * 3, axis=-1)
+    lean, texts = containers.without_metadata(data) if data.startswith(containers.PNG) else (data, {})
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _upright(_pixels(image, data), _orientation(image))
+        image = Image.open(io.BytesIO(lean), formats=FORMATS)
+        image.info.update(texts)
+        needed = image.width * image.height * BYTES.get(image.format or "", OTHERS)
+        with _MEMORY.take(needed), contextlib.closing(image):  # which frees the pixels, before others take the memory
+            return _upright(_pixels(image, lean), _orientation(image))
     except UnidentifiedImageError as error:
-        raise CorruptImage(_what_it_is(data)) from error
+        what = containers.unread(data)
+        raise CorruptImage(what or f"these {len(data)} bytes are no JPEG, PNG, WebP, GIF or BMP image") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's parsers raise whatever damaged data makes them run into
-        raise CorruptImage(f"cannot decode {len(data)} bytes: {error}") from error
-
-
-def _what_it_is(data: bytes) -> str:
-    """What to say of data in none of the formats: for phones' photos how to convert them."""
-    # A box `ftyp`: its length, its name, the major brand, a version, and the brands that the file is compatible with.
-    length = int.from_bytes(data[:4], "big")
-    if data[4:8] == b"ftyp":
-        box = data[8 : min(length, 256)]
-        stated = {box[i : i + 4] for i in range(0, len(box), 4)}
-        for name, brands in BRANDS.items():
-            if stated & brands:
-                suffix = name.lower()
-                return (
-                    f"{name} photos are not read; convert them to JPEG: `magick photo.{suffix} photo.jpg` "
-                    f"(ImageMagick), or on a Mac `sips -s format jpeg photo.{suffix} --out photo.jpg`"
-                )
-    return f"these {len(data)} bytes are no JPEG, PNG, WebP, GIF or BMP image"
+        raise CorruptImage(containers.unread(data) or f"cannot decode {len(data)} bytes: {error}") from error
 
 
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
+    """uint8 [height, width, 3], or of a large picture [height / 4, width / 4, 3], rounded up."""
+    reduced = REDUCED if image.width * image.height > LARGE else 1
+    height, width = -(-image.height // reduced), -(-image.width // reduced)
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         try:
-            return simplejpeg.decode_jpeg(data, "RGB")
+            return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
         except ValueError:
             pass  # stricter than Pillow, whose verdict counts
+    # In strips, since converting a whole picture takes its memory three times more.
+    rows = max(STRIP // image.width, 1) * reduced
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = _rgb(image if rows >= image.height else image.crop(box))
+        pixels[top // reduced : (top + rows) // reduced] = np.asarray(strip.reduce(reduced) if reduced > 1 else strip)
+    return pixels
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip at 255
-        grey = np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8)
-        return np.stack([grey] * 3, axis=-1)
+        image = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns when this step is left out; the colours are the same
-    return np.asarray(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:
