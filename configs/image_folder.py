@@ -2,8 +2,8 @@
 
     python -m deit_jax.main --config=configs/image_folder.py --config.data.dir=photos
 
-`photos` has a folder a class, or `train` and `validation` folders that have; of the former a tenth of each class is
-held out. With a few thousand photos learning from scratch is slow work: expect far less than fine-tuning would give.
+`photos` has a folder a class, of which about a tenth is held out, or `train` and `validation` (or `test`) folders that
+have. With a few thousand photos learning from scratch is slow work: expect far less than fine-tuning would give.
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,8 @@
 
 import glob
 import os
+import re
+import stat
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -9,6 +11,9 @@ import numpy as np
 from deit_jax.base.errors import UserError
 from deit_jax.data.decode import SUFFIXES, UNREAD, CorruptImage, decode
 from deit_jax.data.transforms import eval_transform
+from deit_jax.data.tree import is_system, walk
+
+LARGEST = 2**30  # bytes of a file: the largest picture that is decoded has no more where it is not compressed
 
 
 def find_images(arguments: Iterable[str]) -> list[str]:
@@ -25,7 +30,10 @@ def find_images(arguments: Iterable[str]) -> list[str]:
     arguments = list(arguments)
     if not arguments:
         raise UserError("no images: name files, folders or patterns such as 'photos/*.jpg'")
-    paths = [path for argument in arguments for path in _expand(os.path.expanduser(argument))]
+    try:
+        paths = [path for argument in arguments for path in _expand(os.path.expanduser(argument))]
+    except OSError as error:
+        raise UserError(f"cannot list {error.filename}: {error.strerror}; make it readable") from error
     if not paths:
         raise UserError(f"no images in {', '.join(arguments)}; known by their suffixes: {' '.join(SUFFIXES + UNREAD)}")
     return list(dict.fromkeys(paths))
@@ -38,7 +46,12 @@ def read_image(path: str, *, image_size: int, crop_ratio: float) -> np.ndarray:
         CorruptImage: it cannot be read or decoded; the message says why and does not name the path.
     """
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe may wait for ever
+            raise CorruptImage("no file, but a pipe, socket or device")
         with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > LARGEST:
+                raise CorruptImage(f"more than {LARGEST / 2**30:.0f} GiB, not read; make the image smaller")
             data = file.read()
     except OSError as error:
         raise CorruptImage(error.strerror or str(error)) from error
@@ -47,29 +60,26 @@ def read_image(path: str, *, image_size: int, crop_ratio: float) -> np.ndarray:
 
 def _expand(argument: str) -> Iterator[str]:
     # A name with brackets in it may exist, too.
-    matches = [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
+    matches = [argument] if os.path.exists(argument) else sorted(_matching(argument))
     for match in matches or [argument]:
         if os.path.isdir(match):
-            yield from _in_folder(match)
+            for _, photos in walk(match):
+                yield from sorted(photo.path for photo in photos)
         else:
             yield match
 
 
-def _in_folder(root: str) -> Iterator[str]:
-    """The images of a folder, sorted; links to folders are followed, each folder visited once."""
-    seen = {os.path.realpath(root)}
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_cannot_list):
-        fresh = []
-        for name in sorted(subfolders):
-            real = os.path.realpath(os.path.join(folder, name))
-            if not name.startswith(".") and real not in seen:
-                seen.add(real)
-                fresh.append(name)
-        subfolders[:] = fresh
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES + UNREAD):
-                yield os.path.join(folder, name)
-
-
-def _cannot_list(error: OSError) -> None:
-    raise UserError(f"cannot list {error.filename}: {error.strerror}; make it readable") from error
+def _matching(pattern: str) -> Iterator[str]:
+    """What a pattern matches: `**` any folders that `walk` visits, all else as in a shell, but no system's folders."""
+    deep = re.fullmatch(r"(|.*?/)\*\*(?:/+(.*))?", pattern, re.DOTALL)
+    if not deep:  # glob's own `**` would follow links in circles
+        named = set(pattern.split("/"))
+        for match in glob.glob(pattern):
+            if all(part in named or not is_system(part) for part in match.split("/")):
+                yield match
+        return
+    before, after = deep[1], deep[2] or "*"
+    for top in glob.glob(before) if before else ["."]:
+        for folder, _ in walk(top):
+            for match in _matching(os.path.join(glob.escape(folder), after)):
+                yield match if before else match.removeprefix("./")

@@ -1,29 +1,27 @@
-"""Image folders: `dir/split/class/*`, or `dir/class/*` with a fixed tenth of every class held out.
+"""Image folders: `dir/split/class/*`, or `dir/class/*` with about a tenth of every class held out, see `layout.py`.
 
-`dir` holds splits when a subfolder named train, val, validation or test has subfolders of its own, or when all its
-subfolders have such names; every visible subfolder is then a split. Otherwise its subfolders are the classes, and a
-tenth of each (at least one image where there are two) is the split `validation`, the rest `train`. Which tenth
-depends on the file names alone, so it is never trained on, whatever the seed. Folders within a class folder belong
-to the class. Files that are not JPEG, PNG, WebP, GIF or BMP by suffix, and hidden ones, are ignored, but for HEIC,
-AVIF and TIFF photos not without a word.
+Held out is a photo by the hash of its path in `dir`, so that it is never trained on, whatever the seed, and photos that
+come in move none from `train` to `validation`. Yet of two photos at least one is held out, and one is not: a class has
+to grow beyond a few before none of them moves.
+
+Names are told apart by their Unicode form NFC. Folders within a class folder belong to the class. Which files count,
+and which folders, says `tree.py`; photos in HEIC, AVIF and TIFF are left out, not without a word.
 """
 
-import logging
+import bisect
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
 import numpy as np
 
 from deit_jax.base.errors import UserError
-from deit_jax.data.decode import SUFFIXES, UNREAD
-from deit_jax.data.records import Record, digest, fingerprint, relabel
-from deit_jax.data.splits import parse_split, unknown_split
+from deit_jax.data import tree
+from deit_jax.data.decode import UNREAD
+from deit_jax.data.layout import check_classes, find_split, in_data_dir, read_splits, subfolders
+from deit_jax.data.records import Record, digest, fingerprint, nfc, relabel
+from deit_jax.data.splits import parse_split
 
-SPLIT_NAMES = ("train", "val", "validation", "test")
-ALIASES = {"val": "validation", "validation": "val"}
-
-log = logging.getLogger(__name__)
+_TENTH = (2**128 // 10).to_bytes(16, "big")  # what a tenth of all hashes are below
 
 
 class FolderSource:
@@ -38,7 +36,7 @@ class FolderSource:
 
     def __init__(self, root: str, files: Sequence[str], labels: np.ndarray, class_names: Sequence[str]):
         self.class_names = tuple(class_names)
-        self.fingerprint = fingerprint((*class_names, "", *files))
+        self.fingerprint = fingerprint((*class_names, "", *(path if path.isascii() else nfc(path) for path in files)))
         self._root, self._files, self._labels = root, files, labels
 
     def __len__(self) -> int:
@@ -57,101 +55,107 @@ def open_folder(
 ) -> FolderSource:
     """The images of a split expression, in a fixed pseudo-random order, so that a slice of it has every class.
 
-    Raises `UserError` for a missing directory or split, a split without class folders, and a class folder without
-    images.
+    Raises `UserError` for a missing directory or split, a split without class folders, a class folder without images,
+    and a folder of which it is not clear what the classes are.
     """
     if not directory:
         raise UserError("config.data.dir: missing; give the folder that holds split/class/* or class/*")
     root = os.path.abspath(os.path.expanduser(directory))
     if not os.path.isdir(root):
         raise UserError(f"config.data.dir: no directory {root}; give the folder that holds split/class/* or class/*")
-    has_splits = _has_splits(root)
+    given = [nfc(name) for name in class_names or ()]
+    splits = read_splits(root)
     found: set[str] = set()
     files: list[str] = []
+    of_files: list[str] = []
     for part in parse_split(split, field=field):
-        folder = _split_folder(root, part.name, field=field) if has_splits else ""
-        classes = _scan(root, folder)
+        place = find_split(root, splits, part.name, field=field)
+        classes = _scan(root, place.folder)
+        check_classes(root, place.folder, classes, given)
         found.update(classes)
-        if not has_splits:
-            classes = {name: _held_out(paths, part.name, field=field) for name, paths in classes.items()}
-        paths = sorted((path for paths in classes.values() for path in paths), key=digest)
-        files.extend(part.take(paths, field=field))
+        photos = [path for name in classes for path in _side(classes[name], place.side)]
+        if not photos:
+            where = os.path.join(root, place.folder).rstrip("/")
+            raise UserError(
+                f"{field}: {part.name} is empty: of no class in {where} there are two photos, one to be held out; add "
+                f"photos, or set config.data.eval_split=train to evaluate on those that are trained on"
+            )
+        taken = part.take(sorted(photos, key=_order), field=field)
+        depth = len(place.folder.split("/")) if place.folder else 0
+        files += taken
+        of_files += [path.split("/", depth + 1)[depth] for path in taken]
     names = sorted(found)
-    class_names = class_names or names
-    labels = dict(zip(names, relabel(names, class_names, field=field), strict=True))
-    depth = 1 if has_splits else 0
-    return FolderSource(root, files, np.array([labels[path.split("/")[depth]] for path in files]), class_names)
+    known = dict(zip(names, relabel(names, given or names, field=field).tolist(), strict=True))
+    labels = {folder: known[nfc(folder)] for folder in set(of_files)}
+    return FolderSource(root, files, np.array([labels[name] for name in of_files], np.int32), given or names)
 
 
-def _has_splits(root: str) -> bool:
-    """Whether the subfolders of `root` are splits, not classes."""
-    folders = _subfolders(root)
-    if not folders:
-        raise UserError(f"config.data.dir: {root} has no subfolders; images belong in split/class/* or class/*")
-    named = [name for name in folders if name in SPLIT_NAMES]
-    return named == folders or any(_subfolders(os.path.join(root, name)) for name in named)
+def _order(path: str) -> bytes:
+    """What photos are ordered by, and held out: a hash of the path relative to the data directory, see `nfc`."""
+    return digest(path) if path.isascii() else digest(nfc(path)) + os.fsencode(path)
 
 
-def _split_folder(root: str, split: str, *, field: str) -> str:
-    available = _subfolders(root)
-    for name in (split, ALIASES.get(split)):
-        if name in available:
-            return name
-    raise unknown_split(split, available, field=field)
-
-
-def _held_out(paths: list[str], split: str, *, field: str) -> list[str]:
-    """The part of one class's images that belongs to a split of a folder without splits."""
-    ordered = sorted(paths, key=digest)
-    count = max(1, round(len(ordered) / 10)) if len(ordered) > 1 else 0
-    if split == "train":
-        return ordered[count:]
-    if split in ALIASES:
-        return ordered[:count]
-    raise unknown_split(split, ("train", "validation"), field=field)
+def _side(paths: list[str], side: str) -> list[str]:
+    """The part of one class's photos that is on a side of the held-out tenth."""
+    if not side:
+        return paths
+    ordered = sorted(paths, key=_order)
+    count = min(max(bisect.bisect_left(ordered, _TENTH, key=_order), 1), len(ordered) - 1)
+    return ordered[:count] if side == "validation" else ordered[count:]
 
 
 def _scan(root: str, folder: str) -> dict[str, list[str]]:
-    """For each class folder in `folder` the paths of its images, relative to `root`."""
-    names = _subfolders(os.path.join(root, folder))
-    if not names:
+    """For each class in `folder`, by name, the paths of its photos relative to `root`."""
+    folders = subfolders(root, folder)
+    if not folders:
         raise UserError(
             f"config.data.dir: {os.path.join(root, folder)} has no class folders; sort its images into class/*"
         )
-    classes = {}
-    for name in names:
-        path = f"{folder}/{name}" if folder else name
-        found = list(_images(root, path))
-        classes[name] = [image for image in found if not image.lower().endswith(UNREAD)]
-        unread = len(found) - len(classes[name])
-        where, convert = os.path.join(root, path), "convert them to JPEG, as by `magick mogrify -format jpg *.heic`"
-        if not classes[name]:
-            mend = f" but {unread} in HEIC, AVIF or TIFF; {convert}" if unread else "; fill or remove it"
-            raise UserError(f"config.data.dir: class folder {where} has no JPEG, PNG, WebP, GIF or BMP image{mend}")
-        if unread:
-            log.warning("%s: %d photos in HEIC, AVIF or TIFF are left out; %s", where, unread, convert)
+    if any(entry.is_symlink() for entry in folders):
+        _check_distinct(folders)
+    classes: dict[str, list[str]] = {}
+    for entry in folders:
+        classes.setdefault(nfc(entry.name), []).extend(_class(root, f"{folder}/{entry.name}" if folder else entry.name))
     return classes
 
 
-def _images(root: str, folder: str) -> Iterator[str]:
-    with _listed(os.path.join(root, folder)) as entries:
-        for entry in entries:
-            path = f"{folder}/{entry.name}"
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(SUFFIXES + UNREAD):
-                yield path
-            elif entry.is_dir():
-                yield from _images(root, path)
+def _check_distinct(folders: Sequence[os.DirEntry[str]]) -> None:
+    """Refuses two names of one class folder."""
+    places: dict[str, str] = {}
+    for entry in folders:
+        other = places.setdefault(os.path.realpath(entry.path), entry.path)
+        if other != entry.path:
+            raise UserError(f"config.data.dir: {other} and {entry.path} are one folder; remove the link")
 
 
-def _subfolders(directory: str) -> list[str]:
-    with _listed(directory) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+def _of_another(root: str, folder: str, place: str) -> bool:
+    """Whether a folder in a class folder is a link to elsewhere in the data, whose photos are another's."""
+    own, data, real = (os.path.join(os.path.realpath(path), "") for path in (os.path.join(root, folder), root, place))
+    if real.startswith(own) or not real.startswith(data):
+        return False
+    tree.tell(f"{place}: is a link to elsewhere in the data; left out, since its photos are found there")
+    return True
 
 
-def _listed(directory: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
-    try:
-        return os.scandir(directory)
-    except OSError as error:
-        raise UserError(f"config.data.dir: cannot list {directory}: {error.strerror}; make it readable") from error
+def _class(root: str, folder: str) -> list[str]:
+    """The paths of a class folder's photos that can be read, relative to `root`."""
+    start = len(os.path.join(root, ""))
+    with in_data_dir():
+        walked = tree.walk(os.path.join(root, folder))
+        entries = [entry for place, own in walked if not _of_another(root, folder, place) for entry in own]
+        found = [entry.path[start:] for entry in entries]
+        if len({entry.inode() for entry in entries}) < len(found) or any(entry.is_symlink() for entry in entries):
+            # Of several names a photo has the file's, or the last: one that is added cannot make it held out.
+            files = sorted(entries, key=lambda entry: (not entry.is_symlink(), _order(entry.path[start:])))
+            stats = [entry.stat() for entry in files]
+            last = {(stat.st_dev, stat.st_ino): file.path[start:] for file, stat in zip(files, stats, strict=True)}
+            found = list(last.values())
+    read = [path for path in found if not path.lower().endswith(UNREAD)]
+    unread = len(found) - len(read)
+    where, convert = os.path.join(root, folder), "convert them to JPEG, as by `magick mogrify -format jpg *.heic`"
+    if not read:
+        mend = f" but {unread} in HEIC, AVIF or TIFF; {convert}" if unread else "; fill or remove it"
+        raise UserError(f"config.data.dir: class folder {where} has no JPEG, PNG, WebP, GIF or BMP image{mend}")
+    if unread:
+        tree.tell(f"{where}: {unread} photos in HEIC, AVIF or TIFF are left out; {convert}")
+    return read

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -42,13 +43,23 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Record:
-        """The example at `index` in `0..len-1`; `OSError` when it cannot be read."""
+        """The example at `index` in `0..len-1`.
+
+        Raises:
+            OSError: the machine cannot read it now.
+            CorruptImage: it was read, and is damaged.
+        """
         ...
 
 
 def digest(name: str) -> bytes:
     """Hash of a name. Sorting by it is a shuffle that no library version, platform or added example changes."""
     return hashlib.blake2b(os.fsencode(name), digest_size=16).digest()
+
+
+def nfc(name: str) -> str:
+    """The name in the one form by which names are compared: systems store "é" as one sign or as "e" and an accent."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from deit_jax.base.text import printable
 from deit_jax.data.folder import open_folder
 from deit_jax.data.memory import open_digits
 from deit_jax.data.records import Source
@@ -28,3 +29,18 @@ def open_source(
     if name == "folder":
         return open_folder(directory, split, class_names=class_names, field=field)
     return open_tfds(name, directory, split, class_names=class_names, field=field)
+
+
+def describe_data(source: Source, held_out: Source) -> str:
+    """In a line, what is trained on and what is evaluated: "81 photos of 3 classes (dress, hat, shoes), 9 held out".
+
+    Of many classes the first few are named. Photos that are in both splits are told.
+    """
+    names = source.class_names
+    first = ", ".join(map(printable, names[:5])) + (", ..." if len(names) > 5 else "")
+    evaluated = {held_out.name(i) for i in range(len(held_out))}
+    shared = sum(source.name(i) in evaluated for i in range(len(source)))
+    told = (
+        f"{len(held_out):,} held out" if not shared else f"{len(held_out):,} to evaluate, {shared:,} of them trained on"
+    )
+    return f"{len(source):,} photos of {len(names):,} classes ({first}), {told}"

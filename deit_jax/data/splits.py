@@ -1,5 +1,6 @@
-"""Split expressions as TFDS writes them: `train`, `train[:90%]`, `train[-100:]`, `train[:500]+test`."""
+"""Split expressions as TFDS writes them (`train`, `train[:90%]`, `train[:500]+test`), and how folders call splits."""
 
+import collections
 import difflib
 import re
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,14 @@ T = TypeVar("T")
 
 _BOUND = r"-?\d+(?:\.\d+)?%|-?\d+"
 _PART = re.compile(rf"([\w-]+)(?:\[(?!:\])({_BOUND})?:({_BOUND})?\])?")
+
+_WORDS = {
+    "train": "train|training|trn",
+    "validation": "val|valid|validation|dev|eval|evaluation",
+    "test": "test|testing|tst",
+}
+_BESIDE = r"(data)?sets?|data|images?|imgs?|photos?|pictures?|pics?|splits?|folder|files"
+_SPLIT = re.compile(rf"(?:{'|'.join(f'(?P<{split}>{words})' for split, words in _WORDS.items())})(?:{_BESIDE})?")
 
 
 class SplitPart(NamedTuple):
@@ -44,6 +53,34 @@ def parse_split(expression: str, *, field: str) -> list[SplitPart]:
             raise UserError(f"{field}: {term!r} mixes a percentage with a count; write both bounds alike")
         parts.append(part)
     return parts
+
+
+def says_data(folder: str) -> bool:
+    """Whether a folder's name says no more than that there are photos in it."""
+    return bool(re.fullmatch(_BESIDE, folder.lower()))
+
+
+def split_names(folders: Iterable[str]) -> dict[str, str]:
+    """The folders whose names say a split, and which: `train`, `validation` or `test`.
+
+    Such a name has a word for the split (train, training; val, valid, validation, dev, eval, evaluation; test,
+    testing), in any case, alone or with words for data ("Testing", "train_images", "valset", "train2017"); or with
+    words that another folder has beside that of another split ("seg_train" where there is "seg_test").
+    """
+    read = {folder: _read_name(folder) for folder in folders}
+    beside: dict[tuple[str, ...], set[str]] = collections.defaultdict(set)
+    for split, rest in read.values():
+        beside[rest] |= {split} - {""}
+    return {folder: split for folder, (split, rest) in read.items() if split and (not rest or len(beside[rest]) > 1)}
+
+
+def _read_name(folder: str) -> tuple[str, tuple[str, ...]]:
+    """The one split that a folder's name has a word for, "" for none; and its words that are not for data."""
+    words = re.findall(r"[^\W\d_]+", re.sub("([a-z])([A-Z])", r"\1 \2", folder).lower())
+    matches = {word: _SPLIT.fullmatch(word) for word in words}
+    splits = {split for match in matches.values() if match for split in _WORDS if match[split]}
+    rest = tuple(word for word in words if not matches[word] and not re.fullmatch(_BESIDE, word))
+    return splits.pop() if len(splits) == 1 else "", rest
 
 
 def unknown_split(name: str, available: Iterable[str], *, field: str) -> UserError:

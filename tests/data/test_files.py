@@ -77,6 +77,19 @@ def test_an_image_is_read_as_evaluation_does(tmp_path: Path, photo, encode) -> N
 
 
 def test_an_image_that_cannot_be_read(tree: Path) -> None:
-    for path, reason in {"b.jpg": "these 0 bytes", "gone.jpg": "No such file", "in": "Is a directory"}.items():
+    os.mkfifo("pipe.jpg")
+    for path, reason in {
+        "pipe.jpg": "no file, but a pipe",
+        "b.jpg": "these 0 bytes",
+        "gone.jpg": "No such file",
+        "in": "Is a directory",
+    }.items():
         with pytest.raises(CorruptImage, match=f"^{reason}"):
             read_image(path, image_size=19, crop_ratio=0.9)
+
+
+def test_a_file_that_would_fill_the_memory_is_not_read(tmp_path) -> None:
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(CorruptImage, match=r"^more than 1 GiB, not read; make the image smaller$"):
+        read_image(str(tmp_path / "sparse.png"), image_size=24, crop_ratio=1.0)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from deit_jax.base.errors import UserError
-from deit_jax.data.splits import parse_split
+from deit_jax.data.splits import parse_split, split_names
 
 EXPRESSIONS = [
     "train",
@@ -99,3 +99,23 @@ def test_mixed_units(expression: str) -> None:
 def test_impossible_bounds(expression: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"^data\.train_split: .*{message}"):
         parse_split(expression, field="data.train_split")[0].take(range(13), field="data.train_split")
+
+
+@pytest.mark.parametrize(
+    ("split", "folders"),
+    [
+        ("train", ["train", "Train", "TRAINING", "train_images", "images-train", "trainset", "TrainData", "train (2)"]),
+        ("validation", ["val", "Valid", "validation", "dev", "Eval", "val2017", "validation.set", "evaluation data"]),
+        ("test", ["test", "Testing", "TEST_SET", "testImages", "test-1"]),
+    ],
+)
+def test_folders_called_like_a_split(split: str, folders: list[str]) -> None:
+    for folder in folders:
+        assert split_names([folder, "extra"]) == {folder: split}
+
+
+def test_other_words_have_to_be_beside_another_split() -> None:
+    assert split_names(["seg_train", "seg_test", "seg_pred"]) == {"seg_train": "train", "seg_test": "test"}
+    assert (
+        split_names(["bullet_train", "crash_test", "devil", "trainer", "images", "train_test", "café_test", ""]) == {}
+    )
