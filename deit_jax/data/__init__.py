@@ -1,8 +1,17 @@
 """Images from disk to batches: sources, the order of the stream, decoding, transforms and the pipeline."""
 
 from deit_jax.data.index import examples_per_epoch
-from deit_jax.data.pipeline import IMAGES_VERSION, eval_batches, train_batches
+from deit_jax.data.pipeline import IMAGES_VERSION, eval_batches, readable, train_batches
 from deit_jax.data.records import Source
-from deit_jax.data.sources import open_source
+from deit_jax.data.sources import describe_data, open_source
 
-__all__ = ["IMAGES_VERSION", "Source", "eval_batches", "examples_per_epoch", "open_source", "train_batches"]
+__all__ = [
+    "IMAGES_VERSION",
+    "Source",
+    "describe_data",
+    "eval_batches",
+    "examples_per_epoch",
+    "open_source",
+    "readable",
+    "train_batches",
+]

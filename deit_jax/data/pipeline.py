@@ -5,20 +5,25 @@ hosts and wherever the iteration starts.
 """
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache, partial
 
 import numpy as np
 
 from deit_jax.base import rng
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.text import printable
 from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.index import example_index
-from deit_jax.data.records import Source
+from deit_jax.data.records import Record, Source
 from deit_jax.data.transforms import eval_transform, random_flip, random_resized_crop
 
 MAX_NEIGHBOURS = 16
+WAITS = (0.1, 1.0, 5.0, 20.0)  # seconds after each try to read a record
+LATE = 60  # seconds without a batch after which something is said
 # To be raised by whoever lets the same config, seed and files give other images: what a teacher said of the old ones
 # is then refused.
 IMAGES_VERSION = 1
@@ -27,6 +32,8 @@ Batch = dict[str, np.ndarray]
 Example = dict[str, np.ndarray | np.generic]
 
 log = logging.getLogger(__name__)
+
+_fetching: dict[int, tuple[Source, int]] = {}  # by thread: what it is reading
 
 
 def train_batches(
@@ -63,7 +70,8 @@ def train_batches(
         in the split, and `replaced` bool `[rows]`: a neighbour stands in for an image that could not be read.
 
     Raises:
-        UserError: too many neighbouring images cannot be read. Any exception ends the iteration.
+        UserError: too many neighbouring images cannot be decoded. Any exception ends the iteration.
+        TryAgain: an image cannot be read.
     """
     example = partial(
         train_example,
@@ -129,7 +137,7 @@ def eval_example(source: Source, position: int, *, image_size: int, crop_ratio: 
         try:
             stored, label = _read(source, position)
             image = eval_transform(stored, size=image_size, crop_ratio=crop_ratio)
-        except (CorruptImage, OSError) as error:
+        except CorruptImage as error:
             corrupt = True
             _warn_once(f"{error}; left out of the evaluation")
     return {
@@ -157,7 +165,9 @@ def _batches(
         # Counted, since a `for` over Grain's iterator could end early without a word; and after an exception this
         # generator is over, where Grain's iterator would go on with the next batch.
         for _ in steps:
-            yield next(batches)
+            with _told_when_late():
+                batch = next(batches)
+            yield batch
 
 
 def _readable(source: Source, position: int, *, seed: int, batch_size: int) -> tuple[np.ndarray, int, int, bool]:
@@ -166,20 +176,71 @@ def _readable(source: Source, position: int, *, seed: int, batch_size: int) -> t
         index = example_index(position + neighbour, seed=seed, examples=len(source), batch_size=batch_size)
         try:
             return *_read(source, index), index, neighbour > 0
-        except (CorruptImage, OSError) as error:
+        except CorruptImage as error:
             _warn_once(f"{error}; replaced by its neighbour")
             reason = str(error)
-    raise UserError(f"config.data.dir: {MAX_NEIGHBOURS} neighbouring images cannot be read, the last: {reason}")
+    raise UserError(f"config.data.dir: {MAX_NEIGHBOURS} neighbouring images cannot be decoded, the last: {reason}")
+
+
+def readable(source: Source, index: int) -> bool:
+    """Whether an image of a source can be decoded; says so where it cannot. Errors as of the batches."""
+    try:
+        _read(source, index)
+    except CorruptImage as error:
+        _warn_once(f"{error}; cannot be decoded")
+        return False
+    return True
 
 
 def _read(source: Source, index: int) -> tuple[np.ndarray, int]:
-    record = source[index]
+    """The decoded image and the label at an index.
+
+    Raises:
+        CorruptImage: it was read, and is no image.
+        TryAgain: it cannot be read, which says nothing of the image: another one in its place would be another run.
+        UserError: as before, and waiting will not help.
+    """
+    record = _fetch(source, index)
     try:
         return decode(record.image), record.label
     except CorruptImage as error:
         raise CorruptImage(f"{record.name}: {error}") from error
 
 
+def _fetch(source: Source, index: int) -> Record:
+    _fetching[threading.get_ident()] = source, index
+    try:
+        for wait in WAITS:
+            with suppress(OSError):
+                return source[index]
+            time.sleep(wait)
+        return source[index]
+    except OSError as error:
+        line = f"{source.name(index)}: cannot be read: {error.strerror or error}, tried {len(WAITS) + 1} times"
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise UserError(f"{line}; bring it back, or take it out of the data") from error
+        raise TryAgain(f"{line}; the same command goes on when the disk is well again") from error
+    finally:
+        del _fetching[threading.get_ident()]
+
+
+@contextmanager
+def _told_when_late() -> Iterator[None]:
+    """Says which records are being read when a batch does not come for long."""
+
+    def tell() -> None:
+        names = sorted({printable(source.name(index)) for source, index in list(_fetching.values())})
+        log.warning("no batch for %g seconds; being read: %s", LATE, ", ".join(names) or "nothing")
+
+    timer = threading.Timer(LATE, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 @lru_cache(maxsize=4096)  # a bad file comes round every epoch
 def _warn_once(message: str) -> None:
-    log.warning(message)
+    log.warning(printable(message))

@@ -1,13 +1,17 @@
 """TFDS data sets prepared as ArrayRecord, read without TensorFlow."""
 
+import bisect
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from deit_jax.base.errors import UserError
-from deit_jax.data.records import Record, fingerprint, relabel
+from deit_jax.data.decode import CorruptImage
+from deit_jax.data.records import Record, fingerprint, nfc, relabel
 from deit_jax.data.splits import unknown_split
 
 
@@ -16,6 +20,7 @@ class TfdsSource:
 
     Args:
         examples: the data source: dicts with `image` (encoded bytes) and `label` by index.
+        files: each file, and the index behind its last example.
         name: the full name, `data set/config/version split`.
         found: the data set's class names.
         class_names: the class names that labels are to index.
@@ -25,6 +30,7 @@ class TfdsSource:
     def __init__(
         self,
         examples: Sequence[dict[str, Any]],
+        files: Sequence[tuple[str, int]],
         *,
         name: str,
         found: Sequence[str],
@@ -34,7 +40,7 @@ class TfdsSource:
         self.class_names = tuple(class_names)
         self.fingerprint = fingerprint((name, str(len(examples)), *found, "", *class_names))
         self._labels = relabel(found, class_names, field=field)
-        self._examples, self._name, self._field = examples, name, field
+        self._examples, self._files, self._name, self._field = examples, files, name, field
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -43,10 +49,21 @@ class TfdsSource:
         return f"{self._name}[{index}]"
 
     def __getitem__(self, index: int) -> Record:
-        example = self._examples[index]
-        if example["label"] < 0:  # how TFDS marks a test set whose labels are kept secret
+        try:
+            example = self._examples[index]
+            image, label = example["image"], int(example["label"])
+        except OSError:
+            raise
+        except Exception as error:  # ArrayRecord raises RuntimeError for a damaged record, protobuf its own
+            # And RuntimeError where the machine cannot read the file, which shows when it is opened here.
+            with open(_file_of(self._files, index), "rb") as file:
+                file.read(1)
+            raise CorruptImage(f"{self.name(index)}: cannot be read: {_first_line(error)}") from error
+        if label < 0:  # how TFDS marks a test set whose labels are kept secret
             raise UserError(f"{self._field}: {self._name} has no labels; choose another split")
-        return Record(example["image"], int(self._labels[example["label"]]), self.name(index))
+        if label >= len(self._labels):
+            raise CorruptImage(f"{self.name(index)}: has label {label}, there are {len(self._labels)} classes")
+        return Record(image, int(self._labels[label]), self.name(index))
 
 
 def open_tfds(
@@ -82,8 +99,40 @@ def open_tfds(
         reason = str(error).splitlines()[0]
         splits = ", ".join(f"{key} ({info.num_examples})" for key, info in builder.info.splits.items())
         raise UserError(f"{field}: cannot read {split!r} of {name}: {reason} It has {splits}") from None
+    takes = [(instruction.filename, instruction.take) for instruction in builder.info.splits[split].file_instructions]
+    files = [(name, end) for (name, _), end in zip(takes, itertools.accumulate(take for _, take in takes), strict=True)]
+    _look_into_files(examples, files)
     full_name = f"{builder.info.full_name} {split}"
-    return TfdsSource(examples, name=full_name, found=label.names, class_names=class_names or label.names, field=field)
+    found = list(map(nfc, label.names))
+    class_names = list(map(nfc, class_names or found))
+    return TfdsSource(examples, files, name=full_name, found=found, class_names=class_names, field=field)
+
+
+def _look_into_files(examples: Any, files: Sequence[tuple[str, int]]) -> None:
+    """Reads the first and the last record that are wanted of every file: one that is cut off opens without a word."""
+    begins = [0, *(end for _, end in files[:-1])]
+
+    def look(begin: int, name: str, end: int) -> str:
+        try:
+            for index in (begin, end - 1):
+                examples.data_source[index]
+        except Exception as error:
+            return f"{name}: {_first_line(error)}"
+        return ""
+
+    with ThreadPoolExecutor(16) as pool:
+        damaged = [problem for problem in pool.map(look, begins, *zip(*files, strict=True)) if problem]
+    if damaged:
+        more = f" (and {len(damaged) - 1} files more)" if len(damaged) > 1 else ""
+        raise UserError(f"config.data.dir: a file is damaged or not there: {damaged[0]}{more}; prepare it anew")
+
+
+def _file_of(files: Sequence[tuple[str, int]], index: int) -> str:
+    return files[bisect.bisect_right([end for _, end in files], index)][0]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _prepare(name: str, directory: str, arguments: str = "") -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from deit_jax.base import rng
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.data import pipeline
 from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
@@ -163,7 +164,7 @@ def test_seeds_differ(source) -> None:
     assert not np.array_equal(one["label"], other["label"])
 
 
-@pytest.mark.parametrize("fault", [b"no image", OSError("disk")])
+@pytest.mark.parametrize("fault", [b"no image", CorruptImage("a damaged record")])
 def test_a_bad_image_is_replaced_by_its_neighbour(source, fault) -> None:
     bad = 5
     broken = Broken(source, {bad: fault})
@@ -184,6 +185,68 @@ def test_a_bad_image_is_replaced_by_its_neighbour(source, fault) -> None:
         assert found[step]["replaced"][row]
         assert found[step]["label"][row] == neighbour
         assert np.array_equal(found[step]["image"][row], random_flip(crop, generator, probability=0.5))
+
+
+class Moody(Broken):
+    """A source that fails the first times that each of some examples is asked for."""
+
+    def __getitem__(self, index: int) -> Record:
+        self.reads.append(index)
+        if index in self.faults and self.reads.count(index) <= len(pipeline.WAITS):
+            raise self.faults[index]
+        return self.source[index]
+
+
+@pytest.fixture
+def naps(monkeypatch) -> list[float]:
+    """The waits between tries, which take no time."""
+    slept: list[float] = []
+    monkeypatch.setattr(pipeline.time, "sleep", slept.append)
+    return slept
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_what_cannot_be_read_for_a_while_changes_nothing(source, naps, threads) -> None:
+    error = OSError(116, "Stale file handle")
+    assert_equal(train(Moody(source, {5: error, 11: error}), threads=threads), train(source))
+    assert_equal(evaluate(Moody(source, {5: error})), evaluate(source))
+    assert sorted(naps) == sorted([*pipeline.WAITS] * 3)  # two of training, one of evaluation
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(5, "Input/output error"), TryAgain),
+        (TimeoutError(110, "Connection timed out"), TryAgain),
+        (FileNotFoundError(2, "No such file or directory"), UserError),
+        (PermissionError(13, "Permission denied"), UserError),
+    ],
+)
+def test_what_cannot_be_read_ends_the_stream(source, naps, error, kind) -> None:
+    """Another image in its place would be another run."""
+    for stream in (train, evaluate):
+        with pytest.raises(kind, match=rf"^photos/5\.jpg: cannot be read: {error.strerror}, tried 5 times; "):
+            stream(Broken(source, {5: error}))
+
+
+def test_a_batch_that_does_not_come_is_told_with_what_is_read(source, monkeypatch, caplog) -> None:
+    come = threading.Event()
+
+    class Hanging(Broken):
+        def __getitem__(self, index: int) -> Record:
+            if index == 5:
+                come.wait(20)
+            return self.source[index]
+
+    def tell(*given: object) -> None:
+        log(*given)
+        come.set()
+
+    log = pipeline.log.warning
+    monkeypatch.setattr(pipeline, "LATE", 0.05)
+    monkeypatch.setattr(pipeline.log, "warning", tell)
+    assert_equal(train(Hanging(source, {}), threads=2), train(source))
+    assert "no batch for 0.05 seconds; being read: photos/5.jpg" in caplog.text
 
 
 def test_the_bad_file_is_named_once(source, caplog) -> None:
@@ -238,7 +301,7 @@ def test_evaluation_shows_each_example_once_in_order(source) -> None:
 
 
 def test_evaluation_counts_bad_images_out(source) -> None:
-    batches = evaluate(Broken(source, {4: b"no image", 9: OSError("disk")}), threads=1)
+    batches = evaluate(Broken(source, {4: b"no image", 9: CorruptImage("a damaged record")}), threads=1)
     joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     assert np.flatnonzero(joined["corrupt"]).tolist() == [4, 9]
     assert np.flatnonzero(~joined["mask"]).tolist() == [4, 9, 23, 24]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from deit_jax.base.errors import UserError
-from deit_jax.data.decode import decode
+from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.sources import open_source
+from deit_jax.data.tfds import TfdsSource
 
 CLASSES = ["pear", "apple", "plum"]
 
@@ -20,13 +22,15 @@ CLASSES = ["pear", "apple", "plum"]
 def prepare(tmp_path: Path, photo, encode):
     """Writes a data set `toy:1.2.0` of 13 train and 5 test images with an id, and returns TFDS's data directory."""
 
-    def make(*, kind: str = "array_record", image: str = "image", unlabelled: bool = False) -> str:
+    def make(
+        *, kind: str = "array_record", image: str = "image", unlabelled: bool = False, classes: Sequence[str] = CLASSES
+    ) -> str:
         folder = tmp_path / "data" / "toy" / "1.2.0"
         folder.mkdir(parents=True)
         features = tfds.features.FeaturesDict(
             {
                 image: tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                "label": tfds.features.ClassLabel(names=CLASSES),
+                "label": tfds.features.ClassLabel(names=list(classes)),
                 "id": tfds.features.Text(),
             }
         )
@@ -94,6 +98,13 @@ def test_class_names_decide_the_labels(prepare) -> None:
     assert [source[i].label for i in range(3)] == [2, 0, 3]
     with pytest.raises(UserError, match=r"^data\.eval_split: class 'plum' is not one of the 2 classes"):
         open_toy(directory, class_names=["apple", "pear"])
+
+
+def test_class_names_in_either_unicode_form(prepare) -> None:
+    directory = prepare(classes=["the\u0301", "cafe\u0301", "cocoa"])
+    assert open_toy(directory).class_names == ("th\u00e9", "caf\u00e9", "cocoa")
+    source = open_toy(directory, class_names=["cocoa", "caf\u00e9", "the\u0301"])
+    assert [source[i].label for i in range(3)] == [2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -176,3 +187,45 @@ def test_reading_imports_no_tensorflow(prepare) -> None:
         "assert not {'tensorflow', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_a_file_that_is_cut_off_is_told_when_it_is_opened(prepare) -> None:
+    """ArrayRecord opens it without a word."""
+    directory = prepare()
+    (file,) = Path(directory).rglob("toy-test*")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"^config\.data\.dir: a file is damaged or not there: .*{file.name}: .*anew$"):
+        open_toy(directory, "test")
+    assert len(open_toy(directory, "train")) == 13
+    file.unlink()
+    with pytest.raises(UserError, match="a file is damaged or not there"):
+        open_toy(directory, "test")
+
+
+class Failing(Sequence):
+    """Examples of which one cannot be read as ArrayRecord says it: always by RuntimeError."""
+
+    opened = False
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> dict:
+        if self.opened and index == 4:
+            raise RuntimeError("DATA_LOSS\n and more")
+        return {"image": b"", "label": 7 if index == 5 else 0}
+
+
+def test_a_damaged_record_is_told_apart_from_a_file_that_cannot_be_read(tmp_path) -> None:
+    (tmp_path / "b").write_bytes(b"x")
+    files = [(str(tmp_path / "a"), 3), (str(tmp_path / "b"), 9)]
+    examples = Failing()
+    source = TfdsSource(examples, files, name="toy", found=["x"], class_names=["x"], field="split")
+    examples.opened = True
+    with pytest.raises(CorruptImage, match=r"^toy\[4\]: cannot be read: DATA_LOSS$"):
+        source[4]
+    with pytest.raises(CorruptImage, match=r"^toy\[5\]: has label 7, there are 1 classes"):
+        source[5]
+    (tmp_path / "b").unlink()
+    with pytest.raises(FileNotFoundError):  # of the machine, which the stream waits for
+        source[4]
