@@ -14,7 +14,6 @@ The last line of the output is a JSON object.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,7 @@ def main(argv: Sequence[str]) -> int:
     given, places_given = cli.parse(__doc__ or "", define, argv)
     if len(places_given) != 2:
         raise UserError(f"SRC DST: two places are needed, {len(places_given)} given; see --help")
-    if "://" in places_given[1]:
-        raise UserError(f"DST: {places_given[1]} is a URL; name a place of this machine and copy it from there")
-    source, destination = places_given[0], Path(os.path.expanduser(places_given[1])).absolute()
+    source, destination = places_given[0], cli.local_path(places_given[1], "DST")
     kind = given.format or ("timm" if destination.suffix == ".safetensors" else "orbax")
     _check_free(destination, kind)
     cli.start_jax()

@@ -9,6 +9,7 @@ import numpy as np
 from absl import flags
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.text import printable
 from deit_jax.data.files import read_image
 from deit_jax.models import Network, Preprocessing, entry
 from deit_jax.step.step import Normalization
@@ -63,11 +64,11 @@ def open_trained(given: flags.FlagValues, *, classifies: bool = True, **override
 
     Args:
         given: the parsed flags.
-        classifies: the model has to have classes; else it may give features alone.
+        classifies: the model has to have classes, of which a photo has one; else it may give features alone.
         **overrides: arguments of the model that do not touch its weights, such as `dtype`.
 
     Raises:
-        UserError: the weights cannot be read, have no classes, or want images that are not square.
+        UserError: the weights cannot be read, have no such classes, or want images that are not square.
     """
     if not given.weights:
         raise UserError(
@@ -82,6 +83,11 @@ def open_trained(given: flags.FlagValues, *, classifies: bool = True, **override
         raise UserError(
             f"--weights: {given.weights} has no classification head; fine-tune it, or take predict --features=FILE.npz"
         )
+    reason = card.no_classifier(model.num_classes) if classifies else ""
+    if reason:
+        raise UserError(f"--weights: {given.weights}: {reason}; fine-tune it, or take predict --features=FILE.npz")
+    if classifies and not card.class_names:
+        print(f"note: {given.weights} does not name its classes, which are told by their numbers", file=sys.stderr)
     return Trained(
         model=model,
         name=card.model,
@@ -107,8 +113,3 @@ def report_unreadable(errors: Mapping[str, str], images: int) -> None:
         raise UserError(f"no image could be read: {lines[0]}{others}")
     for line in lines:
         print(f"{line}; left out", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """The text without what no terminal shows: file names may be bytes that are no UTF-8."""
-    return text.encode(errors="backslashreplace").decode()

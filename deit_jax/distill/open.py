@@ -1,9 +1,10 @@
 """From a resolved config to the teacher that it names."""
 
 import collections
-import contextlib
+import hashlib
 import importlib
 import json
+import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import read_json, read_regular
 from deit_jax.config.schema import Config
 from deit_jax.data.records import fingerprint as digest
 from deit_jax.distill import Teacher
@@ -24,7 +26,7 @@ from deit_jax.models import abstract_model, bind, entry
 from deit_jax.models import flatten as variables_of
 from deit_jax.weights import adapt, read_weights
 from deit_jax.weights.imagenet import words
-from deit_jax.weights.surgery import traits
+from deit_jax.weights.surgery import in_order, traits
 
 FIELD = "config.distillation.teacher"
 ABOUT = "preprocessing.json"  # what deit_jax.export writes beside a program
@@ -75,6 +77,8 @@ def _from_registry(config: Config, class_names: Sequence[str]) -> Teacher:
     try:
         if weights.card.model != chosen.name:
             raise UserError(f"are of {weights.card.model}, not of {chosen.name}; set {FIELD}.name to theirs")
+        if reason := weights.card.no_classifier(weights.classes):
+            raise UserError(f"cannot teach: {reason}; take a teacher of the data's classes")
         arguments = {**weights.card.arguments, "num_classes": len(class_names), "dtype": config.model.dtype}
         if chosen.image_size:
             arguments["image_size"] = chosen.image_size
@@ -85,9 +89,11 @@ def _from_registry(config: Config, class_names: Sequence[str]) -> Teacher:
             shapes = variables_of(abstract)
             return {path: jnp.zeros(shapes[path].shape, shapes[path].dtype) for path in paths}
 
-        variables, _ = adapt(weights, abstract, fresh=filled, class_names=class_names)
+        variables, notes = adapt(weights, abstract, fresh=filled, class_names=class_names)
     except (UserError, ValueError) as error:
         raise UserError(f"{FIELD}.weights: {chosen.weights}: {error}") from error
+    for note in notes:
+        logging.warning("%s: %s: %s", FIELD, chosen.weights, note)
     look = weights.card.preprocessing or published
 
     def apply(variables: Any, images: Array) -> Array:
@@ -128,13 +134,18 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
 
     Where deit_jax.export has put the names of its classes beside it, they decide about the order of the logits.
     """
+    about = _about(path)
     try:
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        program = read_regular(path)
+        checksum = hashlib.sha256(program).hexdigest()
+        if about.get("sha256", checksum) != checksum:
+            raise ValueError(f"its checksum is not the one in {ABOUT}, beside it")
+        exported = jax.export.deserialize(bytearray(program))
         exported.mlir_module()  # what a newer jax has written fails here, as late
         (images,) = exported.in_avals
         height, width = (int(side) for side in images.shape[1:3])
     except Exception as error:  # flatbuffers raises whatever damaged bytes make it run into
-        reason = f"{_first_line(error)}{_written_by(path)}"
+        reason = f"{_first_line(error)}{_written_by(about)}"
         raise UserError(f"{FIELD}.name: {path} cannot be read: {reason}; export it anew") from error
     if isinstance(images.shape[0], int):
         raise UserError(
@@ -145,8 +156,15 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
             f"{FIELD}.name: {path} is for {', '.join(exported.platforms)}, not for {jax.default_backend()}; export it "
             f"for that"
         )
-    columns, known = None, _names_beside(path)
-    if known and known not in (list(class_names), [str(i) for i in range(len(known))]):
+    columns, known = None, about.get("class_names", [])
+    if known and exported.out_avals[0].shape[1:] != (len(known),):
+        raise UserError(
+            f"{FIELD}.name: {path} gives logits of shape {exported.out_avals[0].shape}, and {ABOUT}, beside it, names "
+            f"{len(known)} classes; export it anew"
+        )
+    if known in ([], [str(i) for i in range(len(known))]) and known != list(class_names):
+        logging.warning("%s.name: %s: %s", FIELD, path, in_order(class_names))
+    elif known != list(class_names):
         try:
             _check_classes(known, class_names)
         except UserError as error:
@@ -159,32 +177,32 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
         logits = exported.call((jnp.round(given * 255) if whole else given).astype(images.dtype))
         return logits if columns is None else logits[:, columns]
 
-    function = digest([path.read_bytes(), str(columns)])  # the weights are in it
+    function = digest([program, str(columns)])  # the weights are in it
     return Teacher(apply, {}, (0.0,) * 3, (1.0,) * 3, (height, width), function)
 
 
-def _names_beside(program: Path) -> list[str]:
-    """The classes that deit_jax.export has written beside a program; none where there is no such file."""
-    path = program.with_name(ABOUT)
-    if not path.is_file():
-        return []
+def _about(program: Path) -> dict[str, Any]:
+    """What deit_jax.export has written beside a program; nothing where there is no such file."""
+    path, mend = program.with_name(ABOUT), "mend or remove that file"
+    if not path.exists():
+        return {}
     try:
-        names = json.loads(path.read_text())["class_names"]
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError("class_names are not all text")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{FIELD}.name: {path}, beside it, tells no class_names: {_first_line(error)}; mend or remove that file"
-        ) from error
-    return names
+        about = read_json(path, dict, mend=mend)
+    except UserError as error:
+        raise UserError(f"{FIELD}.name: {error}") from error
+    names = about.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{FIELD}.name: {path}, beside it, has no list of texts as class_names; {mend}")
+    return about
 
 
-def _written_by(program: Path) -> str:
+def _written_by(about: Mapping[str, Any]) -> str:
     """In words, which JAX wrote a program that this one cannot read; "" where that is not known."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        wrote = json.loads(program.with_name(ABOUT).read_text())["jax"]
-        return f" (jax {wrote} wrote it, this is {jax.__version__}; the same or a newer one reads it, if it is whole)"
-    return ""
+    if "jax" not in about:
+        return ""
+    return (
+        f" (jax {about['jax']} wrote it, this is {jax.__version__}; the same or a newer one reads it, if it is whole)"
+    )
 
 
 def is_artefact(name: str) -> bool:

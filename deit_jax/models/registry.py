@@ -9,6 +9,7 @@ from typing import Any
 from flax import nnx
 
 from deit_jax.base.errors import UserError, nearest
+from deit_jax.models.bounds import check_bounds
 from deit_jax.models.efficientnet import EfficientNetLite
 from deit_jax.models.regnet import RegNet
 from deit_jax.models.resnet import ResNet
@@ -27,6 +28,9 @@ REVISIONS = {
     "timm/vit_large_patch16_224.augreg_in21k_ft_in1k": "0930ab3308b84cb2ae091a4a80703c459412a4c7",
     "timm/resnet50.a1_in1k": "767268603ca0cb0bfe326fa87277f19c419566ef",
 }
+
+
+MIN_CROP_RATIO = 1 / 16  # below which a photo becomes large before it is cut
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,11 @@ class Preprocessing:
         """
         mean, std = ((float(r), float(g), float(b)) for r, g, b in (content["mean"], content["std"]))
         crop_ratio = float(content["crop_ratio"])
-        if not (all(map(math.isfinite, mean)) and all(0 < value < math.inf for value in std) and 0 < crop_ratio <= 1):
+        if not (
+            all(map(math.isfinite, mean))
+            and all(0 < value < math.inf for value in std)
+            and MIN_CROP_RATIO <= crop_ratio <= 1
+        ):
             raise ValueError(f"mean {mean}, std {std} and crop_ratio {crop_ratio} prepare no image")
         return cls(mean, std, crop_ratio)
 
@@ -77,6 +85,11 @@ class Pretrained:
     def revision(self) -> str:
         """The commit that is fetched; main where none is known."""
         return REVISIONS.get(self.repository, "main")
+
+    @property
+    def digest(self) -> str:
+        """With which the SHA-256 of `checkpoint` begins."""
+        return self.checkpoint.rpartition("-")[2].removesuffix(".pth")
 
 
 @dataclass(frozen=True)
@@ -210,11 +223,17 @@ def entry(name: str) -> Entry:
 
 
 def resolve(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments that a model is built with: the overrides, the registry's, the defaults of its class."""
+    """All arguments that a model is built with: the overrides, the registry's, the defaults of its class.
+
+    Raises:
+        UserError: there is no such model, or an argument is out of bounds, see `check_bounds`.
+    """
     known = entry(name)
     parameters = inspect.signature(known.build.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return {**defaults, **known.arguments, **overrides}
+    arguments = {**defaults, **known.arguments, **overrides}
+    check_bounds(arguments)
+    return arguments
 
 
 def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
@@ -226,7 +245,7 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
         **overrides: replace the entry's arguments, e.g. `num_classes=10`; see the module's class.
 
     Raises:
-        UserError: an unknown model or override; the message shows the nearest names.
+        UserError: an unknown model or override; the message shows the nearest names. Or one out of bounds.
         ValueError: the arguments contradict each other.
     """
     known_model = entry(name)
@@ -238,4 +257,5 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     for override in overrides:
         if override not in known:
             raise UserError(f"model {name} has no option {override!r}{nearest(override, known)}")
+    resolve(name, overrides)
     return known_model.build(**known_model.arguments | overrides, rngs=rngs)

@@ -1,83 +1,56 @@
-"""Weight files as dicts of host arrays: safetensors in and out, torch's pickles in."""
+"""Weight files as dicts of host arrays: safetensors in and out, torch's pickles in, whole or in shards."""
 
-import argparse
-import codecs
-import json
 import logging
 import operator
 import os
-import pathlib
 import re
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import MAX_BYTES, parse_json, read_json
+from deit_jax.base.names import listing
+from deit_jax.weights.pickles import read_pickle
 
 Tensors = dict[str, np.ndarray]
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar")  # the last is timm's, and no archive
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")  # Lightning's; the last is timm's, and no archive
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-# Under which a training script's file keeps the weights: facebook's, timm's.
-RAW, AVERAGE = ("model", "state_dict"), ("model_ema", "state_dict_ema")
-MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
-DTYPES = ("F64", "F32", "F16", "BF16", "I64")  # I64 for counters, which are no weights but stand beside them
-TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64")
-COUNTER = ".num_batches_tracked"  # of batch normalisations, by which torch counts what nothing here reads
-_SCALAR, _ARRAY = np.float64().__reduce__()[0], np.zeros(1).__reduce__()[0]
-# Plain data that training scripts save beside weights, and where a pickle says that it is from.
-HARMLESS = [
-    (argparse.Namespace, "argparse.Namespace"),
-    (pathlib.PosixPath, "pathlib.PosixPath"),
-    (pathlib.PosixPath, "pathlib._local.PosixPath"),
-    (codecs.encode, "_codecs.encode"),
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    (_ARRAY, "numpy.core.multiarray._reconstruct"),
-    (_ARRAY, "numpy._core.multiarray._reconstruct"),
-    (np.ndarray, "numpy.ndarray"),
-    *((kind, f"{kind.__module__}.{kind.__name__}") for kind in (np.dtype, *map(type, map(np.dtype, "?bBhHiIlLefd")))),
-]
+INDEX = ".index.json"  # ends the name of a file that says which tensor is in which of several files
+# Whole numbers are counters, which are no weights but stand beside them.
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+MAX_TENSORS = 20_000
+# What torch puts into names: data parallelism (the second for shards), its compiler, recomputation.
+WRAPPERS = {"module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 
 
 def read_tensors(path: Path, *, ema: bool | None = None) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a file by their names in it, counters left out, and its metadata: the texts of a header, or the
-    `arch` that timm's training script saves.
+    """The tensors of a file by their names in it, and its metadata: the texts of a header, or the `arch` that timm's
+    training script saves.
 
-    float16, bfloat16 and float32 come as they are stored; float64 as float32, with a warning.
+    Counters are left out (single whole numbers), and what torch's wrappers put into names. float16, bfloat16 and
+    float32 come as they are stored; float64 as float32, with a warning.
 
     Args:
-        path: `.safetensors`, or `.pth`, `.pt`, `.bin`, `.pth.tar`, which take torch to read.
-        ema: True for the moving average beside the weights, as training scripts save it; else the weights.
+        path: `.safetensors`; `.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`, which take torch to read; or the
+            `.index.json` of several such files.
+        ema: True for the moving average beside the weights, as training scripts save it; else the weights, or the
+            average where it is alone, with a warning.
 
     Raises:
-        UserError: the file is missing, damaged, or would run code when read; or it has no average.
+        UserError: the file is missing, damaged, larger than the machine's memory, or would run code when read; or it
+            has no average.
     """
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; name a weight file that is there") from error
-    if path.name.endswith(TORCH_SUFFIXES):
-        tensors, metadata = _read_torch(path, ema)
-        return _plain(tensors, path), metadata
-    if ema:
-        raise UserError(f"{path}: a safetensors file has one set of weights, no moving average; leave out the choice")
-    metadata = _read_header(path)
-    try:
-        # Not mapped into memory: the pages would be held beside the copies.
-        return _plain(safetensors.numpy.load_file(path, backend="pread"), path), metadata
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: is damaged: {error}; fetch it anew") from error
+    if path.name.endswith(INDEX):
+        tensors, metadata = _read_shards(path, ema)
+    else:
+        tensors, metadata = _read_file(path, ema)
+    return _plain(tensors, path), metadata
 
 
 def write_safetensors(path: Path, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]) -> None:
@@ -95,23 +68,83 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, np.ndarray]], met
         fresh.chmod(mode)
 
 
+def shards(index: Path) -> dict[str, set[str]]:
+    """The weight files that an index names, beside it, and the names of the tensors that it says are in each.
+
+    Raises:
+        UserError: it cannot be read, or names something else than weight files beside it.
+    """
+    places = read_json(index, dict).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index}: has no weight_map that says which tensor is in which file; fetch it anew")
+    whole: dict[str, set[str]] = {}
+    for tensor, name in places.items():
+        if Path(name).name != name or not name.endswith(SUFFIXES):
+            raise UserError(f"{index}: names {name!r}, which is no weight file beside it; fetch it anew")
+        whole.setdefault(name, set()).add(tensor)
+    return whole
+
+
+def _read_shards(index: Path, ema: bool | None) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of all files of an index, each of which has to hold what the index says, and nothing else."""
+    files = shards(index)
+    missing = [name for name in sorted(files) if not (index.parent / name).is_file()]
+    if missing:
+        others = f" (nor are {len(missing) - 1} more)" if missing[1:] else ""
+        raise UserError(f"{index}: {missing[0]} is not there beside it{others}; fetch all of the {len(files)} files")
+    _check_room(index, sum((index.parent / name).stat().st_size for name in files))
+    whole: Tensors = {}
+    for name, expected in sorted(files.items()):
+        tensors, _ = _read_file(index.parent / name, ema)
+        differences = {"missing": expected - tensors.keys(), "of another file": tensors.keys() - expected}
+        if said := listing({what: dict.fromkeys(sorted(names), "") for what, names in differences.items()}):
+            raise UserError(f"{index.parent / name}: is not as {index.name} tells: {said}; fetch all files anew")
+        whole |= tensors
+    return whole, {}
+
+
+def _read_file(path: Path, ema: bool | None) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of one file as they are named and stored there, and its metadata."""
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}")
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
+            raise UserError(f"{path}: is no regular file; name a weight file")
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; name a weight file that is there") from error
+    if path.name.endswith(TORCH_SUFFIXES):
+        _check_room(path, path.stat().st_size)
+        return read_pickle(path, ema=ema)
+    if ema:
+        raise UserError(f"{path}: a safetensors file has one set of weights, no moving average; leave out the choice")
+    metadata = _read_header(path)
+    _check_room(path, path.stat().st_size)
+    try:
+        # Not mapped into memory: the pages would be held beside the copies.
+        return safetensors.numpy.load_file(path, backend="pread"), metadata
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: is damaged: {error}; fetch it anew") from error
+
+
 def _read_header(path: Path) -> dict[str, str]:
     """The metadata; `UserError` where the header is none, or names a tensor twice, which the library lets pass."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         room = path.stat().st_size - 8
-        if not 2 <= size <= min(room, MAX_HEADER):
+        if not 2 <= size <= room:
             raise UserError(f"{path}: is no safetensors file, or cut off within its header; fetch it anew")
-        header = file.read(size)
+        header = file.read(min(size, MAX_BYTES + 1))
     try:
-        entries = json.loads(header, object_pairs_hook=_unique)
+        entries = parse_json(header)
+    except ValueError as error:
+        raise UserError(f"{path}: its header {error}; write the file anew") from error
+    try:
         metadata = entries.pop("__metadata__", {})
         texts = [text for text in metadata.values() if isinstance(text, str)]
         end = max((operator.index(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-        others = sorted({entry["dtype"] for entry in entries.values()} - set(DTYPES))
-    except _Twice as error:
-        raise UserError(f"{path}: its header has {error} twice; write the file anew") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        others = {name: entry["dtype"] for name, entry in entries.items() if entry["dtype"] not in DTYPES}
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: its header is no safetensors header; fetch it anew") from error
     if len(texts) < len(metadata):
         raise UserError(f"{path}: its header has metadata that is no text; write the file anew")
@@ -120,92 +153,37 @@ def _read_header(path: Path) -> dict[str, str]:
             f"{path}: its header tells of {end:,} bytes of tensors, there are {room - size:,}; fetch it anew"
         )
     if others:
-        raise UserError(f"{path}: has tensors of type {', '.join(others)}; write them as float32 first")
+        name, kind = next(iter(others.items()))
+        raise UserError(f"{path}: {name} is of type {kind}, which is not read; write it as float32 first")
     return metadata
 
 
-class _Twice(Exception):
-    """A JSON object has a key twice."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    whole = dict(pairs)
-    if len(whole) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Twice(next(key for key in keys if keys.count(key) > 1))
-    return whole
+def _check_room(path: Path, size: int) -> None:
+    """`UserError` where so many bytes of tensors do not fit into memory: of a sparse file, which takes no room itself,
+    there may be any number."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise UserError(
+            f"{path}: holds {size / 2**30:,.0f} GiB of tensors, and this machine has {memory / 2**30:,.0f} GiB of "
+            f"memory; name other weights, or take a larger machine"
+        )
 
 
 def _plain(tensors: Tensors, path: Path) -> Tensors:
-    """Without counters; and float64, which nothing here computes in, as float32."""
-    tensors = {name: value for name, value in tensors.items() if not name.endswith(COUNTER)}
-    double = [name for name, value in tensors.items() if value.dtype == np.float64]
+    """Without counters and wrappers; and float64, which nothing here computes in, as float32."""
+    if len(tensors) > MAX_TENSORS:
+        raise UserError(f"{path}: has {len(tensors):,} tensors, more than any network here; name the weights of one")
+    plain: Tensors = {}
+    origins: dict[str, str] = {}
+    for name, value in tensors.items():
+        if value.size == 1 and value.dtype.kind in "iub":
+            continue
+        short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if short in plain:
+            raise UserError(f"{path}: a tensor is duplicated: {origins[short]} is there as {name} too; save one")
+        plain[short], origins[short] = value, name
+    double = [name for name, value in plain.items() if value.dtype == np.float64]
     if double:
         logging.warning("%s: %d tensors are float64, taken as float32: %s, ...", path, len(double), double[0])
-    return tensors | {name: tensors[name].astype(np.float32) for name in double}
-
-
-def _read_torch(path: Path, ema: bool | None) -> tuple[Tensors, dict[str, str]]:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path}: takes torch to read: pip install 'deit_jax[torch]', or use a safetensors file"
-        ) from error
-    try:
-        # torch may warn that checking sparse tensors takes long; they are refused below.
-        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch has no exception of its own for what it cannot read
-        culprit = re.search(r"GLOBAL (\S+)", str(error))
-        if culprit:
-            raise UserError(
-                f"{path}: refused: holds {culprit[1]}, which is no plain data and could run code when it is read; "
-                f"save the model's state_dict() alone, or take the weights as safetensors"
-            ) from error
-        # torch speaks in RuntimeErrors; what else a foreign file makes its reader run into says nothing.
-        reason = f": {str(error).partition(chr(10))[0]}" if isinstance(error, RuntimeError) else ""
-        raise UserError(f"{path}: is damaged or no file of torch's{reason}; fetch it anew") from error
-    state = _unwrapped(content, path, ema)
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            what = "is no tensor" if isinstance(name, str) else "is no name"
-            raise UserError(f"{path}: {name} {what}; save the model's state_dict() alone")
-        kind = str(value.dtype).removeprefix("torch.")
-        if value.layout is not torch.strided or kind not in TORCH_DTYPES:
-            sparse = "" if value.layout is torch.strided else "sparse "
-            raise UserError(f"{path}: {name} is of type {sparse}{kind}; save it as plain float32 first")
-    arch = content.get("arch")
-    metadata = {"arch": arch} if state is not content and isinstance(arch, str) else {}
-    return {name: _to_numpy(value) for name, value in _unprefixed(state, path).items()}, metadata
-
-
-def _unwrapped(content: Any, path: Path, ema: bool | None) -> dict[Any, Any]:
-    """The state dict in what a training script saved."""
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: holds {type(content).__name__}, no state dict; save the model's state_dict()")
-    for key in AVERAGE if ema else RAW:
-        if isinstance(content.get(key), dict):
-            return content[key]
-    if ema:
-        raise UserError(f"{path}: has no moving average ({' or '.join(AVERAGE)}); take the raw weights")
-    return content
-
-
-def _unprefixed(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Without what torch's data parallelism (`module.`) and compiler (`_orig_mod.`) put in front."""
-    plain: dict[str, str] = {}
-    for name in state:
-        first = plain.setdefault(re.sub(r"^((module|_orig_mod)\.)+", "", name), name)
-        if first != name:
-            raise UserError(f"{path}: a tensor is duplicated: {first} is there as {name} too; save one of them")
-    return {short: state[name] for short, name in plain.items()}
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-    import torch
-
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:  # numpy has none of its own
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with all that is not finite
+        return plain | {name: plain[name].astype(np.float32) for name in double}

@@ -9,12 +9,14 @@ from typing import Any
 
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
-from deit_jax.models import Preprocessing, entry, resolve
+from deit_jax.base.forms import read_json
+from deit_jax.models import Preprocessing, resolve
 from deit_jax.weights import files, huggingface, processors, tables
 from deit_jax.weights.card import Card, Weights
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# In the order in which transformers looks for them; an index tells of several files.
+WEIGHT_FILES = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", files.INDEX))
 # Arguments of timm's Vision Transformers by ours, and those of any network that change nothing in evaluation.
 TIMM_ARGUMENTS = {name: name for name in ("patch_size", "depth", "mlp_ratio", "class_token")}
 TIMM_ARGUMENTS |= {"embed_dim": "width", "num_heads": "heads"}
@@ -27,32 +29,46 @@ def read_folder(folder: Path) -> tuple[Path, Card]:
     Raises:
         UserError: no weight file is there, or a config tells of a network that there is none of here.
     """
-    config = _read_json(folder / CONFIG)
-    processor = _read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else None
-    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    config = read_json(folder / CONFIG, dict)
+    processor = read_json(folder / PROCESSOR, dict) if (folder / PROCESSOR).is_file() else None
+    file = weight_file(folder)
     if file is None:
-        raise UserError(f"{folder}: has {CONFIG} but none of {', '.join(WEIGHT_FILES)}; name the weight file itself")
+        raise UserError(
+            f"{folder}: has {CONFIG} but none of {', '.join(WEIGHT_FILES)}; fetch one, or name the weight file itself"
+        )
     try:
         if "architecture" in config:
-            return file, timm_card(config, str(folder / CONFIG))
-        card = huggingface.card_of(config, processor, str(folder))
+            card = timm_card(config, str(folder / CONFIG))
+        else:
+            card = huggingface.card_of(config, processor, str(folder))
     except UserError:
         raise
     except Exception as error:  # whatever fields of other types make the arithmetic run into
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"{folder / CONFIG}: cannot be understood: {reason}; mend it") from error
-    if card.preprocessing is None:
+    try:
+        resolve(card.model, card.arguments)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}; mend it") from error
+    if card.preprocessing is None and "architecture" not in config:
         logging.warning("%s: has no %s; images are prepared as for %s", folder, PROCESSOR, card.model)
     return file, card
+
+
+def weight_file(folder: Path) -> Path | None:
+    """The file with a folder's weights, or the index of several."""
+    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
 
 
 def timm_card(config: Mapping[str, Any], where: str) -> Card:
     """The card of a timm config.json; `UserError` where its model is none of those here, or is changed."""
     model = config["architecture"].partition(".")[0]
-    entry(model)
+    try:
+        resolved = resolve(model, {})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     # In early repositories the fields of pretrained_cfg stand by themselves.
     own, published = config.get("model_args") or {}, config.get("pretrained_cfg") or config
-    resolved = resolve(model, {})
     arguments = _timm_arguments(config, own, resolved, where)
     size = own.get("img_size") or published.get("input_size", [])[1:]
     if size:
@@ -99,10 +115,13 @@ def _timm_arguments(
 
 def _timm_labels(labels: Any) -> tuple[str, ...]:
     """Class names from a list, or from names by index; none where indices are left out."""
+    if isinstance(labels, str):
+        raise TypeError("label_names is a text, no list")
     if not isinstance(labels, Mapping):
-        return tuple(labels)
-    names = {int(index): name for index, name in labels.items()}
-    return tuple(names[index] for index in sorted(names)) if sorted(names) == list(range(len(names))) else ()
+        labels = dict(enumerate(labels))
+    names = {int(index): str(name) for index, name in labels.items()}
+    counted = sorted(names) == list(range(len(names)))
+    return huggingface.class_names([names[index] for index in sorted(names)]) if counted else ()
 
 
 def write_folder(folder: Path, weights: Weights) -> None:
@@ -124,13 +143,3 @@ def write_folder(folder: Path, weights: Weights) -> None:
         (fresh / PROCESSOR).write_text(json.dumps(processors.processor_of(weights.card), indent=2) + "\n")
         tensors = tables.scatter(weights.variables, tables.HUGGING_FACE[architecture])
         files.write_safetensors(fresh / WEIGHT_FILES[0], tensors, {})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}; fetch it anew") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no JSON object; fetch it anew")
-    return content

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from deit_jax.base.caches import cache_folder
 from deit_jax.base.errors import UserError
-from deit_jax.models import Pretrained, entry
-from deit_jax.weights.folders import CONFIG, PROCESSOR, WEIGHT_FILES
+from deit_jax.models import Pretrained, entry, list_models
+from deit_jax.weights.files import INDEX, shards
+from deit_jax.weights.folders import CONFIG, PROCESSOR, WEIGHT_FILES, weight_file
 
 PREFIX = "hf://"
 
@@ -43,10 +44,24 @@ def fetch(address: str) -> Path:
         raise UserError(f"{address}: has {CONFIG} but none of {', '.join(WEIGHT_FILES)}; name another repository")
     with contextlib.suppress(UserError):  # not every repository has one, and `read_folder` says so
         _file(repository, commit, PROCESSOR)
-    for name in WEIGHT_FILES:
-        if (folder / name).exists():
-            _check_blob(folder / name)
+    chosen = weight_file(folder) or folder / WEIGHT_FILES[0]
+    for name in sorted(shards(chosen)) if chosen.name.endswith(INDEX) else [chosen.name]:
+        if _file(repository, commit, name) is None:
+            raise UserError(f"{address}: has {chosen.name} but not {name}, which it names; name another repository")
+        _check_blob(folder / name)
     return folder
+
+
+def of_imagenet(address: str) -> bool:
+    """Whether an address of the hub is that of weights which timm has published for the classes of ImageNet-1k."""
+    match = re.match(rf"{PREFIX}timm/(\w+)\.\w*in1k(@|$)", address)
+    return match is not None and match[1] in list_models()
+
+
+def is_published(file: Path) -> bool:
+    """Whether a file is the authors' own, by its name and its content."""
+    published = (entry(model).pretrained for model in list_models())
+    return any(_sha256(file).startswith(one.digest) for one in published if one and one.checkpoint == file.name)
 
 
 def pretrained(model: str) -> Path:
@@ -65,7 +80,7 @@ def pretrained(model: str) -> Path:
     if (own / f"{model}.safetensors").is_file():
         return own / f"{model}.safetensors"
     if published.checkpoint and (own / published.checkpoint).is_file():
-        _check_digest(own / published.checkpoint, published.checkpoint.rpartition("-")[2].removesuffix(".pth"))
+        _check_digest(own / published.checkpoint, published.digest)
         return own / published.checkpoint
     authors = f", or the authors' {published.checkpoint}," if published.checkpoint else ""
     mend = f"or put its file {published.file} as {model}.safetensors{authors} into {own}"
@@ -138,10 +153,14 @@ def _check_blob(file: Path) -> None:
 
 def _check_digest(file: Path, digest: str) -> None:
     """`UserError` unless the file's SHA-256 begins with `digest`."""
-    with file.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
+    found = _sha256(file)
     if not found.startswith(digest):
         raise UserError(
             f"{file}: is not what was published: its SHA-256 begins {found[:8]}, not {digest[:8]}; "
             f"delete it and fetch it anew"
         )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from deit_jax.base.errors import UserError
 from deit_jax.models import VisionTransformer, entry, list_models, resolve
 from deit_jax.models.resnet import EXPANSION
 from deit_jax.weights import tables
-from deit_jax.weights.card import Card, Weights
+from deit_jax.weights.card import SINGLE_LABEL, Card, Weights
 from deit_jax.weights.imagenet import WNIDS, words
 from deit_jax.weights.processors import preprocessing_of, processor_of
 
@@ -92,7 +92,7 @@ def card_of(config: Mapping[str, Any], processor: Mapping[str, Any] | None, wher
     if labels is not None:
         arguments["num_classes"] = len(labels)
     model, overrides = nearest_model(arguments, family)
-    return Card(model, overrides, _class_names(labels or []), preprocessing)
+    return Card(model, overrides, class_names(labels or []), preprocessing, _problem_type(config))
 
 
 def _says(config: Mapping[str, Any], card: Card, processor: Mapping[str, Any] | None) -> bool:
@@ -102,8 +102,10 @@ def _says(config: Mapping[str, Any], card: Card, processor: Mapping[str, Any] | 
     # transformers leaves out what is its default.
     compared = {**DEFAULTS[kind], **FIXED[kind], "architectures": None, "model_type": None, "id2label": None}
     images = processor_of(card)
-    return all(config.get(field, default) == written[field] for field, default in compared.items()) and all(
-        value == images[field] for field, value in (processor or {}).items() if field in images
+    return (
+        _problem_type(config) == card.problem_type
+        and all(config.get(field, default) == written[field] for field, default in compared.items())
+        and all(value == images[field] for field, value in (processor or {}).items() if field in images)
     )
 
 
@@ -196,6 +198,7 @@ def _fields(card: Card, architecture: str) -> dict[str, Any]:
         "patch_size": arguments["patch_size"],
         "num_channels": 3,
         "qkv_bias": True,
+        "problem_type": card.problem_type or None,
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
@@ -233,6 +236,12 @@ def _patch_size(size: int | list[int], where: str) -> int:
     return patch
 
 
+def _problem_type(config: Mapping[str, Any]) -> str:
+    """Of a card: "" also for what training with transformers writes of classifiers."""
+    kind = config.get("problem_type")
+    return "" if kind in (None, SINGLE_LABEL) else str(kind)
+
+
 def _labels(config: Mapping[str, Any], where: str) -> list[str] | None:
     """The class names in the order of the logits, None where the config has none."""
     if "id2label" not in config:
@@ -243,7 +252,7 @@ def _labels(config: Mapping[str, Any], where: str) -> list[str] | None:
     return [labels[i] for i in range(len(labels))]
 
 
-def _class_names(labels: list[str]) -> tuple[str, ...]:
+def class_names(labels: list[str]) -> tuple[str, ...]:
     """() for labels that say nothing; ImageNet's identifiers for its names in their order.
 
     Published files have all synonyms ("tench, Tinca tinca"), in slightly different editions; the first is compared.

@@ -6,14 +6,15 @@ WordNet's licence, which lies beside the file, lets anybody use and pass on the 
 """
 
 import functools
+import unicodedata
 from importlib import resources
 
 WNIDS: tuple[str, ...]  # position = label; read when first asked for
 
 
 def words(name: str) -> str:
-    """The English name of a WordNet identifier of ImageNet-1k ("n01440764": "tench"); any other `name` as it is."""
-    return _classes().get(name, name)
+    """The English name of a WordNet identifier of ImageNet-1k ("n01440764": "tench"); any other `name` in NFC."""
+    return _classes().get(name) or unicodedata.normalize("NFC", name)
 
 
 def __getattr__(name: str) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 What a `spec` can be:
 
     DIR[@latest|@STEP][#raw|#ema]   a workdir or checkpoint directory: its best checkpoint, or the named one
-    FILE.safetensors                also .pth, .pt and .bin (with torch installed), `#ema` for the average in them
+    FILE.safetensors                also .pth, .pt, .bin and .ckpt (with torch installed), `#ema` for the average in
+                                    them; or the .index.json of several files
     FOLDER                          with config.json and a weight file, in Hugging Face's or timm's layout
     hf://owner/name[@revision]      such a folder on the hub
     pretrained                      the published weights of the model
@@ -12,18 +13,22 @@ A leading `~` is the user's home.
 """
 
 import dataclasses
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import parse_json
 from deit_jax.models import list_models
 from deit_jax.weights import files, folders, hub, tables
 from deit_jax.weights.card import Card
 
 KEY = "deit_jax"  # of the card, in a safetensors file's metadata
+FLOATING = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +39,18 @@ class Found:
     tensors: dict[str, Any]
     card: Card
     scheme: tables.Scheme | None = None  # None: to be found out
+    imagenet: bool = False  # published, so that a thousand classes without names are those of ImageNet-1k
 
 
 def find(spec: str, model: str, ema: bool | None) -> Found:
     """What `spec` names; for the arguments and errors see `read_weights`."""
     spec = os.path.expanduser(spec)
     try:
-        return _find(spec, model, ema)
+        found = _find(spec, model, ema)
+        _check_values(found)
+        return found
+    except MemoryError as error:
+        raise UserError(f"{spec}: does not fit into this machine's memory; take a larger one") from error
     except OSError as error:  # a folder of somebody else's, a name that is too long
         raise UserError(
             f"{spec}: cannot be read: {error.strerror or error}; name a place that is yours to read"
@@ -52,9 +62,9 @@ def _find(spec: str, model: str, ema: bool | None) -> Found:
     if path == "pretrained":
         if not model:
             raise UserError("pretrained: of which model? give its name")
-        return _in_file(hub.pretrained(model), ema)
+        return dataclasses.replace(_in_file(hub.pretrained(model), ema), imagenet=True)
     if path.startswith(hub.PREFIX):
-        return _in_folder(hub.fetch(path), ema)
+        return dataclasses.replace(_in_folder(hub.fetch(path), ema), imagenet=hub.of_imagenet(path))
     place = Path(path)
     if "://" in path or not place.exists():
         raise UserError(f"{path}: is not there; name a workdir, a weight file, a folder, {hub.PREFIX}owner/name")
@@ -80,12 +90,29 @@ def _split(spec: str, ema: bool | None) -> tuple[str, str | None, bool | None]:
 
 
 def _checkpoints(place: Path) -> Path | None:
-    """The checkpoint directory that `place` is or, as a workdir, has."""
-    if (place / "checkpoints").is_dir():
-        return place / "checkpoints"
+    """The checkpoint directory that `place` is or, as a workdir, has; `UserError` where it has another program's."""
+    if _has_steps(place):
+        return place
+    inside = place / "checkpoints"
+    if not inside.is_dir():
+        return None
+    names = sorted(child.name for child in inside.iterdir() if not child.name.startswith("."))
+    unfinished = all(".orbax-checkpoint-tmp" in name for name in names)  # of a run that has just begun
+    if _has_steps(inside) or unfinished:
+        return inside
+    if (place / folders.CONFIG).is_file() and folders.weight_file(place):
+        return None
+    file = next((name for name in names if name.endswith(files.SUFFIXES)), "")
+    mend = f"name its weight file, such as {inside / file}" if file else "name a workdir or a weight file"
+    raise UserError(f"{inside}: holds no steps of this package, but {names[0]}{', ...' if names[1:] else ''}; {mend}")
+
+
+def _has_steps(directory: Path) -> bool:
     # Of digits as classes, a folder of photos has such names, too.
-    steps = place.is_dir() and any(child.name.isdigit() and (child / "state").is_dir() for child in place.iterdir())
-    return place if steps else None
+    return directory.is_dir() and any(
+        child.name.isdigit() and any((child / part).is_dir() for part in ("state", "meta"))
+        for child in directory.iterdir()
+    )
 
 
 def _in_checkpoint(directory: Path, step: str | None, ema: bool | None) -> Found:
@@ -110,10 +137,10 @@ def _in_file(file: Path, ema: bool | None) -> Found:
     card = Card(name if name in list_models() else "")
     if KEY in metadata:
         try:
-            card = _card(json.loads(metadata[KEY]), str(file))
+            card = _card(parse_json(metadata[KEY]), str(file))
         except ValueError as error:
-            raise UserError(f"{file}: its metadata {KEY!r} is no JSON; write the file anew") from error
-    return Found(str(file), tensors, card)
+            raise UserError(f"{file}: its metadata {KEY!r} {error}; write the file anew") from error
+    return Found(str(file), tensors, card, imagenet=hub.is_published(file))
 
 
 def _card(content: Any, where: str) -> Card:
@@ -122,3 +149,18 @@ def _card(content: Any, where: str) -> Card:
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(f"{where}: the card in it cannot be read: {reason}; write it anew") from error
+
+
+def _check_values(found: Found) -> None:
+    """`UserError` for a tensor that holds no numbers to compute with: the one place where all weights come in."""
+    for name, value in found.tensors.items():
+        if value.dtype not in FLOATING:
+            raise UserError(
+                f"{found.where}: {name} is of type {value.dtype}, and weights are floating-point numbers; "
+                f"save it as float32, or take other weights"
+            )
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"{found.where}: {name} has values that are NaN or beyond float32; the weights are damaged, so take "
+                f"earlier ones"
+            )

@@ -44,6 +44,12 @@ def preprocessing_of(processor: Mapping[str, Any], where: str) -> Preprocessing:
     if resample != BICUBIC:
         otherwise = [f"by the {FILTERS.get(resample, resample)} filter", *otherwise]
     warn_of_resizing(file, otherwise, crop_ratio)
+    if _is_deits(processor):
+        logging.warning(
+            "%s: images keep their proportions here, as DeiT's authors have it; by this file transformers resizes them "
+            "to a square of %d pixels, so that its answers may be others",
+            *(file, processor["size"]),
+        )
     return preprocessing
 
 
@@ -92,10 +98,16 @@ def _crop(processor: Mapping[str, Any]) -> tuple[float, list[str]]:
         return crop_pct, []
     in_proportion = isinstance(size, Mapping) and "shortest_edge" in size and not crop_pct
     if processor.get("do_center_crop"):
-        # A number alone is DeiT's, whose authors keep the proportions; transformers does not.
-        otherwise = [] if in_proportion or isinstance(size, int) else ["to a square"]
+        otherwise = [] if in_proportion or _is_deits(processor) else ["to a square"]
         return crop_ratio(_largest(processor["crop_size"]), _largest(size)), otherwise
     return 1.0, [] if in_proportion else ["to a square"]
+
+
+def _is_deits(processor: Mapping[str, Any]) -> bool:
+    """Whether a number alone is what is cut from, as in DeiT's files: its authors keep the proportions, which
+    transformers, by the same file, does not."""
+    whole = isinstance(processor.get("size"), int) and not processor.get("crop_pct")
+    return whole and bool(processor.get("do_resize", True) and processor.get("do_center_crop"))
 
 
 def _largest(size: int | Mapping[str, int]) -> int:

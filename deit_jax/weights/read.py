@@ -6,7 +6,7 @@ What a `spec` can be: see `deit_jax.weights.places`.
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +16,11 @@ from jaxtyping import Array
 
 from deit_jax import models
 from deit_jax.base.errors import UserError
+from deit_jax.base.names import ranges
 from deit_jax.models import Network, abstract_model, bind, entry, flatten, resolve
 from deit_jax.weights import surgery, tables
-from deit_jax.weights.card import Card, Weights
+from deit_jax.weights.card import Card, Weights, classes_of
+from deit_jax.weights.fits import check_names, fitting, network_of, shapes
 from deit_jax.weights.imagenet import WNIDS
 from deit_jax.weights.places import Found, find
 
@@ -59,9 +61,11 @@ def read_named(spec: str | Path, *, model: str = "", ema: bool | None = None) ->
 def _read(spec: str, model: str, ema: bool | None) -> Weights:
     found = find(spec, model, ema)
     card = dataclasses.replace(found.card, model=found.card.model or model)
+    expected = shapes(network_of(card, found.where)) if card.model else {}
+    found = _unprefixed(found, expected or tables.vit_paths(found.tensors))
     if "fc_norm.weight" in found.tensors and card.model and "global_pool" in resolve(card.model, {}):
         card = dataclasses.replace(card, arguments={"global_pool": "avg", **card.arguments})
-    expected = shapes(_abstract(card, found.where)) if card.model else {}
+        expected = shapes(network_of(card, found.where))
     paths = list(expected) if card.model else tables.vit_paths(found.tensors)
     scheme = found.scheme or tables.best_scheme(found.tensors, paths)
     there = [path for path in paths if all(name in found.tensors for name in scheme.names(path))]
@@ -75,10 +79,28 @@ def _read(spec: str, model: str, ema: bool | None) -> Weights:
         expected = sizes
     elif inferred := {name: value for name, value in _inferred(card, sizes).items() if name not in card.arguments}:
         card = dataclasses.replace(card, arguments={**inferred, **card.arguments})
-        expected = shapes(_abstract(card, found.where))
-    _check(found, scheme, expected, card.model or "a Vision Transformer")
-    card = dataclasses.replace(card, class_names=_class_names(card, expected, found.where))
+        expected = shapes(network_of(card, found.where))
+    check_names(found, scheme, expected, card.model or "a Vision Transformer")
+    card = dataclasses.replace(card, class_names=_class_names(found, card, expected))
     return Weights(tables.gather(found.tensors, scheme, expected), card)
+
+
+def _unprefixed(found: Found, paths: Collection[str]) -> Found:
+    """Without what stands in front of all names of a network that was saved as part of another module.
+
+    Raises:
+        UserError: that module has tensors beside the network, and so may make something else of it.
+    """
+    if found.scheme:
+        return found
+    prefix, _ = tables.best_fit(found.tensors, paths)
+    beside = [name for name in found.tensors if not name.startswith(prefix)]
+    if beside:
+        raise UserError(
+            f"{found.where}: has a network under {prefix!r} and {len(beside)} tensors beside it: "
+            f"{', '.join(ranges(beside))}; save the state_dict() of the network alone"
+        )
+    return dataclasses.replace(found, tensors={name.removeprefix(prefix): v for name, v in found.tensors.items()})
 
 
 def _complete(weights: Weights) -> Weights:
@@ -89,12 +111,14 @@ def _complete(weights: Weights) -> Weights:
     return Weights(weights.variables, dataclasses.replace(weights.card, preprocessing=preprocessing))
 
 
-def _class_names(card: Card, expected: tables.Shapes, where: str) -> tuple[str, ...]:
-    """The card's, or for 1,000 classes those of ImageNet; `UserError` where they are not as many as the head's."""
-    classes = next((expected[f"{name}.kernel"][-1] for name in surgery.HEADS if f"{name}.kernel" in expected), 0)
+def _class_names(found: Found, card: Card, expected: tables.Shapes) -> tuple[str, ...]:
+    """The card's, or ImageNet's where the weights were published for it; `UserError` where the head has not as many."""
+    classes = classes_of(expected)
     if card.class_names and classes and len(card.class_names) != classes:
-        raise UserError(f"{where}: names {len(card.class_names)} classes, its head has {classes}; mend the card in it")
-    return card.class_names or (WNIDS if classes == len(WNIDS) else ())
+        raise UserError(
+            f"{found.where}: names {len(card.class_names)} classes, its head has {classes}; mend the card in it"
+        )
+    return card.class_names or (WNIDS if found.imagenet and classes == len(WNIDS) else ())
 
 
 def load_weights(model: M, path: str | Path, *, ema: bool | None = None) -> M:
@@ -108,9 +132,10 @@ def load_weights(model: M, path: str | Path, *, ema: bool | None = None) -> M:
     Raises:
         UserError: as `read_weights`; the weights have to be those of this very architecture.
     """
-    found, expected = find(str(path), "", ema), flatten(model)
+    expected = flatten(model)
+    found = _unprefixed(find(str(path), "", ema), expected)
     scheme = found.scheme or tables.best_scheme(found.tensors, expected)
-    _check(found, scheme, shapes(model), "this model", mend="build the model that it is of")
+    check_names(found, scheme, shapes(model), "this model", mend="build the model that it is of")
     try:
         notes = surgery.check_function(found.card, model)
     except UserError as error:
@@ -137,10 +162,9 @@ def open_model(spec: str | Path, *, model: str = "", ema: bool | None = None, **
     known = resolve(weights.card.model, {})
     chosen = {name: value for name, value in overrides.items() if name in known or name not in RUNTIME}
     card = dataclasses.replace(weights.card, arguments={**weights.card.arguments, **chosen})
-    abstract: Any = _abstract(card, str(spec))
-    named = card.class_names if "num_classes" not in overrides else ()
+    abstract: Any = network_of(card, str(spec))
     try:
-        variables, _ = surgery.adapt(weights, abstract, class_names=named)
+        variables, _ = surgery.adapt(weights, abstract)
     except UserError as error:
         raise UserError(f"{spec}: {error}") from error
     bound = bind(abstract, {path: jnp.asarray(value, jnp.float32) for path, value in variables.items()})
@@ -187,8 +211,8 @@ def _rename(weights: Weights, model: str, where: str) -> Weights:
         UserError: they do not, or `model` is "".
     """
     if not model:
-        fitting = " or ".join(_fitting(weights.variables)) or "none here"
-        raise UserError(f"{where}: does not say which model it is of; give its name (by its shapes: {fitting})")
+        names = " or ".join(fitting(weights.variables)) or "none here"
+        raise UserError(f"{where}: does not say which model it is of; give its name (by its shapes: {names})")
     if model == weights.card.model:
         return weights
     own, theirs = resolve(model, {}), resolve(weights.card.model, weights.card.arguments)
@@ -197,9 +221,9 @@ def _rename(weights: Weights, model: str, where: str) -> Weights:
         name: theirs[name] for name in loose if name in own.keys() & theirs.keys() and own[name] != theirs[name]
     }
     card = dataclasses.replace(weights.card, model=model, arguments=arguments)
-    found, network = Found(where, dict(weights.variables), card), _abstract(card, where)
-    _check(found, tables.OURS, shapes(network), model)
-    others = surgery.differences(_abstract(weights.card, where), network)
+    network = network_of(card, where)
+    check_names(Found(where, dict(weights.variables), Card()), tables.OURS, shapes(network), model)
+    others = surgery.differences(network_of(weights.card, where), network)
     if others:
         raise UserError(
             f"{where}: is not {model}'s, but {weights.card.model}'s: {'; '.join(others)}; leave the name out"
@@ -207,16 +231,10 @@ def _rename(weights: Weights, model: str, where: str) -> Weights:
     return Weights(weights.variables, card)
 
 
-def shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    """Of every variable, by its path."""
-    return {path: value.shape for path, value in flatten(model).items()}
-
-
 def _inferred(card: Card, sizes: tables.Shapes) -> dict[str, Any]:
     """`num_classes` and a square `image_size` by the head and the position embedding, where the model's are others."""
     resolved = resolve(card.model, card.arguments)
-    heads = [sizes[f"{name}.kernel"] for name in surgery.HEADS if sizes.get(f"{name}.kernel")]
-    inferred = {"num_classes": heads[0][-1] if heads else 0}
+    inferred: dict[str, Any] = {"num_classes": classes_of(sizes)}
     if len(sizes.get("pos_embed", ())) == 3:
         prefix = (resolved["class_token"] + resolved["distilled"]) * resolved["class_position"]
         patches = sizes["pos_embed"][1] - prefix
@@ -224,39 +242,3 @@ def _inferred(card: Card, sizes: tables.Shapes) -> dict[str, Any]:
         if side**2 == patches > 0:
             inferred["image_size"] = side * resolved["patch_size"]
     return {name: value for name, value in inferred.items() if value != resolved[name]}
-
-
-def _abstract(card: Card, where: str) -> nnx.Module:
-    try:
-        return abstract_model(card.model, **card.arguments)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    except Exception as error:  # a card's nonsense makes the constructors run into anything
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{where}: {card.model} cannot be built with {dict(card.arguments)}: {reason}") from error
-
-
-def _check(
-    found: Found, scheme: tables.Scheme, expected: tables.Shapes, of: str, *, mend: str = "name the model that it is of"
-) -> None:
-    problems = tables.misfit(found.tensors, scheme, expected)
-    if problems:
-        raise UserError(f"{found.where}: is not {of}'s ({scheme.title}): {problems}; {mend}")
-
-
-def _fitting(variables: Mapping[str, Any]) -> list[str]:
-    """Models of the registry that weights of these shapes could be of."""
-    positions, patches = variables.get("pos_embed"), variables.get("patch_embed.proj.kernel")
-    traits = {
-        "width": 0 if positions is None else positions.shape[-1],
-        "depth": sum(path.endswith("norm1.scale") for path in variables),
-        "patch_size": 0 if patches is None else patches.shape[0],
-        "distilled": "dist_token" in variables,
-    }
-    scaled = "blocks.0.ls1.gamma" in variables
-    resolved = {name: resolve(name, {}) for name in models.list_models()}
-    return [
-        name
-        for name, arguments in resolved.items()
-        if traits.items() <= arguments.items() and (arguments["layer_scale"] > 0) == scaled
-    ]

@@ -13,10 +13,8 @@ from jaxtyping import Array, Float
 
 from deit_jax.base.errors import UserError
 from deit_jax.models import abstract_model, check_fit, flatten
-from deit_jax.weights.card import Card, Weights
+from deit_jax.weights.card import HEADS, Card, Weights
 from deit_jax.weights.imagenet import words
-
-HEADS = ("head", "head_dist", "head.fc", "fc", "classifier")  # of Vision Transformers, RegNets, ResNets, EfficientNets
 
 # Attributes of modules that say how a network computes, not which function, or what this file fits.
 INCIDENTAL = {"implementation", "form", "remat", "out_features"}
@@ -32,7 +30,8 @@ def adapt(
 
     A position embedding for another image size is resized. A classifier is kept where both have the same classes, or
     as many where one side does not name them; else the classes that both name are taken over, the others drawn anew.
-    A name that stands for several classes tells none of them, unless the lists are the same.
+    A name that stands for several classes tells none of them, unless the lists are the same. For a model of classes
+    that are named, a head of one logit or of several labels is drawn anew.
 
     Args:
         weights: of the same network, but for classes and image size.
@@ -53,6 +52,13 @@ def adapt(
         del fitted["head_dist.kernel"], fitted["head_dist.bias"]
         card = dataclasses.replace(card, arguments={**card.arguments, "dist_head": False})
         notes.append("head_dist: left out, the model has none")
+    reason = card.no_classifier(weights.classes) if class_names else ""
+    if reason:
+        notes.append(reason)
+        card = dataclasses.replace(card, class_names=(), problem_type="")
+        fitted = {path: value for path, value in fitted.items() if path.rpartition(".")[0] not in HEADS}
+    elif class_names and weights.classes == len(class_names) and not card.class_names:
+        notes.append(in_order(class_names))
     notes += _fit_heads(fitted, card.class_names, expected, class_names, fresh)
     arrays = {path: np.asarray(value) for path, value in fitted.items()}
     variables = {
@@ -66,6 +72,12 @@ def adapt(
             f"the weights{_of(card)} are those of another network: {error}; set model.name to theirs"
         ) from error
     return variables, notes + check_function(card, model)
+
+
+def in_order(class_names: Sequence[str]) -> str:
+    """In words, what the outputs of weights that do not name their classes are taken for."""
+    shown = ", ".join([*class_names[:3], *(["..."] if class_names[3:] else [])])
+    return f"the weights do not name their classes: the k-th output is taken for the data's k-th class ({shown})"
 
 
 def check_function(card: Card, model: nnx.Module) -> list[str]:

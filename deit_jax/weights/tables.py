@@ -5,6 +5,7 @@ path without its leaf, such as `blocks.3.attn.qkv`. Layouts are torch's everywhe
 convolutions `[outputs, inputs, height, width]`; ours are `[inputs, outputs]` and `[height, width, inputs, outputs]`.
 """
 
+import collections
 import contextlib
 import dataclasses
 import re
@@ -170,8 +171,30 @@ _FAMILIES = [
 
 def best_scheme(names: Collection[str], paths: Collection[str]) -> Scheme:
     """The scheme by whose names most of our `paths` are among `names`."""
-    there = set(names)
-    return max(SCHEMES, key=lambda scheme: len(there & {name for path in paths for name in scheme.names(path)}))
+    return best_fit(names, paths)[1]
+
+
+def best_fit(names: Collection[str], paths: Collection[str]) -> tuple[str, Scheme]:
+    """The prefix of `names` and the scheme by which most of our `paths` are among them; of equals the shortest prefix.
+
+    Frameworks put one in front of all names of a network, such as `model.` or `timm_model.`: of up to three parts, what
+    more than half of the names begin with comes into question.
+    """
+    beginnings = collections.Counter(prefix for name in names for prefix in _beginnings(name))
+    prefixes = ["", *(prefix for prefix, count in beginnings.items() if 2 * count > len(names))]
+    wanted = [(scheme, {name for path in paths for name in scheme.names(path)}) for scheme in SCHEMES]
+    fits = [
+        (len(theirs & {name.removeprefix(prefix) for name in names if name.startswith(prefix)}), prefix, scheme)
+        for prefix in prefixes
+        for scheme, theirs in wanted
+    ]
+    _, prefix, scheme = max(fits, key=lambda fit: fit[0])
+    return prefix, scheme
+
+
+def _beginnings(name: str) -> list[str]:
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:count]) + "." for count in (1, 2, 3) if count <= len(parts)]
 
 
 def gather(tensors: dict[str, np.ndarray], scheme: Scheme, paths: Iterable[str]) -> dict[str, np.ndarray]:

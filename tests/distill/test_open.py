@@ -1,6 +1,7 @@
 """From a config to a teacher: of the registry, of the user's own, of an exported program; and to a store."""
 
 import dataclasses
+import hashlib
 import json
 import sys
 import textwrap
@@ -74,6 +75,28 @@ def test_classes_are_taken_by_their_names(workdir, said):
     names = ("7", "2", "9", "0")
     teacher = open_teacher(distilled_config(workdir), names)
     np.testing.assert_allclose(ask(teacher), said[:, [7, 2, 9, 0]], rtol=1e-5, atol=1e-5)
+
+
+def test_classes_without_names_are_taken_in_order_and_that_is_said(workdir, tmp_path, said, caplog):
+    variables, meta = read_variables(workdir / "checkpoints")
+    write_variables(tmp_path / "unnamed", variables, {"card": meta["card"] | {"class_names": []}})
+    names = tuple("abcdefghij")
+    teacher = open_teacher(distilled_config(tmp_path / "unnamed"), names)
+    np.testing.assert_allclose(ask(teacher), said, rtol=1e-5, atol=1e-5)
+    assert "the weights do not name their classes: the k-th output is taken for the data's k-th class (a, b, c" in (
+        caplog.text
+    )
+    assert "does not say which classes it knows" in refused(
+        open_teacher, distilled_config(tmp_path / "unnamed"), names[:9]
+    )
+
+
+def test_a_teacher_whose_head_tells_no_class_of_several_is_refused(workdir, tmp_path):
+    variables, meta = read_variables(workdir / "checkpoints")
+    card = meta["card"] | {"problem_type": "multi_label_classification"}
+    write_variables(tmp_path / "labels", variables, {"card": card})
+    message = refused(open_teacher, distilled_config(tmp_path / "labels"), NAMES)
+    assert "cannot teach: its head is for multi_label_classification" in message
 
 
 def test_both_heads_of_a_distilled_teacher_are_heard(workdir, tmp_path):
@@ -293,7 +316,7 @@ def test_a_program_that_cannot_be_read_tells_which_jax_wrote_it(exported, tmp_pa
     program.write_bytes(exported.read_bytes()[:1000])
     config = with_teacher(distilled_config("none"), name=str(program), weights="")
     assert "jax" not in refused(open_teacher, config, NAMES).partition("cannot be read")[2].partition("jaxexport")[0]
-    (tmp_path / "preprocessing.json").write_text(json.dumps({"jax": "9.9.9"}))
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"jax": "9.9.9", "class_names": NAMES}))
     message = refused(open_teacher, config, NAMES)
     assert (
         f"(jax 9.9.9 wrote it, this is {jax.__version__}; the same or a newer one reads it, if it is whole)" in message
@@ -321,13 +344,68 @@ def test_the_classes_of_a_program_are_taken_by_the_names_beside_it(exported, tmp
     (tmp_path / "preprocessing.json").write_text(json.dumps(described | {"class_names": names}))
     np.testing.assert_array_equal(ask(open_teacher(config, names[::-2])), plain[:, ::-2])
     assert "knows no class '3'" in refused(open_teacher, config, ("digit 1", "3"))
+    accents = [f"cafe\u0301 {digit}" for digit in range(10)]
+    (tmp_path / "preprocessing.json").write_text(json.dumps(described | {"class_names": accents}))
+    composed = [f"caf\u00e9 {digit}" for digit in range(10)]
+    np.testing.assert_array_equal(ask(open_teacher(config, composed[::-1])), plain[:, ::-1])
     twice = [*names[:9], "digit 1"]
     (tmp_path / "preprocessing.json").write_text(json.dumps(described | {"class_names": twice}))
     message = refused(open_teacher, config, ("digit 2", "digit 1"))
     assert "'digit 1' stands for several of them; name each class differently" in message
-    (tmp_path / "preprocessing.json").write_text("{}")
-    message = refused(open_teacher, config, NAMES)
-    assert f"{tmp_path / 'preprocessing.json'}, beside it, tells no class_names: KeyError" in message
+    (tmp_path / "preprocessing.json").write_text(json.dumps(described | {"class_names": names[:9]}))
+    assert "preprocessing.json, beside it, names 9 classes; export it anew" in refused(open_teacher, config, names[:9])
+
+
+def test_a_program_without_names_is_taken_by_number_and_that_is_said(exported, tmp_path, caplog):
+    program = tmp_path / "model.jaxexport"
+    program.write_bytes(exported.read_bytes())
+    config = with_teacher(distilled_config("none"), name=str(program), weights="")
+    letters = tuple("abcdefghij")
+    line = f"{program}: the weights do not name their classes: the k-th output is taken for the data's k-th class (a, b"
+    for beside in (None, json.dumps({"class_names": NAMES})):
+        if beside:
+            (tmp_path / "preprocessing.json").write_text(beside)
+        caplog.clear()
+        open_teacher(config, letters)
+        assert line in caplog.text
+    caplog.clear()
+    open_teacher(config, NAMES)  # whose classes are called so
+    assert caplog.text == ""
+    assert "gives logits of shape" in refused(open_teacher, config, letters[:9])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", ", beside it, has no list of texts as class_names"),
+        ('{"class_names": [1, 2]}', ", beside it, has no list of texts as class_names"),
+        ('{"class_names": "0123456789"}', ", beside it, has no list of texts as class_names"),
+        ("[]", ": is no JSON object"),
+        ('{"class_names":' * 100_000, ": is nested more than 32 deep"),
+    ],
+)
+def test_a_description_that_is_none_is_one_line(exported, tmp_path, content, reason):
+    program = tmp_path / "model.jaxexport"
+    program.write_bytes(exported.read_bytes())
+    (tmp_path / "preprocessing.json").write_text(content)
+    message = refused(open_teacher, with_teacher(distilled_config("none"), name=str(program), weights=""), NAMES)
+    assert message == (
+        f"config.distillation.teacher.name: {tmp_path / 'preprocessing.json'}{reason}; mend or remove that file"
+    )
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-8], lambda data: b"x" + data[1:]])
+def test_a_program_that_is_not_what_was_exported_is_refused(exported, tmp_path, damage):
+    program, whole = tmp_path / "model.jaxexport", exported.read_bytes()
+    about = {"class_names": list(NAMES), "sha256": hashlib.sha256(whole).hexdigest()}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(about))
+    config = with_teacher(distilled_config("none"), name=str(program), weights="")
+    program.write_bytes(whole)
+    open_teacher(config, NAMES)
+    program.write_bytes(damage(whole))
+    assert "model.jaxexport cannot be read: ValueError: its checksum is not the one in" in refused(
+        open_teacher, config, NAMES
+    )
 
 
 @pytest.mark.parametrize("field", ["exported", "module"])

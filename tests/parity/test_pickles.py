@@ -45,7 +45,7 @@ def test_checkpoints_of_training_scripts(path, raw, average):
 def test_bare_state_dicts(path, zipped):
     torch.save(RAW, path, _use_new_zipfile_serialization=zipped)
     assert_is(read_tensors(path)[0], RAW)
-    with pytest.raises(UserError, match=r"has no moving average \(model_ema or state_dict_ema\)"):
+    with pytest.raises(UserError, match=r"has no moving average \(model_ema, .* or ema\)"):
         read_tensors(path, ema=True)
 
 
@@ -125,4 +125,49 @@ def test_damage_is_told(path):
 def test_what_is_no_state_dict(path, content, message):
     torch.save(content, path)
     with pytest.raises(UserError, match=message):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model_state_dict": RAW, "optimizer_state_dict": {}, "epoch": 1, "loss": torch.tensor(0.5)},
+        {"net": {f"module.{name}": value for name, value in RAW.items()}, "acc": 90.1},
+        {
+            "state_dict": RAW,
+            "pytorch-lightning_version": "2.2",
+            "loops": {"fit": {}},
+            "optimizer_states": [{"state": {}}],
+        },
+        {"params": RAW, "params_ema": AVERAGE},
+        {"model": RAW, "optimizer": {"exp_avg": torch.zeros(3)}},
+        {"mine": RAW, "epoch": 3},
+        {**RAW, "n_averaged": torch.tensor(7), "begun": torch.tensor(True)},
+    ],
+)
+def test_what_scripts_put_around_the_weights(path, content):
+    torch.save(content, path)
+    assert_is(read_tensors(path)[0], RAW)
+
+
+@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema", "ema"])
+def test_an_average_alone_is_taken_and_that_is_said(path, caplog, key):
+    torch.save({key: AVERAGE, "epoch": 3}, path)
+    assert_is(read_tensors(path)[0], AVERAGE)
+    assert caplog.messages == [f"{path}: has no weights but the moving average ({key}), which is taken"]
+    assert_is(read_tensors(path, ema=True)[0], AVERAGE)
+    assert len(caplog.messages) == 1
+    with pytest.raises(UserError, match=rf"has the moving average \({key}\) alone, no raw weights; leave out"):
+        read_tensors(path, ema=False)
+
+
+def test_several_kinds_of_weights_are_not_guessed_at(path):
+    torch.save({"student": RAW, "teacher": AVERAGE}, path)
+    with pytest.raises(UserError, match="has weights of several kinds, student, teacher; save one state_dict"):
+        read_tensors(path)
+
+
+def test_a_small_file_cannot_tell_of_a_large_tensor(path):
+    torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path)
+    with pytest.raises(UserError, match=r"a repeats what is stored once; save it as a\.contiguous\(\)"):
         read_tensors(path)

@@ -14,7 +14,8 @@ from weight_samples import assert_same_arrays, bare, sample
 import deit_jax
 from deit_jax.base.errors import UserError
 from deit_jax.models import entry, flatten
-from deit_jax.weights import folders, hub, read_weights, tables
+from deit_jax.weights import files, folders, hub, read_weights, tables
+from deit_jax.weights.imagenet import WNIDS
 
 TINY = "deit_tiny_patch16_224"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -132,8 +133,69 @@ def test_a_pickle_is_taken_where_there_is_nothing_else(cache, tmp_path, monkeypa
     assert (hub.fetch("hf://owner/old") / "pytorch_model.bin").is_file()
 
 
+def shards(tmp_path):
+    """The contents of a repository whose weights are in two files."""
+    contents = folder_contents(tmp_path)
+    tensors, _ = files.read_tensors(tmp_path / "made" / "model.safetensors")
+    places = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(places.values()):
+        part = [(name, tensors[name]) for name in tensors if places[name] == file]
+        files.write_safetensors(tmp_path / file, part, {})
+        contents[file] = (tmp_path / file).read_bytes()
+    del contents["model.safetensors"]
+    return contents | {"model.safetensors.index.json": json.dumps({"weight_map": places}).encode()}
+
+
+def test_a_repository_of_several_files(cache, tmp_path, monkeypatch):
+    contents = shards(tmp_path)
+    place = put(cache, "owner/large", contents)
+    assert_same_arrays(sample(TINY, image_size=10).variables, read_weights("hf://owner/large").variables)
+    online(monkeypatch, cache)
+    assert_same_arrays(sample(TINY, image_size=10).variables, read_weights("hf://owner/large").variables)
+    second = place / "snapshots" / COMMIT / "model-00002-of-00002.safetensors"
+    blob = second.resolve()
+    second.unlink()
+    with pytest.raises(UserError, match=rf"hf://owner/large: has model\S*\.json but not {second.name}, which it names"):
+        read_weights("hf://owner/large")
+    second.symlink_to(blob)
+    blob.write_bytes(b"other")
+    with pytest.raises(UserError, match="is not what was published"):
+        read_weights("hf://owner/large")
+
+
+@pytest.mark.parametrize(
+    ("repository", "imagenet"),
+    [
+        (REPOSITORY, True),
+        (f"timm/{TINY}.fb_in22k_ft_in1k", True),
+        (f"timm/{TINY}.of_my_birds", False),
+        ("timm/swin_tiny.ms_in1k", False),
+        (f"owner/{TINY}.fb_in1k", False),
+    ],
+)
+def test_a_thousand_classes_without_names_are_imagenets_where_timm_published_them(
+    cache, tmp_path, request, repository, imagenet
+):
+    request.getfixturevalue("small")
+    config = json.dumps({"architecture": TINY, "num_classes": 1000}).encode()
+    content = file_content(tmp_path, sample(TINY, image_size=20, num_classes=1000))
+    put(cache, repository, {"config.json": config, "model.safetensors": content})
+    for revision in ("", "@main"):
+        assert read_weights(f"hf://{repository}{revision}").card.class_names == (WNIDS if imagenet else ())
+
+
 @pytest.mark.usefixtures("small")
 class TestPretrained:
+    """With the registry's networks made small."""
+
+    def test_a_thousand_classes_are_imagenets(self, cache, tmp_path):
+        for classes, names in ((1000, WNIDS), (999, ())):
+            weights = sample(TINY, image_size=20, num_classes=classes)
+            own = tmp_path / "home" / "deit_jax" / "weights"
+            own.mkdir(parents=True, exist_ok=True)
+            bare(own / f"{TINY}.safetensors", weights)
+            assert read_weights("pretrained", model=TINY).card.class_names == names
+
     """With the registry's networks made small."""
 
     @pytest.mark.parametrize("revision", ["main", REVISION])

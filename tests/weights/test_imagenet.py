@@ -47,6 +47,7 @@ def test_what_is_no_class_of_imagenet_keeps_its_name():
     assert imagenet.words("coat") == "coat"
     assert imagenet.words("n00000000") == "n00000000"
     assert imagenet.words("") == ""
+    assert imagenet.words("cafe\u0301") == "caf\u00e9"
 
 
 def test_the_file_is_read_once_and_not_before_it_is_needed():

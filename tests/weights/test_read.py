@@ -1,7 +1,9 @@
 """Weights by name: files, folders, checkpoints, and the models they are put into."""
 
 import dataclasses
+import hashlib
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from weight_samples import FAMILIES, HALF, SIZES, assert_same_arrays, bare, conv
 import deit_jax
 from deit_jax import convert
 from deit_jax.base.errors import UserError
-from deit_jax.models import Preprocessing, abstract_model, entry, flatten
+from deit_jax.models import Preprocessing, Pretrained, abstract_model, entry, flatten, registry
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.step.state import init_state
 from deit_jax.weights import Card, Weights, files, folders, load_weights, open_model, places, read_weights, tables
@@ -53,8 +55,20 @@ def test_features_and_a_thousand_classes(tmp_path, small):
     path = bare(tmp_path / "f.safetensors", sample(TINY, num_classes=0, image_size=20))
     assert read_weights(path, model=TINY).card == Card(TINY, {"num_classes": 0}, (), Preprocessing())
     path = bare(tmp_path / "i.safetensors", sample(TINY, num_classes=1000, image_size=20))
-    assert read_weights(path, model=TINY).card == Card(TINY, {}, WNIDS, Preprocessing())
-    assert read_weights(path).card == Card("", {}, WNIDS)
+    assert read_weights(path, model=TINY).card == Card(TINY, {}, (), Preprocessing())  # of whatever thousand classes
+    assert read_weights(path).card == Card()
+
+
+def test_the_authors_own_file_is_of_imagenet(tmp_path, small, monkeypatch):
+    """By its name and its content: a thousand classes without names are those of ImageNet where it was published."""
+    path = bare(tmp_path / "w.safetensors", sample(TINY, num_classes=1000, image_size=20))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    for name, classes in ((f"w-{digest}.safetensors", WNIDS), (f"w-{digest[::-1]}.safetensors", ())):
+        published = dataclasses.replace(entry(TINY).pretrained, checkpoint=name)
+        monkeypatch.setattr(Pretrained, "digest", name[2:10])
+        monkeypatch.setitem(registry.MODELS, TINY, dataclasses.replace(entry(TINY), pretrained=published))
+        shutil.copy(path, tmp_path / name)
+        assert read_weights(tmp_path / name, model=TINY).card.class_names == classes
 
 
 @pytest.mark.parametrize(
@@ -137,8 +151,16 @@ def test_the_model_given_has_to_fit_what_the_card_says(tmp_path, small):
         open_model(tmp_path / "x.safetensors", model=DISTILLED)
 
 
+CARD = json.dumps(sample(TINY).card.to_json())
+
 # The whole card, or what is changed of one.
 NONSENSE = {
+    "deep": '{"model":' * 100_000,
+    "arguments in arguments": {"arguments": {"width": {"a": 1}}},
+    "a problem type that is none": {"problem_type": 3},
+    "a million layers": {"arguments": {"depth": 1_000_000}},
+    "a million patches": {"arguments": {**SIZES, "image_size": 5_000, "patch_size": 5}},
+    "a crop of nothing": {"preprocessing": {"mean": [0, 0, 0], "std": [1, 1, 1], "crop_ratio": 1e-6}},
     "no JSON": "{",
     "a list": "[]",
     "a number": "3",
@@ -162,7 +184,9 @@ def test_damaged_cards_are_told(tmp_path, content):
     text = content if isinstance(content, str) else json.dumps(sample(TINY).card.to_json() | content)
     tensors = tables.scatter(sample(TINY).variables, tables.TIMM)
     files.write_safetensors(tmp_path / "w.safetensors", tensors, {places.KEY: text})
-    with pytest.raises(UserError, match=r"w\.safetensors: .*(anew|mend|built|did you mean)") as error:
+    with pytest.raises(
+        UserError, match=r"w\.safetensors: .*(anew|mend|built|did you mean|a network here may have)"
+    ) as error:
         read_weights(tmp_path / "w.safetensors")
     assert "\n" not in str(error.value)
 
@@ -199,6 +223,147 @@ def test_a_tilde_is_the_home(tmp_path, monkeypatch):
         assert_same_arrays(sample(TINY).variables, read_weights(spec).variables)
 
 
+# Names and values as other programs write them
+
+
+def frameworks(tensors):
+    """The same tensors under the names that frameworks give them, by what these put around the network."""
+    whole = dict(tensors)
+    prefixes = ("timm_model.", "model.", "net.", "module.", "_orig_mod.", "module._orig_mod.model.", "a.b.c.")
+    named = {prefix: {prefix + name: value for name, value in whole.items()} for prefix in prefixes}
+    averaged = named["module."] | {"n_averaged": np.array(7)}
+    return named | {"AveragedModel": averaged, "inside": {f"model.{name}": value for name, value in averaged.items()}}
+
+
+SCHEMES = [tables.TIMM, tables.HUGGING_FACE["ViTForImageClassification"]]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=["timm", "transformers"])
+def test_what_frameworks_put_in_front_of_names_is_left_out(tmp_path, small, scheme):
+    weights = sample(TINY, image_size=20)
+    for tensors in frameworks(tables.scatter(weights.variables, scheme)).values():
+        files.write_safetensors(tmp_path / "w.safetensors", tensors.items(), {})
+        for model in (TINY, ""):
+            assert_same_arrays(weights.variables, read_weights(tmp_path / "w.safetensors", model=model).variables)
+    abstract = abstract_model(TINY, num_classes=3)
+    loaded = flatten(load_weights(abstract, tmp_path / "w.safetensors"))
+    assert_same_arrays({path: value.astype(np.float32) for path, value in weights.variables.items()}, loaded)
+
+
+def test_a_network_without_its_head_keeps_transformers_prefix(tmp_path, small):
+    """All of its names begin with `vit.`, as if that were a framework's."""
+    weights = sample(TINY, image_size=20, num_classes=0)
+    for prefix in ("", "model.", "vit."):
+        tensors = tables.scatter(weights.variables, SCHEMES[1])
+        files.write_safetensors(tmp_path / "w.safetensors", ((prefix + name, value) for name, value in tensors), {})
+        assert_same_arrays(weights.variables, read_weights(tmp_path / "w.safetensors", model=TINY).variables)
+
+
+def test_a_pooling_network_inside_another_module(tmp_path, small):
+    weights = sample(TINY, image_size=20, global_pool="avg")
+    tensors = ((f"model.{name}", value) for name, value in tables.scatter(weights.variables, tables.TIMM))
+    files.write_safetensors(tmp_path / "w.safetensors", tensors, {})
+    found = read_weights(tmp_path / "w.safetensors", model=TINY)
+    assert_same_arrays(weights.variables, found.variables)
+    assert found.card.arguments["global_pool"] == "avg"
+
+
+ONE = np.ones(3, np.float32)
+MENDS = {
+    "a loss beside": (
+        lambda t: {f"model.{k}": v for k, v in t.items()} | {"loss.weight": ONE},
+        r"has a network under 'model\.' and 1 tensors beside it: loss\.weight; save the state_dict\(\) of the network",
+    ),
+    "a head of another module": (  # which may pool otherwise
+        lambda t: {k if "head" in k else f"backbone.{k}": v for k, v in t.items()},
+        r"has a network under 'backbone\.' and 2 tensors beside it: head\.(weight|bias), head\.(weight|bias); save",
+    ),
+    "an extra one": (
+        lambda t: t | {"blocks.0.attn.rope.bias": ONE},
+        "name the model that it is of, or save it without",
+    ),
+    "two networks": (
+        lambda t: {f"{who}.{k}": v for k, v in t.items() for who in ("student", "teacher")},
+        r"save the state_dict\(\) of the network alone",
+    ),
+    "one with and without": (
+        lambda t: {f"model.{k}": v for k, v in t.items()} | {"norm.bias": ONE},
+        r"under 'model\.' and 1 tensors beside it: norm\.bias; save",
+    ),
+    "half of it": (lambda t: {k: v for k, v in t.items() if "blocks.1" not in k}, "; name the model that it is of$"),
+    "other names": (
+        lambda t: {f"x{i}": v for i, v in enumerate(t.values())},
+        r"save the state_dict\(\) of the network",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "mend"), MENDS.values(), ids=MENDS)
+def test_the_mend_is_one_that_helps(tmp_path, small, change, mend):
+    tensors = change(dict(tables.scatter(sample(TINY, image_size=20).variables, tables.TIMM)))
+    files.write_safetensors(tmp_path / "w.safetensors", tensors.items(), {})
+    with pytest.raises(UserError, match=rf"w\.safetensors: .*{mend}") as error:
+        read_weights(tmp_path / "w.safetensors", model=TINY)
+    assert "\n" not in str(error.value)
+
+
+def test_the_mend_of_a_shard_and_of_a_card(tmp_path, small):
+    tensors = dict(tables.scatter(sample(TINY, image_size=20).variables, tables.TIMM))
+    part = {name: value for name, value in tensors.items() if "blocks" in name}
+    files.write_safetensors(tmp_path / "m-00001-of-00002.safetensors", part.items(), {})
+    with pytest.raises(UserError, match=r"one of several files: name their folder, or the \*\.index\.json beside it"):
+        read_weights(tmp_path / "m-00001-of-00002.safetensors", model=TINY)
+    metadata = {places.KEY: json.dumps(Card(DISTILLED).to_json())}
+    files.write_safetensors(tmp_path / "w.safetensors", tensors.items(), metadata)
+    with pytest.raises(UserError, match=rf"its config or card tells of {DISTILLED}, so mend that, or take"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_folders_of_several_files(tmp_path, small):
+    """As transformers and timm look for them: the whole file first, then its parts."""
+    weights = sample(TINY, image_size=20)
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_SAVED))
+    named = {}
+    for i, (name, value) in enumerate(tables.scatter(weights.variables, tables.TIMM)):
+        named.setdefault(f"model-0000{i % 3 + 1}-of-00003.safetensors", {})[f"timm_model.{name}"] = value
+    for file, tensors in named.items():
+        files.write_safetensors(tmp_path / file, tensors.items(), {})
+    index = {"weight_map": {name: file for file, tensors in named.items() for name in tensors}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for spec, model in ((tmp_path, ""), (tmp_path / "model.safetensors.index.json", TINY)):
+        assert_same_arrays(weights.variables, read_weights(spec, model=model).variables)
+    assert read_weights(tmp_path).card.class_names == ("cat", "dog", "eel")
+    bare(tmp_path / "model.safetensors", sample(TINY, image_size=20, seed=1))
+    assert_same_arrays(sample(TINY, image_size=20, seed=1).variables, read_weights(tmp_path).variables)
+
+
+VALUES = {
+    "NaN": (np.full(6, np.nan, np.float32), "NaN or beyond float32"),
+    "one infinite": (np.array([0, 0, 0, -np.inf, 0, 0], np.float16), "NaN or beyond float32"),
+    "beyond float32": (np.array([0, 0, 1e39, 0, 0, 0]), "NaN or beyond float32"),
+    "int64": (np.arange(6), "is of type int64, and weights are floating-point numbers"),
+    "int8": (np.arange(6, dtype=np.int8), "is of type int8"),
+    "bool": (np.ones(6, bool), "is of type bool"),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), VALUES.values(), ids=VALUES)
+def test_values_that_are_no_weights_are_refused_by_name(tmp_path, value, message):
+    tensors = dict(tables.scatter(sample(TINY).variables, tables.TIMM)) | {"blocks.1.norm2.bias": value}
+    files.write_safetensors(tmp_path / "w.safetensors", tensors.items(), {places.KEY: CARD})
+    for read in (read_weights, read_named, open_model, lambda path: load_weights(abstract_model(TINY, **SIZES), path)):
+        with pytest.raises(UserError, match=rf"w\.safetensors: blocks\.1\.norm2\.bias .*{message}"):
+            read(tmp_path / "w.safetensors")
+
+
+def test_a_checkpoint_with_values_that_are_no_weights(tmp_path):
+    weights = sample(TINY)
+    weights.variables["norm.bias"][3] = np.nan
+    convert.write_orbax(tmp_path / "run", weights)
+    with pytest.raises(UserError, match=r"run: norm\.bias has values that are NaN"):
+        read_weights(tmp_path / "run")
+
+
 # Convolutional networks
 
 
@@ -232,12 +397,12 @@ def test_a_transformer_is_none_of_a_convolutional_networks(tmp_path):
 
 
 def test_features_of_convolutional_networks(tmp_path):
-    for classes, names in ((0, ()), (1000, WNIDS)):
+    for classes in (0, 1000):
         weights = convolutional("regnety_002", num_classes=classes)
         path = bare(tmp_path / f"{classes}.safetensors", weights)
         found = read_weights(path, model="regnety_002")
         assert_same_arrays(weights.variables, found.variables)
-        assert found.card.class_names == names
+        assert found.card.class_names == ()
         assert found.card.arguments == ({} if classes else {"num_classes": 0})
 
 
@@ -258,9 +423,10 @@ def workdir(tmp_path_factory):
     """Steps 1, 2, 3; the second is the best. As a workdir it has a config.json, too."""
     directory = tmp_path_factory.mktemp("run")
     (directory / "config.json").write_text(json.dumps({"model": {"name": TINY}}))
-    checkpoints = Checkpoints(directory / "checkpoints", keep=3)
+    checkpoints = Checkpoints(directory / "checkpoints", aside=directory / "corrupt", keep=3)
     for step, top1 in ((1, 10.0), (2, 90.0), (3, 20.0)):
-        checkpoints.save(train_state(step), {"card": sample(TINY).card.to_json()}, top1=top1)
+        checkpoints.save(train_state(step), {"card": sample(TINY).card.to_json()})
+        checkpoints.judge(step, top1)
     checkpoints.close()
     return directory
 
@@ -331,6 +497,23 @@ def test_urls_and_empty_folders(tmp_path):
     (tmp_path / "photos" / "0").mkdir(parents=True)  # of digits, say
     with pytest.raises(UserError, match="photos: has neither checkpoints nor"):
         read_weights(tmp_path / "photos")
+
+
+def test_folders_with_checkpoints_of_other_programs(tmp_path, small):
+    """Lightning's, and a model's folder that has such beside its weights."""
+    inside = tmp_path / "lightning" / "checkpoints"
+    (inside / "500").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{inside}: holds no steps of this package, but 500; name a workdir or a"):
+        read_weights(tmp_path / "lightning")
+    (inside / "epoch=0.ckpt").touch()
+    with pytest.raises(UserError, match=rf"holds no steps .*, but 500, \.\.\.; name its .* as {inside}/epoch=0\.ckpt$"):
+        read_weights(tmp_path / "lightning")
+    bare(tmp_path / "lightning" / "model.safetensors", sample(TINY, image_size=20))
+    (tmp_path / "lightning" / "config.json").write_text(json.dumps(TIMM_SAVED))
+    assert read_weights(tmp_path / "lightning").card.class_names == ("cat", "dog", "eel")
+    (tmp_path / "begun" / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match="has no finished checkpoint; train longer first"):
+        read_weights(tmp_path / "begun")
 
 
 def test_folders_of_timm(tmp_path, small):
@@ -477,10 +660,10 @@ def test_folders_that_lack_a_part(tmp_path, small, caplog):
     # Of a model by another name they are those that go with the name.
     assert open_model(folder, model=VIT)[1].preprocessing == entry(VIT).preprocessing
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"has config\.json but none of model\.safetensors, pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"has config\.json but none of model\.safetensors, .*, pytorch_model\.bin"):
         read_weights(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"hf/config\.json: cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"hf/config\.json: is no JSON: .*; fetch it anew"):
         read_weights(folder)
 
 

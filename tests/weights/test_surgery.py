@@ -1,5 +1,7 @@
 """Fitting weights to other classes and image sizes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from golden_files import assert_close, load
@@ -241,8 +243,59 @@ def test_classes_are_the_same_by_identifier_and_by_word():
     assert notes[0] == "head: 2 classes, 1 taken over by name, 1 new"
 
 
+def test_classes_are_the_same_in_either_unicode_form():
+    given = weights(class_names=("cafe\u0301", "tea", "cocoa"))
+    model = network(num_classes=2)
+    fresh, _ = sevens(model)
+    variables, _ = adapt(given, model, fresh=fresh, class_names=("cocoa", "caf\u00e9"))
+    for head in ("head", "head_dist"):
+        np.testing.assert_array_equal(variables[f"{head}.kernel"], given.variables[f"{head}.kernel"][:, [2, 0]])
+
+
 def test_a_head_that_the_model_lacks_is_left_out():
     given = weights()
     variables, notes = adapt(given, network(dist_head=False), fresh=refuse)
     assert notes == ["head_dist: left out, the model has none"]
     same(variables, {path: value for path, value in given.variables.items() if not path.startswith("head_dist.")})
+
+
+@pytest.mark.parametrize("card", [{"problem_type": "multi_label_classification"}, {"problem_type": "regression"}])
+def test_a_head_that_tells_no_class_of_several_is_drawn_anew(card):
+    """Though its labels have the names of the model's classes."""
+    given = weights(class_names=("a", "b", "c"))
+    given = Weights(given.variables, dataclasses.replace(given.card, **card))
+    model = network()
+    fresh, asked = sevens(model)
+    variables, notes = adapt(given, model, fresh=fresh, class_names=("a", "b", "c"))
+    heads = ["head.kernel", "head.bias", "head_dist.kernel", "head_dist.bias"]
+    assert asked == heads
+    same(variables, given.variables, but=heads)
+    assert all((variables[path] == 7).all() for path in heads)
+    assert notes[0] == f"its head is for {card['problem_type']}, and probabilities here are of one class among several"
+    with pytest.raises(UserError, match=r"no head\.kernel for 3 classes"):
+        adapt(given, model, class_names=("a", "b", "c"))
+    same(adapt(given, model)[0], given.variables)  # of the weights' own classes, whatever they are
+
+
+def test_a_head_of_one_logit_is_drawn_anew():
+    given = weights("deit_tiny_patch16_224", class_names=("cat",), num_classes=1)
+    model = network("deit_tiny_patch16_224", num_classes=2)
+    fresh, _ = sevens(model)
+    variables, notes = adapt(given, model, fresh=fresh, class_names=("cat", "dog"))
+    assert (variables["head.kernel"] == 7).all()  # no part of it is the cat's
+    assert notes[0] == "its head has one logit, and classifiers here have two classes or more"
+    assert given.classes == 1
+
+
+def test_outputs_without_names_are_the_datas_in_their_order():
+    given = weights()
+    variables, notes = adapt(given, network(), fresh=refuse, class_names=("1", "10", "2"))
+    same(variables, given.variables)
+    line = "the weights do not name their classes: the k-th output is taken for the data's k-th class"
+    assert notes == [f"{line} (1, 10, 2)"]
+    many = weights("deit_tiny_patch16_224", num_classes=5)
+    model = network("deit_tiny_patch16_224", num_classes=5)
+    assert adapt(many, model, class_names=tuple("abcde"))[1] == [f"{line} (a, b, c, ...)"]
+    assert adapt(many, model)[1] == []
+    named = weights(class_names=("1", "10", "2"))
+    assert adapt(named, network(), class_names=("1", "10", "2"))[1] == []

@@ -11,6 +11,7 @@ import pytest
 from golden_files import FOLDER, assert_close, load
 from weight_samples import HALF, PUBLISHED, assert_same_arrays, sample
 
+from deit_jax import convert
 from deit_jax.base.errors import UserError
 from deit_jax.models import Preprocessing, bind, flatten, resolve
 from deit_jax.step.losses import cross_entropy
@@ -206,6 +207,25 @@ def test_labels():
         card(config(id2label={"1": "a", "2": "b"}))
 
 
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression", None])
+def test_what_a_head_is_for_is_kept_in_every_format(tmp_path, kind):
+    given = sample("deit_tiny_patch16_224", image_size=10)
+    given = Weights(given.variables, dataclasses.replace(given.card, problem_type=kind or ""))
+    folders.write_folder(tmp_path / "hf", given)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["problem_type"] == kind
+    convert.write_timm(tmp_path / "w.safetensors", given)
+    convert.write_orbax(tmp_path / "run", given)
+    for place in ("hf", "w.safetensors", "run"):
+        assert read_weights(tmp_path / place).card == given.card
+        assert bool(given.card.no_classifier(3)) == bool(kind)
+    # As when transformers trained on for something else: the card in it is no longer true.
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"problem_type": "other"}))
+    assert read_weights(tmp_path / "hf").card.problem_type == "other"
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"problem_type": "single_label_classification"}))
+    assert (read_weights(tmp_path / "hf").card == given.card) == (kind is None)
+
+
 def test_fields_that_a_config_leaves_out_are_those_of_transformers():
     found = card({"model_type": "vit", "architectures": ["ViTForImageClassification"]})
     assert found == Card("deit_base_patch16_224", {"norm_eps": 1e-12})
@@ -267,7 +287,6 @@ SQUARE = {"height": 224, "width": 224}
 @pytest.mark.parametrize(
     ("processor", "told"),
     [
-        ({"do_center_crop": True, "crop_size": 224, "size": 256, "resample": 3}, ""),
         ({"do_center_crop": True, "crop_size": SQUARE, "size": {"shortest_edge": 256}}, ""),
         ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, ""),
         ({"size": SQUARE}, "to a square"),
@@ -281,6 +300,16 @@ SQUARE = {"height": 224, "width": 224}
 def test_what_is_resized_otherwise_is_told(caplog, processor, told):
     card(config(), processor | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]})
     assert caplog.messages == [] if not told else f"the original resizes images {told}; here" in caplog.text
+
+
+def test_the_proportions_of_deits_own_files_are_told(caplog):
+    """Which transformers does not keep, though its own configs of DeiT are written so."""
+    processor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": 256, "crop_size": 224}
+    found = card(config(), processor | {"do_center_crop": True, "resample": 3})
+    assert found.preprocessing.crop_ratio == 0.875
+    (line,) = caplog.messages
+    assert "preprocessor_config.json: images keep their proportions here, as DeiT's authors have it; by this" in line
+    assert "to a square of 256 pixels" in line
 
 
 def test_pixels_that_are_not_normalised():

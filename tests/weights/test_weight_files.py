@@ -74,9 +74,43 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
 
 
 def test_counters_are_left_out(tmp_path):
-    tensors = {"bn.weight": np.ones(3, np.float32), "bn.num_batches_tracked": np.array(7, np.int64)}
-    safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors")
-    assert read_tensors(tmp_path / "w.safetensors")[0].keys() == {"bn.weight"}
+    """Those of batch normalisations, of torch's AveragedModel, and of other averages."""
+    counters = {"bn.num_batches_tracked": np.array(7), "n_averaged": np.array([3], np.int32), "begun": np.array(True)}
+    tensors = {"bn.weight": np.ones(3, np.float32), "scale": np.array(2, np.float32), "k": np.arange(2)}
+    safetensors.numpy.save_file(tensors | counters, tmp_path / "w.safetensors")
+    assert_same_arrays(tensors, read_tensors(tmp_path / "w.safetensors")[0])
+
+
+def test_what_torch_puts_into_names_is_left_out(tmp_path):
+    x = np.ones(3, np.float32)
+    names = ["module.a", "_orig_mod.b.c", "module._orig_mod.d", "blocks.0._orig_mod.e", "b._fsdp_wrapped_module.f"]
+    names += ["blocks.1._checkpoint_wrapped_module.g", "modules.h"]
+    safetensors.numpy.save_file(dict.fromkeys(names, x), tmp_path / "w.safetensors")
+    plain = ["a", "b.c", "d", "blocks.0.e", "b.f", "blocks.1.g", "modules.h"]
+    assert_same_arrays(dict.fromkeys(plain, x), read_tensors(tmp_path / "w.safetensors")[0])
+    safetensors.numpy.save_file({"a": x, "module.a": x}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w\.safetensors: a tensor is duplicated: a is there as module\.a too"):
+        read_tensors(tmp_path / "w.safetensors")
+
+
+def test_more_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """A sparse file takes no room itself, whatever its header says, rightly, of its length."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 3 * 2**18, "SC_PAGE_SIZE": 2**12}.get)
+    length = 100 * 2**30
+    with (tmp_path / "w.safetensors").open("wb") as file:
+        file.write(file_of({"a": {"dtype": "F32", "shape": [length // 4], "data_offsets": [0, length]}}, b""))
+        file.truncate(file.tell() + length)
+    (tmp_path / "w.pth").symlink_to(tmp_path / "w.safetensors")
+    (tmp_path / "w.index.json").write_text('{"weight_map": {"a": "w.safetensors"}}')
+    for name in ("w.safetensors", "w.pth", "w.index.json"):
+        with pytest.raises(UserError, match=rf"{name}: holds 100 GiB of tensors, and this machine has 3 GiB of memory"):
+            read_tensors(tmp_path / name)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: is no regular file"):
+        read_tensors(tmp_path / "w.pth")
 
 
 def file_of(header, data=b"\0" * 8):
@@ -97,19 +131,24 @@ BAD = {
     "more data": (file_of({"a": ENTRY}) + b"\0", "its header tells of 8 bytes of tensors, there are 9"),
     "header of terabytes": (struct.pack("<Q", 2**42) + b"{}", "is no safetensors file, or cut off"),
     "tensor of terabytes": (file_of(HUGE), "its header tells of 4,398,046,511,104 bytes of tensors, there are 8"),
-    "no JSON": (file_of(b"{'a': 1}"), "its header is no safetensors header"),
+    "no JSON": (file_of(b"{'a': 1}"), "its header is no JSON: Expecting"),
     "other JSON": (file_of([1, 2]), "its header is no safetensors header"),
-    "deep JSON": (file_of(b"[" * 100_000), "its header is no safetensors header"),
+    "deep JSON": (file_of(b"[" * 100_000), "its header is nested more than 32 deep"),
     "no entry": (file_of({"a": 3}), "its header is no safetensors header"),
-    "not text": (file_of(b"\xff\xfe\x00"), "its header is no safetensors header"),
+    "not text": (file_of(b"\xff\xfe\x00"), "its header is no UTF-8"),
     "metadata of another kind": (file_of({"a": ENTRY, "__metadata__": [1]}), "its header is no safetensors header"),
     "metadata of numbers": (file_of({"a": ENTRY, "__metadata__": {"x": 1}}), "its header has metadata that is no text"),
     "offsets of another kind": (file_of({"a": ENTRY | {"data_offsets": ["0", "8"]}}), "its header is no safetensors"),
     "offsets that are none": (file_of({"a": ENTRY | {"data_offsets": [0, None]}}), "its header is no safetensors"),
+    "NaN": (file_of(b'{"a": NaN}'), "its header has the number NaN"),
+    "long header": (file_of(b"{" + b" " * 32_000_000 + b"}"), "its header is longer than 32,000,000 bytes"),
     "twice": (file_of(TWICE), "its header has a twice"),
     "wrong shape": (file_of({"a": ENTRY | {"shape": [3]}}), "is damaged: .*"),
     "overlapping": (file_of(OVERLAPPING), "is damaged: .*"),
-    "type": (file_of({"a": ENTRY | {"dtype": "F8_E4M3", "shape": [8]}}), "has tensors of type F8_E4M3; write"),
+    "type": (
+        file_of({"a": ENTRY | {"dtype": "F8_E4M3", "shape": [8]}}),
+        "a is of type F8_E4M3, which is not read; write",
+    ),
 }
 
 
@@ -149,3 +188,57 @@ def test_without_torch_a_pickle_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_torch)
     with pytest.raises(UserError, match=r"w\.pth: takes torch to read: pip install 'deit_jax\[torch\]'"):
         read_tensors(tmp_path / "w.pth")
+
+
+# Several files and an index
+
+
+A, B, C = (np.full(3, value, np.float32) for value in (1, 2, 3))
+SPLIT = {"m-00001-of-00002.safetensors": {"a": A, "b": B}, "m-00002-of-00002.safetensors": {"c": C}}
+
+
+def write_shards(folder, split=SPLIT, **places):
+    for name, tensors in split.items():
+        safetensors.numpy.save_file(tensors, folder / name)
+    told = {tensor: name for name, tensors in split.items() for tensor in tensors} | places
+    (folder / "m.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 36}, "weight_map": told}))
+    return folder / "m.safetensors.index.json"
+
+
+def test_several_files_are_read_as_one(tmp_path):
+    assert_same_arrays({"a": A, "b": B, "c": C}, read_tensors(write_shards(tmp_path))[0])
+
+
+def test_wrappers_and_counters_of_several_files(tmp_path):
+    split = {"1.safetensors": {"module.a": A, "module.n": np.array(3)}, "2.safetensors": {"module.c": C}}
+    assert_same_arrays({"a": A, "c": C}, read_tensors(write_shards(tmp_path, split))[0])
+
+
+FIRST, SECOND = SPLIT
+BAD_SHARDS = {
+    "one not there": ({FIRST: SPLIT[FIRST]}, {"c": SECOND}, rf"json: {SECOND} is not there beside it; fetch all of"),
+    "none there": ({}, {"a": FIRST, "c": SECOND}, rf"json: {FIRST} is not there beside it \(nor are 1 more\)"),
+    "in two": (SPLIT | {SECOND: {"c": C, "b": A}}, {"b": FIRST}, rf"{SECOND}: is not as m.* 1 of another file: b;"),
+    "in none": (SPLIT, {"d": SECOND}, rf"{SECOND}: is not as m\.safetensors\.index\.json tells: 1 missing: d; fetch"),
+    "outside": (SPLIT, {"c": f"../{SECOND}"}, rf"json: names '\.\./{SECOND}', which is no weight file beside it"),
+    "absolute": (SPLIT, {"c": "/etc/w.safetensors"}, "json: names '/etc/w.safetensors', which is no weight file"),
+    "of another kind": (SPLIT, {"c": "m.safetensors.index.json"}, "which is no weight file beside it"),
+    "no text": (SPLIT, {"c": 3}, "json: has no weight_map that says which tensor"),
+    "nothing": ({}, {}, "json: has no weight_map"),
+    "NUL": (SPLIT, {"c": "\0.safetensors"}, r"json: .*\.safetensors is not there beside it"),
+}
+
+
+@pytest.mark.parametrize(("split", "places", "message"), BAD_SHARDS.values(), ids=BAD_SHARDS)
+def test_an_index_that_does_not_go_with_its_files_is_one_line(tmp_path, split, places, message):
+    index = write_shards(tmp_path, split, **places)
+    with pytest.raises(UserError, match=message) as error:
+        read_tensors(index)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"weight_map": []}', '{"weight_map": {"a": "x.pth", "a": "y.pth"}}'])
+def test_an_index_that_is_none_is_one_line(tmp_path, text):
+    (tmp_path / "m.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"m\.index\.json: (is no JSON|has no weight_map|has a twice).*; fetch it anew"):
+        read_tensors(tmp_path / "m.index.json")
