@@ -1,5 +1,6 @@
 """The checkpoints of a run: saving that goes on after a failure, and restoring that goes round what is corrupt."""
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -9,30 +10,76 @@ import jax
 
 from deit_jax.base.errors import UserError
 from deit_jax.step.state import TrainState
-from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint, Meta
+from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
 
 
 class Checkpoints(CheckpointDirectory):
-    """A checkpoint directory that training writes; arguments as there."""
+    """A checkpoint directory that training writes.
 
-    def save(self, state: TrainState, meta: Meta, *, top1: float | None = None, last: bool = False) -> None:
-        """As in `CheckpointDirectory`; with `last` it waits for the end, and tries twice."""
-        if not self._finished():
+    Args:
+        directory: see `CheckpointDirectory`.
+        aside: the folder for steps that cannot be read.
+        keep: the number of latest ones kept beside the best.
+    """
+
+    def __init__(self, directory: Path, *, aside: Path, keep: int):
+        super().__init__(directory)
+        self._aside, self._keep = aside, keep
+        self._remove_unfinished()  # which a kill has left
+
+    def save(self, state: TrainState, meta: Meta, *, last: bool = False) -> None:
+        """As in `CheckpointDirectory`; what fails is told, and done again by the next save.
+
+        Args:
+            last: waits for the end, and tries twice.
+
+        Raises:
+            UserError: the last one cannot be written.
+        """
+        if not self.finish():
             logging.warning("the checkpoint before step %d could not be written; this one is tried again", state.step)
-        super().save(state, meta, top1=top1)
-        if last and not self._finished():
-            super().save(state, meta, top1=top1)
-            self.wait()
+        for _ in range(2 if last else 1):
+            try:
+                super().save(state, meta)
+            except (OSError, ValueError) as error:  # at once: there is no room for a folder
+                logging.warning("saving to %s failed: %.300s", self.directory, error)
+                self._remove_unfinished()
+                continue
+            if not last or self.finish():
+                return
+        if last:
+            raise UserError(
+                f"{self.directory}: step {state.step} could not be saved, see above; make room, and the same command "
+                f"goes on from step {self.latest() or 0}"
+            )
 
-    def _finished(self) -> bool:
-        """Waits for the save in the background; False, with the directory opened anew, if it failed."""
+    def judge(self, step: int, top1: float) -> None:
+        """Adds its evaluation to a step, where that was saved."""
+        if not (self.finish() and step in self.steps()) or jax.process_index():
+            return
+        try:
+            super().judge(step, top1)
+            self._collect()
+        except OSError as error:
+            logging.warning("the evaluation of step %d is not kept beside it: %s", step, error.strerror)
+
+    def finish(self) -> bool:
+        """Waits for the save in the background, then removes what is not to be kept; False where the save failed."""
+        began = self._saving >= 0
         try:
             self.wait()
-        except Exception as error:
-            logging.warning("saving to %s failed: %s", self.directory, error)
-            self.reopen()
+        except Exception as error:  # whatever Orbax makes of it
+            logging.warning("saving to %s failed: %.300s", self.directory, error)
+            self._remove_unfinished()
             return False
+        if began:  # else the newest may not be whole, and those before it be needed
+            self._collect()
         return True
+
+    def close(self) -> None:
+        """Waits for the save in the background and lets go of the directory."""
+        self.finish()
+        super().close()
 
     def restore_latest(self, target: TrainState, check: Callable[[Meta], None]) -> TrainState | None:
         """The newest state that is whole, None where nothing was saved. Corrupt ones are moved aside.
@@ -43,29 +90,64 @@ class Checkpoints(CheckpointDirectory):
         Raises:
             UserError: there were checkpoints, and none of them can be read.
         """
-        aside = self.directory.parent / "corrupt"
+        self.finish()
         moved = False
         while (step := self.latest()) is not None:
             try:
+                self.top1(step)
                 check(self.meta(step))
-                return self.restore(step, target)
+                state = self.restore(step, target)
+                self._collect()  # which a kill may have kept from it
+                return state
             except CorruptCheckpoint as error:
-                logging.warning("%s; moved to %s, the one before is taken", error, aside)
-                self.close()
-                if jax.process_index() == 0:
-                    aside.mkdir(exist_ok=True)
-                    shutil.rmtree(aside / str(step), ignore_errors=True)
-                    (self.directory / str(step)).rename(aside / str(step))
-                self.reopen(clean=False)
+                logging.warning("%s; moved to %s, the one before is taken", error, self._aside)
+                self._set_aside(step)
                 moved = True
         if moved:
             raise UserError(
-                f"{self.directory}: no checkpoint is whole; they were moved to {aside}; "
+                f"{self.directory}: no checkpoint is whole; they were moved to {self._aside}; "
                 f"bring one back from a copy, or start anew with another --workdir"
             )
         return None
 
+    def _remove_unfinished(self) -> None:
+        for left in self.directory.glob(f"*{UNFINISHED}*") if jax.process_index() == 0 else ():
+            _remove(left)
+
+    def _collect(self) -> None:
+        try:
+            self._keep_few()
+        except OSError as error:
+            logging.warning("%s: old checkpoints are not removed: %s", self.directory, error.strerror)
+
+    def _keep_few(self) -> None:
+        """Keeps the latest ones and the best; a step whose evaluation cannot be read may be that, and is kept aside."""
+        steps = self.steps()
+        if jax.process_index() or len(steps) <= self._keep:
+            return
+        kept = {*steps[-self._keep :], self.best()}
+        for step in set(steps) - kept:
+            try:
+                self.top1(step)
+                _remove(self.directory / str(step))
+            except CorruptCheckpoint as error:
+                logging.warning("%s; moved to %s", error, self._aside)
+                self._set_aside(step)
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            self._aside.mkdir(exist_ok=True)
+            _remove(self._aside / str(step))
+            (self.directory / str(step)).rename(self._aside / str(step))
+
+
+def _remove(folder: Path) -> None:
+    """Under another name first: a kill must leave no step that looks whole."""
+    with contextlib.suppress(FileNotFoundError):
+        doomed = folder if UNFINISHED in folder.name else folder.rename(folder.with_name(folder.name + UNFINISHED))
+        shutil.rmtree(doomed, ignore_errors=True)
+
 
 def has_steps(directory: Path) -> bool:
     """Whether a checkpoint, whole or not, is in the directory; makes nothing."""
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+    return bool(CheckpointDirectory(directory).steps())

@@ -1,10 +1,19 @@
 """A checkpoint directory: the only file that knows Orbax.
 
-It holds, a folder a step, `state` (a whole `TrainState`) and `meta` (JSON: what the run was, and shape, dtype and
-checksum of every array). The latest few and the best are kept. Saving runs in the background.
+It holds, a folder a step, `state` (a whole `TrainState`), `meta` (JSON: what the run was, and shape, dtype and checksum
+of every array) and, where the step was evaluated, `metrics` (JSON: its top-1). Saving runs in the background.
+
+Orbax's `CheckpointManager` has no part in it: it reads the metrics of all steps when it is made, so that a damaged file
+keeps all of them out of reach; and it wants the metrics at the save, when a run has not evaluated yet.
 """
 
-from collections.abc import Callable, Mapping
+import errno
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
-from orbax.checkpoint import checkpoint_managers as policies
 
 from deit_jax.base.atomic import replacing
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.step.state import TrainState, Variables
+from deit_jax.weights.card import Card
 
 Meta = dict[str, Any]
 METRIC = "top1"
 LAYOUT = 1  # of a step's items; to be raised by whoever changes what older versions cannot read
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of steps that are being saved, or removed
+MAX_STEP = 2**31 - 1
 
 
 class CorruptCheckpoint(Exception):
@@ -29,54 +41,68 @@ class CorruptCheckpoint(Exception):
 
 
 class CheckpointDirectory:
-    """The steps in an absolute directory.
+    """The steps in an absolute directory, which need not exist until one is saved."""
 
-    Args:
-        directory: made if missing, unless `read_only`.
-        keep: the number of latest ones kept beside the best.
-    """
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._saver: ocp.AsyncCheckpointer | None = None
+        self._saving = -1  # the newest step whose save was begun
 
-    def __init__(self, directory: Path, *, keep: int = 1, read_only: bool = False):
-        self.directory, self._keep, self._read_only = directory, keep, read_only
-        self.reopen()
-
-    def reopen(self, *, clean: bool = True) -> None:
-        """Looks at the directory anew: after a failure Orbax's manager has forgotten the steps before it.
-
-        Args:
-            clean: removes what unfinished saves have left, in a thread that nobody can wait for: where the process may
-                end at once, it ends in that thread's traceback.
-        """
-        kept = [
-            policies.LatestN(self._keep),
-            policies.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False),
-        ]
-        # Without best_fn Orbax would not read the metrics that the policy needs; without the policy it drops the best.
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            best_fn=_metric,
-            best_mode="max",
-            cleanup_tmp_directories=clean and not self._read_only,
-            create=not self._read_only,
-            read_only=self._read_only,
+    def steps(self) -> list[int]:
+        """The saved steps, whole or not, in their order. Whatever else is called is none of them."""
+        if not self.directory.is_dir():
+            return []
+        named = [path.name for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+        return sorted(
+            int(name) for name in named if len(name) <= 10 and str(int(name)) == name and int(name) <= MAX_STEP
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """The newest saved step."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the best evaluation; the newest where none was evaluated."""
-        return self._manager.best_step() or self.latest()
+        """The step with the best evaluation, of equals the newest; the newest of all where none was evaluated."""
+        judged = []
+        for step in self.steps():
+            try:
+                top1 = self.top1(step)
+            except CorruptCheckpoint as error:
+                logging.warning("%s; passed over", error)
+                continue
+            judged.append((-1.0 if top1 is None else top1, step))
+        return max(judged)[1] if judged else None
+
+    def top1(self, step: int) -> float | None:
+        """Of the evaluation of `step`, in percent; None where there was none.
+
+        Raises:
+            CorruptCheckpoint: it cannot be read.
+        """
+        path = self.directory / str(step) / "metrics" / "metrics"
+        if not path.exists():
+            return None
+        try:
+            content = parse_json(read_regular(path))
+            top1 = content.get(METRIC, "missing") if isinstance(content, dict) else "missing"
+            if not isinstance(top1, int | float) or not 0 <= top1 <= 100:
+                raise ValueError(f"{METRIC} is {top1!r}, should be a percentage")
+        except (OSError, ValueError) as error:
+            _raise_machines(error, path)
+            raise CorruptCheckpoint(f"{path}: is no evaluation: {error}") from error
+        return float(top1)
+
+    def judge(self, step: int, top1: float) -> None:
+        """Adds its evaluation to a saved step; `OSError` where it cannot be written."""
+        with replacing(self.directory / str(step) / "metrics" / "metrics") as fresh:
+            fresh.write_text(f'{{"{METRIC}": {top1!r}}}')
 
     def meta(self, step: int) -> Meta:
         """What was saved beside the state of `step`.
 
         Raises:
             UserError: it is a checkpoint of another program, or of another layout.
-            CorruptCheckpoint: it cannot be read.
+            CorruptCheckpoint: it cannot be read, or is not of the form.
         """
         where = self.directory / str(step)
         items = {path.name for path in where.glob("*") if path.is_dir()} - {"metrics"}
@@ -85,9 +111,12 @@ class CheckpointDirectory:
                 f"{where}: is no checkpoint of deit_jax, it holds {', '.join(sorted(items))}; write its weights as "
                 f".safetensors or .pth with what made it, and convert those with deit_jax.convert"
             )
-        arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self._read(lambda: self._manager.restore(step, args=arguments)["meta"], step)
-        layout = meta.get("layout", LAYOUT)
+        try:
+            meta = parse_json(read_regular(where / "meta" / "metadata"))
+            layout = _check_meta(meta)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            _raise_machines(error, where)
+            raise CorruptCheckpoint(f"{where}: cannot be read: its meta: {error}") from error
         if layout > LAYOUT:
             raise UserError(f"{where}: is of layout {layout}, and this version reads {LAYOUT}; update deit_jax")
         if "arrays" not in meta:
@@ -97,24 +126,46 @@ class CheckpointDirectory:
             )
         return meta
 
-    def save(self, state: TrainState, meta: Meta, *, top1: float | None = None) -> None:
-        """Begins to save the state under its step, in the background.
+    def save(self, state: TrainState, meta: Meta) -> None:
+        """Begins to save the state under its step, in the background; waits for the save before it.
 
         Args:
-            meta: JSON content; the description of the arrays is added to it.
-            top1: of the evaluation at this step, by which the best is known; None where there was none.
+            meta: JSON content, with the `card` of the weights; the description of the arrays is added to it.
+
+        Raises:
+            RuntimeError: there is such a step, or a later one.
         """
         step = int(state.step)
+        newest = max(self._saving, *self.steps(), -1)
+        if step <= newest:
+            raise RuntimeError(f"step {step} was not saved: {self.directory} has step {newest}")
+        if self._saver is None:
+            handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+            self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             meta=ocp.args.JsonSave({**meta, "layout": LAYOUT, "arrays": describe(state)}),
         )
-        if not self._manager.save(step, args=items, metrics=None if top1 is None else {METRIC: top1}):
-            raise RuntimeError(f"step {step} was not saved: {self.directory} has step {self.latest()}")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._saver.save(self.directory / str(step), args=items)
+        self._saving = step
 
     def wait(self) -> None:
         """Waits for the save in the background; raises what it failed with, which may be anything."""
-        self._manager.wait_until_finished()
+        saver, self._saving = self._saver, -1
+        if saver:
+            try:
+                saver.wait_until_finished()
+            except Exception:
+                self._saver = None  # whose state nobody knows
+                raise
+
+    def close(self) -> None:
+        """Waits for the save in the background and lets go of the directory."""
+        self.wait()
+        if self._saver:
+            self._saver.close()
+            self._saver = None
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The state of `step`, with the shapes and shardings of `target` (arrays or `ShapeDtypeStruct`s).
@@ -125,11 +176,12 @@ class CheckpointDirectory:
         """
         saved = self.meta(step)["arrays"]
         _check_fit(saved, target, self.directory / str(step))
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        state = self._read(lambda: self._manager.restore(step, args=arguments)["state"], step)
+        state = self._read(step, ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
         for path, entry in describe(state).items():
             if entry["checksum"] != saved[path]["checksum"]:
                 raise CorruptCheckpoint(f"{self.directory / str(step)}: {path} is not what was saved")
+        if int(state.step) != step:
+            raise CorruptCheckpoint(f"{self.directory / str(step)}: is of step {state.step}, by another name")
         return state
 
     def variables(self, step: int, *, ema: bool | None = None) -> tuple[Variables, Meta]:
@@ -142,8 +194,8 @@ class CheckpointDirectory:
             UserError: there is no such step, or no average in it.
             CorruptCheckpoint: the arrays cannot be read, or differ from what was saved.
         """
-        if step not in self._manager.all_steps():
-            raise UserError(f"{self.directory}: has no step {step}; there are {self._manager.all_steps()}")
+        if step not in self.steps():
+            raise UserError(f"{self.directory}: has no step {step}; there are {self.steps()}")
         meta = self.meta(step)
         groups = {"ema": _group(meta["arrays"], "ema")}
         if ema and not groups["ema"]:
@@ -156,26 +208,52 @@ class CheckpointDirectory:
             restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), groups),
             partial_restore=True,
         )
-        where = self.directory / str(step) / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            read = self._read(lambda: reader.restore(where, args=arguments), step)
+        read = self._read(step, ocp.PyTreeCheckpointHandler(), arguments)
         for name, group in read.items():
             for path, value in group.items():
                 if _checksum(value) != meta["arrays"][f".{name}['{path}']"]["checksum"]:
-                    raise CorruptCheckpoint(f"{where}: {path} is not what was saved")
+                    raise CorruptCheckpoint(f"{self.directory / str(step)}: {path} is not what was saved")
         return {path: value for group in read.values() for path, value in group.items()}, meta
 
-    def _read(self, read: Callable[[], Any], step: int) -> Any:
+    def _read(self, step: int, handler: Any, arguments: Any) -> Any:
+        """The state, by a handler of Orbax's."""
+        where = self.directory / str(step)
         try:
-            return read()
-        except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+            with closing(ocp.Checkpointer(handler)) as reader:
+                return reader.restore(where / "state", args=arguments)
+        except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # of the machine, not of the files
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
-            raise CorruptCheckpoint(f"{self.directory / str(step)}: cannot be read: {error}") from error
+            _raise_machines(error, where)
+            raise CorruptCheckpoint(f"{where}: cannot be read: {str(error)[:300]}") from error
 
-    def close(self) -> None:
-        """Waits for the save in the background and lets go of the directory."""
-        self._manager.close()
+
+def _raise_machines(error: Exception, where: Path) -> None:
+    """Raises `TryAgain` where an error is of the machine, and says nothing of the files."""
+    number = error.errno if isinstance(error, OSError) else None
+    if told := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
+        number = int(told[1])
+    if number not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        raise TryAgain(
+            f"{where}: cannot be read: {os.strerror(number)}; the same command goes on when the disk is well again"
+        ) from error
+
+
+def _check_meta(meta: Any) -> int:
+    """The layout of a meta; `ValueError`, `TypeError` or `KeyError` where it is not of the form."""
+    require(isinstance(meta, dict) and isinstance(meta.get("card"), dict), "has no card")
+    Card.from_json(meta["card"])
+    require(isinstance(meta.get("config", {}), dict), "config is no object")
+    require(isinstance(meta.get("data", ""), str) and isinstance(meta.get("jax", ""), str), "data or jax is no text")
+    arrays = meta.get("arrays", {})
+    require(isinstance(arrays, dict) and all(isinstance(entry, dict) for entry in arrays.values()), "arrays are none")
+    for path, entry in arrays.items():
+        require(isinstance(entry["dtype"], str) and whole(entry["checksum"], 0, 2**32 - 1), f"{path} has no checksum")
+        require(isinstance(entry["shape"], list), f"{path} has no shape")
+        require(all(whole(side, 0, 2**40) for side in entry["shape"]), f"{path} has a shape that is none")
+    layout = meta.get("layout", LAYOUT)
+    require(whole(layout, 1, math.inf), "layout is no number")
+    return layout
 
 
 def read_variables(directory: Path, *, step: int | str = "best", ema: bool | None = None) -> tuple[Variables, Meta]:
@@ -187,7 +265,7 @@ def read_variables(directory: Path, *, step: int | str = "best", ema: bool | Non
     Raises:
         UserError: they are not there, or cannot be read.
     """
-    checkpoints = CheckpointDirectory(directory, read_only=True)
+    checkpoints = CheckpointDirectory(directory)
     try:
         named = {"best": checkpoints.best, "latest": checkpoints.latest}
         number = named[step]() if isinstance(step, str) else step
@@ -196,8 +274,6 @@ def read_variables(directory: Path, *, step: int | str = "best", ema: bool | Non
         return checkpoints.variables(number, ema=ema)
     except CorruptCheckpoint as error:
         raise UserError(f"{error}; name another step of it, as in {directory}@STEP, or bring it back") from error
-    finally:
-        checkpoints.close()
 
 
 def write_variables(directory: Path, variables: Variables, meta: Meta) -> None:
@@ -212,7 +288,6 @@ def write_variables(directory: Path, variables: Variables, meta: Meta) -> None:
         with replacing(directory) as unfinished:
             checkpoints = CheckpointDirectory(unfinished)
             checkpoints.save(state, meta)
-            checkpoints.wait()
             checkpoints.close()
     except Exception as error:  # Orbax raises ValueError, RuntimeError and others for a full disk
         raise UserError(f"{directory}: cannot be written: {error}; is there room, and is the place yours?") from error
@@ -270,7 +345,3 @@ def _check_fit(saved: Mapping[str, Any], target: TrainState, where: Path) -> Non
                 f"{where}: is of another model: {path} is {found.get(path, 'missing')} there and "
                 f"{wanted.get(path, 'missing')} here; take another --workdir or the run's own config"
             )
-
-
-def _metric(metrics: Mapping[str, float]) -> float:
-    return metrics[METRIC]

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from deit_jax import parallel
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.step.optim import adamw
 from deit_jax.step.state import init_state
-from deit_jax.weights.orbax import CorruptCheckpoint, read_variables, write_variables
+from deit_jax.weights import orbax
+from deit_jax.weights.card import Card
+from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint, read_variables, write_variables
 
 # The first is too large to be stored inline in the index of the array files.
 PATHS = {"blocks.0.mlp.fc1.kernel": (64, 240), "norm.scale": (5,), "head.kernel": (16, 3)}
+META = {"card": Card("x").to_json()}
 OPTIMIZER = adamw(PATHS, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1)
 
 
@@ -39,11 +42,17 @@ def init_like():
 
 
 def saved(directory, steps=(1,), top1=None, keep=2):
-    checkpoints = Checkpoints(directory, keep=keep)
+    checkpoints = opened(directory, keep)
     for step in steps:
-        checkpoints.save(a_state(step), {"of": step}, top1=(top1 or {}).get(step))
+        checkpoints.save(a_state(step), META | {"of": step})
+        if step in (top1 or {}):
+            checkpoints.judge(step, top1[step])
     checkpoints.close()
-    return Checkpoints(directory, keep=keep)
+    return opened(directory, keep)
+
+
+def opened(directory, keep=2):
+    return Checkpoints(directory, aside=directory.parent / "corrupt", keep=keep)
 
 
 def equal(ours, theirs):
@@ -82,10 +91,10 @@ def test_weights_alone_are_written_in_their_own_types(tmp_path):
         f"blocks.{i}.kernel": random.normal(size=(2, 3)).astype(kind)
         for i, kind in enumerate([np.float32, np.float16, jnp.bfloat16] * 4)
     }
-    write_variables(tmp_path / "out", variables, {"card": {"model": "x"}})
+    write_variables(tmp_path / "out", variables, META)
     read, meta = read_variables(tmp_path / "out")
     equal(read, variables)
-    assert meta["card"] == {"model": "x"}
+    assert meta["card"] == META["card"]
     with pytest.raises(UserError, match="step 0 has no moving average"):
         read_variables(tmp_path / "out", ema=True)
     with pytest.raises(UserError, match="no finished checkpoint"):
@@ -100,22 +109,22 @@ def test_latest_and_best_are_kept(tmp_path):
 
 def test_best_is_the_latest_where_none_was_evaluated(tmp_path):
     assert saved(tmp_path, (1, 2)).best() == 2
-    assert Checkpoints(tmp_path / "empty").best() is None
+    assert opened(tmp_path / "empty").best() is None
 
 
 def test_saving_an_old_step_is_an_error(tmp_path):
     checkpoints = saved(tmp_path, (3,))
     with pytest.raises(RuntimeError, match="step 2 was not saved"):
-        checkpoints.save(a_state(2), {})
+        checkpoints.save(a_state(2), META)
 
 
 def test_a_save_goes_on_while_the_state_is_donated(tmp_path):
-    checkpoints, state = Checkpoints(tmp_path), a_state(1)
+    checkpoints, state = opened(tmp_path), a_state(1)
     expected = jax.device_get(state)
-    checkpoints.save(state, {"of": 1})
+    checkpoints.save(state, META)
     jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
     checkpoints.close()
-    equal(jax.device_get(Checkpoints(tmp_path).restore(1, target())), expected)
+    equal(jax.device_get(opened(tmp_path).restore(1, target())), expected)
 
 
 def test_another_model_is_the_users_mistake(tmp_path):
@@ -167,17 +176,135 @@ def test_damage_is_seen_and_the_one_before_is_taken(tmp_path, damage, caplog):
     directory = shutil.copytree(tmp_path / "original", tmp_path / "checkpoints")
     damage(directory / "2")
     with pytest.raises(CorruptCheckpoint):
-        Checkpoints(directory, keep=2).restore(2, target())
+        opened(directory).restore(2, target())
     with pytest.raises(UserError, match=r"2.*name another step"):
         read_variables(directory)
-    checkpoints = Checkpoints(directory, keep=2)
+    checkpoints = opened(directory)
     state = checkpoints.restore_latest(target(), fine)
     equal(jax.device_get(state), jax.device_get(a_state(1)))
     assert (tmp_path / "corrupt" / "2").is_dir()
     assert "moved to" in caplog.text
-    checkpoints.save(a_state(2), {"of": 2})  # the step can be done again
+    checkpoints.save(a_state(2), META | {"of": 2})  # the step can be done again
     checkpoints.close()
-    equal(jax.device_get(Checkpoints(directory).restore(2, target())), jax.device_get(a_state(2)))
+    equal(jax.device_get(opened(directory).restore(2, target())), jax.device_get(a_state(2)))
+
+
+STRANGE_METAS = [
+    *(
+        "",
+        "{",
+        "[]",
+        "5",
+        "null",
+        "{}",
+        "[" * 9999,
+        '{"card": 5}',
+        '{"card": {"model": 3}}',
+        '{"card": {}, "arrays": {}}',
+    ),
+    *({"config": 5}, {"data": 5}, {"jax": None}, {"layout": "1"}, {"layout": 0}, {"layout": None}, {"arrays": []}),
+    *({"arrays": {"x": 5}}, {"arrays": {"x": {"shape": 3, "dtype": "float32", "checksum": 1}}}),
+    *({"arrays": {"x": {"shape": [-1], "dtype": "float32", "checksum": 1}}}, {"card": {"model": "x", "arguments": 5}}),
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE_METAS, ids=lambda strange: str(strange)[:30])
+def test_a_meta_of_another_form_is_a_corrupt_one(kept_two, strange, caplog):
+    path = kept_two / "2" / "meta" / "metadata"
+    path.write_text(strange if isinstance(strange, str) else json.dumps(json.loads(path.read_text()) | strange))
+    with pytest.raises(UserError, match=r"/2: cannot be read: .*name another step"):
+        read_variables(kept_two, step=2)
+    assert int(opened(kept_two).restore_latest(target(), fine).step) == 1
+    assert (kept_two.parent / "corrupt" / "2").is_dir()
+
+
+@pytest.mark.parametrize(
+    "strange", ["", "{", "[]", "5", "{}", '{"top1": "x"}', '{"top1": NaN}', '{"top1": 101}', "\xff"]
+)
+def test_an_evaluation_of_another_form_is_corrupt_too_and_hides_no_other(kept_two, strange, caplog):
+    (kept_two / "2" / "metrics" / "metrics").write_text(strange, encoding="latin-1")
+    assert CheckpointDirectory(kept_two).best() == 1
+    assert read_variables(kept_two)[1]["of"] == 1
+    assert "is no evaluation" in caplog.text
+    assert int(opened(kept_two).restore_latest(target(), fine).step) == 1
+    assert (kept_two.parent / "corrupt" / "2").is_dir()
+
+
+def test_a_step_whose_evaluation_cannot_be_read_may_be_the_best_and_is_kept_aside(kept_two):
+    (kept_two / "1" / "metrics" / "metrics").write_text("{")
+    checkpoints = opened(kept_two, keep=1)
+    checkpoints.save(a_state(3), META)
+    checkpoints.close()
+    assert CheckpointDirectory(kept_two).steps() == [2, 3]
+    assert (kept_two.parent / "corrupt" / "1").is_dir()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError(116, "Stale file handle")])
+def test_what_the_machine_cannot_read_is_no_damage(kept_two, monkeypatch, error):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(orbax, "read_regular", fail)
+    with pytest.raises(TryAgain, match=f"cannot be read: {error.strerror}; the same command goes on"):
+        opened(kept_two).restore_latest(target(), fine)
+    assert sorted(path.name for path in kept_two.iterdir()) == ["1", "2"]
+    assert not (kept_two.parent / "corrupt").exists()
+
+
+def test_nor_is_it_in_the_arrays(kept_two, monkeypatch):
+    def fail(*given, **options):
+        raise ValueError("INTERNAL: Error reading local file [os_error_code='5']")
+
+    monkeypatch.setattr(orbax.ocp.Checkpointer, "restore", fail)
+    with pytest.raises(TryAgain):
+        opened(kept_two).restore_latest(target(), fine)
+    assert not (kept_two.parent / "corrupt").exists()
+
+
+def test_a_step_by_another_name_is_corrupt(kept_two):
+    (kept_two / "1").rename(kept_two / "11")
+    assert int(opened(kept_two).restore_latest(target(), fine).step) == 2
+    assert (kept_two.parent / "corrupt" / "11").is_dir()
+
+
+def test_what_the_garbage_collection_raises_costs_a_warning(kept_two, monkeypatch, caplog):
+    checkpoints = opened(kept_two, keep=1)
+    monkeypatch.setattr(Checkpoints, "_keep_few", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    checkpoints.save(a_state(3), META)
+    checkpoints.close()
+    assert CheckpointDirectory(kept_two).latest() == 3
+    assert "old checkpoints are not removed: Input/output error" in caplog.text
+
+
+@pytest.fixture
+def kept_two(tmp_path, two):
+    """Steps 1 and 2, both evaluated, the second better."""
+    return shutil.copytree(two, tmp_path / "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("two") / "checkpoints"
+    saved(directory, (1, 2), top1={1: 10.0, 2: 90.0}).close()
+    return directory
+
+
+@pytest.mark.parametrize(
+    "name", ["4_backup", "best", "4 (copy)", "0004", ".DS_Store", "-1", "\u0664", "99999999999", "x4"]
+)
+def test_strangers_among_the_steps_are_passed_over(kept_two, name):
+    (kept_two / name).mkdir()
+    (kept_two / "7").write_text("a file")
+    assert CheckpointDirectory(kept_two).steps() == [1, 2]
+
+
+def test_what_kills_left_is_removed_by_the_next_run(kept_two):
+    for name in ("3.orbax-checkpoint-tmp", "1.orbax-checkpoint-tmp-17"):
+        (kept_two / name / "state").mkdir(parents=True)
+    CheckpointDirectory(kept_two)
+    assert len(list(kept_two.iterdir())) == 4  # a reader touches nothing
+    opened(kept_two)
+    assert sorted(path.name for path in kept_two.iterdir()) == ["1", "2"]
 
 
 def test_a_refused_run_touches_nothing(tmp_path):
@@ -206,7 +333,7 @@ def test_another_layout_says_so(tmp_path, change, says):
     path.write_text(json.dumps(meta))
     for read in (
         lambda: read_variables(tmp_path),
-        lambda: Checkpoints(tmp_path).restore_latest(target(), check=lambda meta: None),
+        lambda: opened(tmp_path).restore_latest(target(), check=lambda meta: None),
     ):
         with pytest.raises(UserError, match=says):
             read()
@@ -219,7 +346,7 @@ def test_a_layout_from_before_they_were_counted_opens(tmp_path):
     meta = json.loads(path.read_text())
     del meta["layout"]
     path.write_text(json.dumps(meta))
-    assert Checkpoints(tmp_path).restore_latest(target(), check=fine) is not None
+    assert opened(tmp_path).restore_latest(target(), check=fine) is not None
 
 
 def test_a_checkpoint_of_another_program_says_so(tmp_path):
@@ -230,12 +357,12 @@ def test_a_checkpoint_of_another_program_says_so(tmp_path):
     with pytest.raises(UserError, match=r"/3: is no checkpoint of deit_jax, it holds default; .*convert"):
         read_variables(tmp_path)
     with pytest.raises(UserError, match="is no checkpoint of deit_jax"):
-        Checkpoints(tmp_path).restore_latest(target(), check=fine)
+        opened(tmp_path).restore_latest(target(), check=fine)
     assert (tmp_path / "3").is_dir()
 
 
 def test_nothing_to_restore(tmp_path):
-    assert Checkpoints(tmp_path).restore_latest(target(), fine) is None
+    assert opened(tmp_path).restore_latest(target(), fine) is None
 
 
 @noisy
@@ -245,40 +372,40 @@ def test_with_all_of_them_damaged_nothing_starts_anew(tmp_path):
     for step in directory.iterdir():
         DAMAGES["cut tree"](step)
     with pytest.raises(UserError, match="no checkpoint is whole; they were moved to"):
-        Checkpoints(directory).restore_latest(target(), fine)
+        opened(directory).restore_latest(target(), fine)
     assert sorted(path.name for path in (tmp_path / "corrupt").iterdir()) == ["1", "2"]
 
 
 def test_a_half_written_checkpoint_is_ignored_and_replaced(tmp_path):
     saved(tmp_path, (1,)).close()
     (tmp_path / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = opened(tmp_path)
     assert checkpoints.latest() == 1
-    checkpoints.save(a_state(2), {"of": 2})
+    checkpoints.save(a_state(2), META | {"of": 2})
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
 @pytest.mark.parametrize("step", [1, 2], ids=["before", "last"])
 def test_a_failed_save_is_told_and_done_again(tmp_path, caplog, step):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    fail_after(checkpoints._manager, step)
-    checkpoints.save(a_state(1), {"of": 1})
-    checkpoints.save(a_state(2), {"of": 2}, last=True)
+    checkpoints = opened(tmp_path)
+    fail_after(checkpoints, step)
+    checkpoints.save(a_state(1), META | {"of": 1})
+    checkpoints.save(a_state(2), META | {"of": 2}, last=True)
     assert "disk full" in caplog.text
     checkpoints.close()
-    equal(jax.device_get(Checkpoints(tmp_path).restore(2, target())), jax.device_get(a_state(2)))
+    equal(jax.device_get(opened(tmp_path).restore(2, target())), jax.device_get(a_state(2)))
 
 
-def fail_after(manager, step):
+def fail_after(checkpoints, step):
     """The first wait that ends with `step` as the newest loses it, as a full disk would."""
-    wait = manager.wait_until_finished
+    wait = checkpoints.wait
 
     def failing():
         wait()
-        if manager.latest_step() == step:
-            manager.wait_until_finished = wait
-            shutil.rmtree(manager.directory / str(step))
+        if checkpoints.latest() == step:
+            checkpoints.wait = wait
+            shutil.rmtree(checkpoints.directory / str(step))
             raise ValueError("disk full")
 
-    manager.wait_until_finished = failing
+    checkpoints.wait = failing
