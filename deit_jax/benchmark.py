@@ -18,7 +18,6 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     print(json.dumps(result), flush=True)
     if output:
         try:
-            Path(output).write_text(json.dumps(result, indent=2) + "\n")
+            cli.local_path(output, "--output").write_text(json.dumps(result, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"--output: cannot write {output}: {error.strerror}; the result is above") from error
     return 0
@@ -270,8 +269,8 @@ def _check(given: flags.FlagValues, *required: str) -> None:
     for name in required:
         if given[name].value is None:
             raise UserError(f"--{name}: missing; {given[name].help}")
-    if given.output and not Path(given.output).parent.is_dir():
-        raise UserError(f"--output: there is no folder {Path(given.output).parent}; make it first")
+    if given.output and not (folder := cli.local_path(given.output, "--output").parent).is_dir():
+        raise UserError(f"--output: there is no folder {folder}; make it first")
 
 
 def _machine() -> dict[str, Any]:

@@ -1,21 +1,28 @@
 """What all commands share: flags of their own, configs with overrides, one-line errors, exit codes."""
 
 import gc
+import io
 import logging
+import os
 import re
+import signal
 import sys
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
+from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from deit_jax.base import cuda
 from deit_jax.base.caches import cache_folder
-from deit_jax.base.errors import UserError, nearest
+from deit_jax.base.errors import TryAgain, UserError, nearest
+from deit_jax.base.text import printable
 from deit_jax.config.resolve import field_paths, flatten
 from deit_jax.config.schema import UNITS
+from deit_jax.run.interrupt import Interrupted
 
 Define = Callable[[flags.FlagValues], None]
 HELP = {"--help", "-h", "-help", "--helpfull"}
@@ -38,7 +45,7 @@ def parse(usage: str, define: Define, argv: Sequence[str]) -> tuple[flags.FlagVa
         return values, values(["deit_jax", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"--{error.flagname}: unknown flag{nearest(error.flagname, _names(values))}") from error
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # the latter of --noFLAG=VALUE
         raise UserError(" ".join(str(error).split())) from error
 
 
@@ -73,17 +80,73 @@ def parse_with_config(usage: str, define: Define, argv: Sequence[str]) -> tuple[
     return values, config, Path(source.partition(":")[0]).stem
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs a command on the process's arguments; a user's mistake is one line on stderr and exit status 2."""
-    # Orbax warns through absl of what is deliberate here: checkpoints without metrics, read-only managers.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Runs a command on the process's arguments, and ends the process.
+
+    A user's mistake is one line on stderr and exit status 2, what goes on by the same command one and 75. SIGINT,
+    SIGTERM and a closed pipe end it without a word, as a shell has them: 130, 143 and 141.
+    """
+    # Orbax tells through absl what is deliberate here, and of failures that reach us as exceptions.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # When one array cannot be read or written it leaves the others on an event loop that it closes.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _but_for_closed_loops
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may be bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(100_000)  # not 700: until the first step JAX makes a million objects that all stay
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        status = main(sys.argv[1:])
+        status = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        status = 2
-    sys.exit(status or 0)
+        status = _say(f"error: {error}", 2)
+    except (TryAgain, Interrupted) as reason:
+        status = _say(str(reason), 75)
+    except BrokenPipeError:
+        status = 141
+    except OSError as error:  # of a place that nobody has looked at before
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        status = _say(f"error: {where}{error.strerror or error}; see to it, or name another place", 2)
+    except KeyboardInterrupt as error:
+        status = 143 if isinstance(error, Terminated) else 130
+    if status in (0, 2):
+        sys.exit(status)
+    # At once: a thread that waits for a file for ever would keep an ordinary exit waiting.
+    os._exit(status)
+
+
+def _say(line: str, status: int) -> int:
+    print(printable(" ".join(line.split())), file=sys.stderr, flush=True)
+    return status
+
+
+def _but_for_closed_loops(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def local_path(given: str, flag: str) -> Path:
+    """The absolute path of a place of this machine that a flag names; `UserError` where it is another one."""
+    if "://" in given:
+        raise UserError(f"{flag}: {given} is a URL; name a place of this machine, and copy it from there")
+    try:
+        path = Path(given).expanduser().absolute()
+        str(path).encode()
+    except RuntimeError as error:
+        raise UserError(f"{flag}: {given} begins with ~, and there is no such home folder; name it in full") from error
+    except UnicodeEncodeError as error:  # the libraries that write arrays take text alone
+        raise UserError(f"{flag}: {given} is no UTF-8; choose another name") from error
+    return path
 
 
 def start_jax() -> str:
@@ -140,20 +203,30 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
 def _load(source: str) -> ConfigDict:
     """Runs the file's `get_config`."""
     path, _, argument = source.partition(":")
-    if not path.endswith(".py") or not Path(path).is_file():
+    if not path.endswith(".py"):
         raise UserError(f"--config: {path} is not a Python file that exists")
+    try:
+        if not Path(path).is_file():  # reading a pipe would wait for ever
+            raise ValueError
+        text = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config: {path} is not a Python file that exists") from error
     module = ModuleType("deit_jax_config")
     module.__file__ = path
     try:
         # Not an import: that would leave bytecode, and take it for a file that was changed within the same second.
-        exec(compile(Path(path).read_bytes(), path, "exec"), vars(module))
+        exec(compile(text, path, "exec"), vars(module))
         config = module.get_config(*([argument] if argument else []))
+        if not isinstance(config, ConfigDict):
+            raise TypeError(f"get_config gave {type(config).__name__}, should give a ConfigDict")
+        if isinstance(config, FrozenConfigDict):
+            config = ConfigDict(config)  # so that the command line can change it
+        if not all(isinstance(path, str) for path, _ in flatten(config.to_dict())):
+            raise TypeError("a field's name is no text")
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # RecursionError of a config that holds itself among them
         raise UserError(f"--config: {path} failed with {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: get_config of {path} gave {type(config).__name__}, should give a ConfigDict")
     return config
 
 

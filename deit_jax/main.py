@@ -3,21 +3,20 @@
     python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR] [--mode=train|evaluate]
         [--config.section.field=value ...]
 
-Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when interrupted with the state
-saved, so that the same command goes on.
+Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when the same command goes on later:
+interrupted with the state saved, the data out of reach, or another run in the workdir.
 """
 
+import contextlib
 import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
 from deit_jax import cli
-from deit_jax.base.errors import UserError
 from deit_jax.config.resolve import for_platform, resolve
-from deit_jax.run.interrupt import EXIT_INTERRUPTED, Interrupted
+from deit_jax.run.workdir import own
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,25 +27,31 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do", flag_values=values)
 
     given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
-    if "://" in (given.workdir or ""):
-        raise UserError(f"--workdir: {given.workdir} is a URL; name a folder of this machine")
-    workdir = Path(given.workdir or f"runs/{name}").absolute()
-    config = for_platform(resolve(config_dict), cli.start_jax())
-    # Not at the top: --help and a mistake in the command line or the config do not wait for them.
+    root = cli.local_path(given.workdir or f"runs/{name}", "--workdir")
+    config = resolve(config_dict)
+    with contextlib.ExitStack() as stack:
+        # Before all that takes time: of two runs in a workdir one is to end at once.
+        workdir = stack.enter_context(own(root)) if given.mode == "train" else None
+        config = for_platform(config, cli.start_jax())
+        # Not at the top: --help and a mistake in the command line or the config do not wait for them.
+        from deit_jax.run.evaluate import evaluate
+        from deit_jax.run.train import Unsaved, train_in
+
+        try:
+            _tell(train_in(config, workdir) if workdir else evaluate(config, root))
+        except Unsaved as error:
+            _tell(error.result)
+            raise
+    return 0
+
+
+def _tell(result: Mapping[str, Any]) -> None:
     import jax
 
-    from deit_jax.run.evaluate import evaluate
     from deit_jax.run.metrics import finite
-    from deit_jax.run.train import train
 
-    try:
-        result = {"train": train, "evaluate": evaluate}[given.mode](config, workdir)
-    except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        return EXIT_INTERRUPTED
     if jax.process_index() == 0:
-        print(json.dumps(finite(result)))
-    return 0
+        print(json.dumps(finite(result)), flush=True)
 
 
 if __name__ == "__main__":

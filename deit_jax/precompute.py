@@ -20,7 +20,6 @@ command goes on.
 import functools
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -44,7 +43,7 @@ from deit_jax.distill import Header, Rows, Store, Writer, expand, read_header, s
 from deit_jax.distill.open import FIELD, open_teacher
 from deit_jax.run.build import Run, build, eval_source, open_mesh, train_source
 from deit_jax.run.evaluate import teacher_note
-from deit_jax.run.interrupt import EXIT_INTERRUPTED, Interrupt, Interrupted
+from deit_jax.run.interrupt import Interrupt
 from deit_jax.step.step import teacher_step
 
 CHUNK_ROWS = 8192  # at most about so many rows; 10 logits with their classes are then a third of a megabyte
@@ -70,15 +69,9 @@ def main(argv: Sequence[str]) -> int:
     config = resolve(tree)
     if config.distillation.kind == "none":
         raise UserError("config.distillation.kind: is 'none', so there is nothing to record; set soft or hard")
-    if "://" in given.output:
-        raise UserError(f"--output: {given.output} is a URL; name a folder, one that all processes see")
-    folder = Path(given.output).expanduser().absolute()
+    folder = cli.local_path(given.output, "--output")  # one that all processes see
     config = for_platform(config, cli.start_jax())
-    try:
-        result = check(config, folder) if given.check else Recording(config, given.views).write(folder)
-    except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        return EXIT_INTERRUPTED
+    result = check(config, folder) if given.check else Recording(config, given.views).write(folder)
     if jax.process_index() == 0:
         print(json.dumps(result))
     return 0
@@ -171,7 +164,7 @@ class Recording:
         parts: list[Rows] = []
         silent = not (main_process and self._progress)
         progress = tqdm(total=header.rows, initial=min(there, header.rows), unit="image", disable=silent)
-        with Interrupt() as interrupt, progress as bar:
+        with Interrupt(), progress as bar:
             for chunk, whole, rows in self._told(todo):
                 parts.append(rows)
                 bar.update(len(rows["labels"]))
@@ -180,8 +173,6 @@ class Recording:
                     if chunk % jax.process_count() == jax.process_index():
                         writer.write(chunk, _joined(parts))
                     parts = []
-                if interrupt.requested:
-                    raise Interrupted(f"interrupted; the same command goes on from chunk {chunk + whole}")
         speed = recorded / (time.perf_counter() - start)
         return {"rows": header.rows, "bytes": header.nbytes, "recorded": recorded, "images_per_second": round(speed, 2)}
 

@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from deit_jax import cli, main
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config.resolve import resolve
 from deit_jax.config.schema import Duration
 from deit_jax.run import evaluate, train
 from deit_jax.run.interrupt import Interrupted
+from deit_jax.run.workdir import Workdir
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 CONFIG = f"--config={QUICKSTART}"
@@ -26,13 +30,17 @@ CONFIG = f"--config={QUICKSTART}"
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Tests run in an empty folder, and what `cli.run` does to the logs is undone."""
+    """Tests run in an empty folder, and what `cli.run` does to the process is undone."""
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    logger = logging.getLogger("absl")
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    logger, terminate, hook = logging.getLogger("absl"), signal.getsignal(signal.SIGTERM), sys.unraisablehook
     level = logger.level
     yield
     logger.setLevel(level)
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)
+    sys.unraisablehook = hook
+    signal.signal(signal.SIGTERM, terminate)
 
 
 @pytest.fixture
@@ -41,11 +49,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     calls: list[tuple] = []
 
     def stand_in(mode: str) -> Callable:
-        return lambda config, workdir: calls.append((mode, config, workdir)) or {"top1": 12.5, "examples": 7}
+        def called(config: Any, workdir: Any) -> dict[str, Any]:
+            calls.append((mode, config, workdir.root if isinstance(workdir, Workdir) else workdir))
+            return {"top1": 12.5, "examples": 7}
 
-    for module in (train, evaluate):
-        mode = module.__name__.rpartition(".")[2]
-        monkeypatch.setattr(module, mode, stand_in(mode))
+        return called
+
+    monkeypatch.setattr(train, "train_in", stand_in("train"))
+    monkeypatch.setattr(evaluate, "evaluate", stand_in("evaluate"))
     return calls
 
 
@@ -147,7 +158,7 @@ def test_an_interrupted_run_says_so_and_asks_to_be_restarted(monkeypatch, capsys
     def interrupted(config, workdir):
         raise Interrupted("interrupted; the same command goes on from step 7 of 11")
 
-    monkeypatch.setattr(train, "train", interrupted)
+    monkeypatch.setattr(train, "train_in", interrupted)
     monkeypatch.setattr(sys, "argv", ["main", CONFIG])
     with pytest.raises(SystemExit) as stop:
         cli.run(main.main)
@@ -167,7 +178,7 @@ def test_a_users_mistake_found_by_the_run_is_one_line(monkeypatch, capsys):
     def failing(config, workdir):
         raise UserError("config.data.dir: no such folder;\n  name another")
 
-    monkeypatch.setattr(train, "train", failing)
+    monkeypatch.setattr(train, "train_in", failing)
     monkeypatch.setattr(sys, "argv", ["main", CONFIG])
     with pytest.raises(SystemExit) as stop:
         cli.run(main.main)
@@ -179,10 +190,91 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     def failing(config, workdir):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(train, "train", failing)
+    monkeypatch.setattr(train, "train_in", failing)
     monkeypatch.setattr(sys, "argv", ["main", CONFIG])
     with pytest.raises(ZeroDivisionError):
         cli.run(main.main)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+        (TryAgain("photos/1.jpg: cannot be read\n now"), 75, "photos/1.jpg: cannot be read now\n"),
+        (PermissionError(13, "Permission denied", "a/b"), 2, "error: a/b: Permission denied; see to it, .*\n"),
+        (OSError("a fault without a number"), 2, "error: a fault without a number; see to it, .*\n"),
+    ],
+)
+def test_how_a_command_ends(monkeypatch, capsys, error, status, said):
+    def failing(argv):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(failing)
+    assert stop.value.code == status
+    assert re.fullmatch(said, capsys.readouterr().err)
+
+
+WAITING = """
+import signal, sys, threading, time
+from deit_jax import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
+
+def main(argv):
+    threading.Thread(target=time.sleep, args=(60,)).start()  # as one that waits for a disk
+    print("in", flush=True)
+    time.sleep(60)
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_at_once_and_without_a_word(number, status):
+    command = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "in\n"
+        start = time.perf_counter()
+        process.send_signal(number)
+        assert process.stderr.read() == ""
+        assert process.wait(20) == status
+        assert time.perf_counter() - start < 10
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word():
+    printing = "from deit_jax import cli\ncli.run(lambda argv: [print('x' * 9999) for _ in range(999)] and 0)"
+    command = f'{sys.executable} -c "{printing}" | head -c 5'
+    done = subprocess.run(["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("xxxxx141\n", "")
+
+
+def test_names_that_are_no_text_can_be_printed():
+    printing = "import os; from deit_jax import cli; cli.run(lambda argv: print(os.fsdecode(bytes([223]))))"
+    done = subprocess.run([sys.executable, "-c", printing], capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"\\udcdf\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("gs://bucket/run", "is a URL"),
+        ("~nobody-of-this-name/run", "no such home folder"),
+        (os.fsdecode(b"r\xdfn"), "is no UTF-8"),
+    ],
+)
+def test_places_that_are_none_are_refused(refused, given, said):
+    message = refused([CONFIG, f"--workdir={given}"])
+    assert message.startswith("--workdir: ")
+    assert said in message
+
+
+def test_a_home_folder_may_be_meant(runs, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main.main([CONFIG, "--workdir=~/runs/a"])
+    assert runs[0][2] == tmp_path / "runs" / "a"
 
 
 def test_help_says_how_to_launch_and_which_flags_there_are(capsys):

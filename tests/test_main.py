@@ -49,7 +49,7 @@ def test_train_and_evaluate_without_torch_and_tensorflow(tmp_path):
     for done in (trained, evaluated):
         assert done.stderr.splitlines()[-1] == "[]"
         result = json.loads(done.stdout.splitlines()[-1])
-        assert result.keys() == {"top1", "top5", "loss", "examples", "ema"}
+        assert result.keys() >= {"top1", "top5", "loss", "examples", "ema"}
         assert result["examples"] == 360
     assert "devices" in trained.stdout
     assert "2/2" in trained.stderr  # the progress bar

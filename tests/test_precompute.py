@@ -15,12 +15,13 @@ from tiny import distilled_config, replace, tiny_run, write_teacher
 from deit_jax import precompute
 from deit_jax.base.errors import UserError
 from deit_jax.data import eval_batches
+from deit_jax.data.decode import CorruptImage
 from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
 from deit_jax.distill import Store, Writer, read_header
 from deit_jax.distill.open import open_teacher
 from deit_jax.distill.teaching import open_store
-from deit_jax.run.interrupt import EXIT_INTERRUPTED
+from deit_jax.run.interrupt import Interrupted
 from deit_jax.step import mixing
 from deit_jax.weights.orbax import read_variables, write_variables
 
@@ -114,6 +115,14 @@ def test_the_command_tells_its_size_and_goes_on_where_it_was(command, recorded, 
         shutil.rmtree(folder / "values" / "c" / str(chunk))
     assert json.loads(command(f"--output={folder}")[1].splitlines()[-1])["recorded"] == 96 + 96
     assert content(folder) == content(recorded)
+    # What is marked as done, and is gone or damaged, is recorded anew.
+    shutil.rmtree(folder / "values" / "c" / "2")
+    damaged = folder / "labels" / "c" / "0"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert json.loads(command(f"--output={folder}")[1].splitlines()[-1])["recorded"] == 96 + 96
+    shutil.rmtree(folder / "labels")
+    assert json.loads(command(f"--output={folder}")[1].splitlines()[-1])["recorded"] == ROWS
+    assert content(folder) == content(recorded)
 
 
 def test_an_interrupted_recording_keeps_its_chunks(command, recorded, tmp_path, monkeypatch):
@@ -126,9 +135,8 @@ def test_an_interrupted_recording_keeps_its_chunks(command, recorded, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "write", write_and_stop)
-        status, _, err = command(f"--output={tmp_path / 'store'}")
-    assert status == EXIT_INTERRUPTED
-    assert "interrupted; the same command goes on from chunk 2" in err
+        with pytest.raises(Interrupted, match="the same command goes on"):
+            command(f"--output={tmp_path / 'store'}")
     assert sorted(path.name for path in (tmp_path / "store" / "done").iterdir()) == ["0", "1"]
     command(f"--output={tmp_path / 'store'}")
     assert content(tmp_path / "store") == content(recorded)
@@ -200,7 +208,7 @@ def test_one_view_is_the_centre_crop_of_every_example(teacher, tmp_path, monkeyp
 
     def read_or_fail(self, index):
         if index == broken:
-            raise OSError("unreadable")
+            raise CorruptImage("damaged")
         return read(self, index)
 
     monkeypatch.setattr(MemorySource, "__getitem__", read_or_fail)
@@ -231,7 +239,7 @@ def test_what_cannot_be_recorded_is_refused_before_anything_is_written(command, 
 
 def test_a_teacher_that_says_nothing_is_refused(teacher, tmp_path):
     variables, meta = read_variables(teacher / "checkpoints")
-    variables["fc_norm.scale"] = np.full(24, np.nan, np.float32)
+    variables["fc_norm.scale"] = np.full(24, 3e38, np.float32)  # finite, and too large to compute with
     write_variables(tmp_path / "nan" / "checkpoints", variables, meta)
     config = distilled_config(tmp_path / "nan", distillation__kind="soft", distillation__top_k=3)
     with pytest.raises(UserError, match="its logits are NaN or infinite in the batch of step 0"):

@@ -41,8 +41,23 @@ _RANGES = [
     (r"\.(learning_rate|eps|tau|std\.\d)$", _POSITIVE, math.inf),
     (r"\.(probability|switch_probability|flip|max_corrupt|alpha)$", 0, 1),
     (r"\.(label_smoothing|drop_path|decay|b1|b2)$", 0, 1 - 1e-9),
-    (r"\.(crop_ratio|crop_scale\.\d|layer_decay)$", 1e-3, 1),
+    (r"\.crop_ratio$", 1 / 16, 1),  # below, images become large before they are cut
+    (r"\.(crop_scale\.\d|layer_decay)$", 1e-3, 1),
     (r"", -math.inf, math.inf),
+]
+
+# The most that they may be, so that no number takes all memory or time: far beyond what anybody has use for.
+_LIMITS = [
+    (r"^seed$", 2**32 - 1),
+    (r"_steps$|^guard\.", 2**31 - 1),  # the state counts in int32
+    (r"_epochs$", 1e6),
+    (r"_examples$", 2**53),
+    (r"^model\.depth$", 256),
+    (r"^model\.(heads|patch_size)$", 1024),
+    (r"^model\.width$", 16_384),
+    (r"image_size$", 8192),
+    (r"^data\.(threads|prefetch)$", 4096),
+    (r"", 1e6),
 ]
 
 
@@ -174,12 +189,14 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
             raise UserError(f"config.{path}: is {value!r}, should be {len(arguments)} numbers")
         return tuple(_convert(v, k, path) for v, k in zip(value, arguments, strict=True))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**63:
         value = float(value)
     if type(value) is not kind:
         raise UserError(f"config.{path}: is {value!r}, should be of type {kind.__name__}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"config.{path}: is {value!r}, should be a finite number")
+    if kind is str and not value.isprintable() and any(ord(sign) < 32 for sign in value):
+        raise UserError(f"config.{path}: is {value!r}, which has control characters; write it without")
     return value
 
 
@@ -202,10 +219,14 @@ def _check_ranges(config: Config) -> None:
         entries = {f"{path}.{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {path: value}
         for entry, number in entries.items():
             low, high = first_match(rules, entry)
-            if isinstance(number, int | float) and not low <= number <= high:
+            if not isinstance(number, int | float):
+                continue
+            if not low <= number <= high:
                 least = "positive" if low == _POSITIVE else f"at least {low:g}"
                 bounds = least if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"config.{path}: is {value!r}, should be {bounds}")
+            if abs(number) > (most := first_match(_LIMITS, entry)):
+                raise UserError(f"config.{path}: is {value!r}, should be at most {most:,}")
 
 
 def _check_contradictions(config: Config) -> None:

@@ -15,6 +15,7 @@ The arrays are zarr 3 with a checksum in every chunk, the last chunk padded. A h
 
 import dataclasses
 import json
+import logging
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,12 +26,16 @@ import tensorstore as ts
 
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.distill.summary import index_type
 
 HEADER, DONE = "store.json", "done"
+MAX_CLASSES, MAX_ROWS, MAX_CHUNK, MAX_CHUNKS = 10**6, 10**13, 10**8, 10**7
 FIELD = "config.distillation.store"
 
 Rows = dict[str, np.ndarray]
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +107,19 @@ class Writer:
         self._arrays = {name: _open(folder, name, header, create=True) for name in header.arrays()}
 
     def missing(self) -> list[int]:
-        """The chunks that are still to be written."""
-        return missing(self._folder, self._header)
+        """The chunks that are still to be written, and those that are marked as done and cannot be read."""
+        left = missing(self._folder, self._header)
+        damaged = [chunk for chunk in sorted({*range(self._header.chunks)} - {*left}) if not self._whole(chunk)]
+        if damaged:
+            log.warning("%s: %d chunks cannot be read; recorded anew", self._folder, len(damaged))
+        return sorted([*left, *damaged])
+
+    def _whole(self, chunk: int) -> bool:
+        try:
+            _read(self._arrays, self._header, chunk)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def write(self, chunk: int, rows: Rows) -> None:
         """Writes all rows of one chunk; `UserError` where the disk does not take them."""
@@ -189,34 +205,51 @@ class Store:
 
     def _read(self, chunk: int) -> Rows:
         """The rows of a chunk."""
-        start = chunk * self.header.chunk
-        stop = min(start + self.header.chunk, self.header.rows)
         try:
-            reads = {name: array[start:stop].read() for name, array in self._arrays.items()}
-            rows = {name: np.asarray(read.result()) for name, read in reads.items()}
+            return _read(self._arrays, self.header, chunk)
         except (OSError, ValueError) as error:
-            raise self._damaged(chunk, _why(error)) from error
-        for name, array in rows.items():
-            # What was never written reads as NaN, or as the largest number of its type.
-            if np.isnan(array).any() if array.dtype == np.float16 else (array >= self.header.classes).any():
-                raise self._damaged(chunk, f"its {name} are not there")
-        return rows
+            raise UserError(
+                f"{FIELD}: chunk {chunk} of {self.folder} cannot be read: {_why(error)}; "
+                f"run deit_jax.precompute again, which records it anew"
+            ) from error
 
-    def _damaged(self, chunk: int, why: str) -> UserError:
-        return UserError(
-            f"{FIELD}: chunk {chunk} of {self.folder} cannot be read: {why}; remove {self.folder / DONE / str(chunk)} "
-            f"and run deit_jax.precompute again, which records it anew"
-        )
+
+def _read(arrays: Mapping[str, ts.TensorStore], header: Header, chunk: int) -> Rows:
+    """The rows of a chunk; `OSError` or `ValueError` where they cannot be read, or were never written."""
+    start = chunk * header.chunk
+    stop = min(start + header.chunk, header.rows)
+    reads = {name: array[start:stop].read() for name, array in arrays.items()}
+    rows = {name: np.asarray(read.result()) for name, read in reads.items()}
+    for name, array in rows.items():
+        # What was never written reads as NaN, or as the largest number of its type.
+        if np.isnan(array).any() if array.dtype == np.float16 else (array >= header.classes).any():
+            raise ValueError(f"its {name} are not there")
+    return rows
 
 
 def read_header(folder: Path) -> Header:
-    """The header of a store; `UserError` where there is none."""
+    """The header of a store; `UserError` where there is none, or none that could be of a store."""
     try:
-        return Header(**json.loads((folder / HEADER).read_text()))
+        content = parse_json(read_regular(folder / HEADER))
+        _check_form(content)
+        return Header(**content)
     except FileNotFoundError as error:
         raise UserError(f"{FIELD}: {folder} is no store; make one with deit_jax.precompute") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{FIELD}: {folder / HEADER} cannot be read: {error}; record it anew") from error
+
+
+def _check_form(content: Any) -> None:
+    """Raises `ValueError` unless it is what a recording writes, with numbers that a machine can hold."""
+    names = {field.name for field in dataclasses.fields(Header)}
+    require(isinstance(content, dict) and content.keys() == names, f"has not the fields {', '.join(sorted(names))}")
+    require(whole(content["classes"], 1, MAX_CLASSES), "has no such number of classes")
+    require(whole(content["top"], 0, content["classes"]), "has no such top")
+    require(whole(content["rows"], 1, MAX_ROWS) and whole(content["chunk"], 1, MAX_CHUNK), "has no such rows or chunk")
+    require(content["rows"] <= MAX_CHUNKS * content["chunk"], f"has more than {MAX_CHUNKS:,} chunks")
+    require(content["views"] in ("stream", "one"), "has no such views")
+    require(content["dtype"] in ("float32", "bfloat16"), "has no such dtype")
+    require(isinstance(content["fingerprint"], dict), "has no fingerprint")
 
 
 def missing(folder: Path, header: Header) -> list[int]:

@@ -10,6 +10,7 @@ from deit_jax.parallel.mesh import (
     put_batch,
     put_replicated,
     replicated,
+    require_room,
     shardings,
     targets,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "put_batch",
     "put_replicated",
     "replicated",
+    "require_room",
     "shardings",
     "targets",
 ]

@@ -5,6 +5,8 @@ The mesh has three axes: `data` (batch), `fsdp` (batch, and parameters with thei
 """
 
 import itertools
+import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,3 +131,30 @@ def bytes_per_device(tree: Any) -> int:
         for shard in leaf.addressable_shards:
             held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
     return max(held.values())
+
+
+def require_room(target: Any, batch: int) -> None:
+    """Raises `UserError` where there is no room for the arrays that `targets` describes, or on the host for a batch.
+
+    Args:
+        batch: bytes of this process's rows.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if batch > memory:
+        raise UserError(
+            f"config.batch_size: its images take {batch / 2**30:,.1f} GiB, there are {memory / 2**30:,.1f} GiB; "
+            f"set it, or config.data.image_size, lower"
+        )
+    leaves = jax.tree.leaves(target)
+    needed = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":  # which share the machine's
+        needed *= len(jax.local_devices())
+        room = memory
+    else:
+        room = (device.memory_stats() or {}).get("bytes_limit", math.inf)
+    if needed > room:
+        raise UserError(
+            f"config.model: parameters, optimizer and average take {needed / 2**30:,.1f} GiB, there are "
+            f"{room / 2**30:,.1f} GiB; take a smaller model, or cut it over more devices by config.mesh.fsdp"
+        )

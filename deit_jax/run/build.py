@@ -39,6 +39,7 @@ from deit_jax.step.state import TrainState, Variables, init_state
 from deit_jax.step.step import Batch, Normalization, train_step
 from deit_jax.weights import Card, Weights, adapt, read_weights
 
+MAX_STEPS = 2**31 - 1  # the state's counter is int32
 Loss = Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, dict[str, Array]]]
 
 
@@ -57,7 +58,7 @@ class Run:
         optimizer: without the learning rate.
         rates: what the learning rate is multiplied by for each parameter that is trained.
         learning_rate: of the step.
-        total, log_every, eval_every, save_every: lengths in steps.
+        total, warmup, log_every, eval_every, save_every: lengths in steps.
         fresh: `seed -> variables` of a model that has learnt nothing.
         predict: `variables, uint8 images -> logits of each head`.
         target: shapes and shardings of the state.
@@ -74,6 +75,7 @@ class Run:
     rates: dict[str, float]
     learning_rate: Callable[[Array], Array]
     total: int
+    warmup: int
     log_every: int
     eval_every: int
     save_every: int
@@ -87,7 +89,13 @@ class Run:
         return jax.tree.map(lambda leaf: leaf.sharding, self.target)
 
     def first_state(self, given: Variables | None = None) -> TrainState:
-        """The state before the first step, on the mesh; the variables that are `given` are not drawn."""
+        """The state before the first step, on the mesh; the variables that are `given` are not drawn.
+
+        Raises:
+            UserError: the devices have no room for it.
+        """
+        rows = parallel.local_rows(self.mesh, self.config.batch_size)
+        parallel.require_room(self.target, (rows.stop - rows.start) * 3 * self.config.data.image_size**2)
 
         def first(seed: Array, given: Variables) -> TrainState:
             drawn = {} if given.keys() == flatten(self.model).keys() else self.fresh(seed)
@@ -237,7 +245,11 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     model = _model(config, arguments)
     rates = _rates(config, model)
     in_steps = functools.partial(_in_steps, config.batch_size, len(source))
-    total = in_steps(config.total)
+    total, warmup = in_steps(config.total), in_steps(config.optim.warmup)
+    if total > MAX_STEPS:
+        raise UserError(
+            f"config.total_epochs: {total:,} steps are more than the {MAX_STEPS:,} that are counted; shorten"
+        )
     optimizer = optim.adamw(
         rates,
         b1=config.optim.b1,
@@ -265,10 +277,11 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
             start=config.optim.warmup_learning_rate,
             floor=config.optim.min_learning_rate,
             total=total,
-            warmup=in_steps(config.optim.warmup),
+            warmup=warmup,
             epoch_steps=max(1, len(source) // config.batch_size) if config.optim.schedule_per_epoch else None,
         ),
         total=total,
+        warmup=warmup,
         log_every=in_steps(config.log.every),
         eval_every=in_steps(config.eval.every),
         save_every=in_steps(config.checkpoint.every),
@@ -284,10 +297,15 @@ def open_mesh(config: Config) -> Mesh:
 
 
 def train_source(config: Config) -> Source:
-    """The training split; `UserError` where its classes are not as many as the model was told to have."""
+    """The training split; `UserError` where it has one class alone, or not as many as the model was told to have."""
     data = config.data
     source = open_source(name=data.name, directory=data.dir, split=data.train_split, field="config.data.train_split")
     classes = len(source.class_names)
+    if classes < 2:
+        raise UserError(
+            f"config.data.train_split: all {len(source)} photos, such as {source.name(0)}, are of one class, "
+            f"{source.class_names[0]!r}, and there is nothing to tell apart; add another class"
+        )
     if config.model.num_classes not in (-1, classes):
         raise UserError(
             f"config.model.num_classes: is {config.model.num_classes}, the data has {classes} classes; "

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from deit_jax import parallel
+from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.config.resolve import BEGINNING, SHAPE, check_same
 from deit_jax.config.schema import Config
-from deit_jax.data import Source, eval_batches
+from deit_jax.data import Source, eval_batches, readable
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, eval_source, open_mesh, read_init
 from deit_jax.run.checkpoint import has_steps
+from deit_jax.run.workdir import CHECKPOINTS
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.step.step import eval_step
 from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint
+
+LOOKED_AT = 64  # images of a split, before training
 
 
 @dataclasses.dataclass
@@ -31,26 +36,33 @@ class Result:
     """Counts over a split; percentages and nats are read off it.
 
     Attributes:
-        confusion: int64 [classes, classes], true classes by row, predicted ones by column.
-        top5: examples whose class is among the five best.
+        seen: int64 [classes], examples of each class.
+        right: int64 [classes], those of them that are told as it.
         heads: int64 [heads], examples that each head alone gets right.
+        top5: examples whose class is among the five best.
         loss_sum: of the cross-entropies in nats.
         corrupt: examples that could not be decoded and are in none of the above.
         predictions: for each example its index in the split, its class, the predicted class and that one's probability.
     """
 
-    confusion: Int[np.ndarray, "classes classes"]
+    seen: Int[np.ndarray, " classes"]
+    right: Int[np.ndarray, " classes"]
     heads: Int[np.ndarray, " heads"]
     top5: int = 0
     loss_sum: float = 0.0
     corrupt: int = 0
     predictions: list[tuple[int, int, int, float]] = dataclasses.field(default_factory=list)
 
+    @classmethod
+    def empty(cls, classes: int, heads: int) -> "Result":
+        return cls(np.zeros(classes, np.int64), np.zeros(classes, np.int64), np.zeros(heads, np.int64))
+
     def add(self, out: Mapping[str, np.ndarray]) -> None:
         """Counts a batch."""
         real, label = out["mask"], out["label"][out["mask"]]
         top = out["top"][real]
-        np.add.at(self.confusion, (label, top[:, 0]), 1)
+        np.add.at(self.seen, label, 1)
+        np.add.at(self.right, label[top[:, 0] == label], 1)
         self.top5 += int((top == label[:, None]).sum())
         self.heads += (out["heads"][:, real] == label).sum(axis=1)
         self.loss_sum += float(out["loss"][real].astype(np.float64).sum())
@@ -58,15 +70,23 @@ class Result:
         columns = (out["index"][real], label, top[:, 0], out["probability"][real])
         self.predictions += zip(*(column.tolist() for column in columns), strict=True)
 
+    def folded(self, together: int) -> Int[np.ndarray, "rows rows"]:
+        """The confusion matrix, true classes by row, with so many neighbouring ones in each row and column."""
+        rows = -(-len(self.seen) // together)
+        counts = np.zeros((rows, rows), np.int64)
+        for _, true, said, _ in self.predictions:
+            counts[true // together, said // together] += 1
+        return counts
+
     @property
     def examples(self) -> int:
-        return int(self.confusion.sum())
+        return int(self.seen.sum())
 
     def summary(self) -> dict[str, float]:
         """`top1` and `top5` in percent, `loss` in nats, `examples`; `top1_cls` and `top1_dist` with two heads."""
         percent = 100 / max(self.examples, 1)
         summary = {
-            "top1": float(np.trace(self.confusion)) * percent,
+            "top1": float(self.right.sum()) * percent,
             "top5": self.top5 * percent,
             "loss": self.loss_sum / max(self.examples, 1),
             "examples": self.examples,
@@ -80,7 +100,7 @@ class Result:
     def per_class(self) -> np.ndarray:
         """Top-1 accuracy in percent of each class; NaN for a class without examples."""
         with np.errstate(invalid="ignore"):
-            return 100 * np.diag(self.confusion) / self.confusion.sum(axis=1)
+            return 100 * self.right / self.seen
 
 
 class Evaluator:
@@ -117,13 +137,36 @@ class Evaluator:
             batch = parallel.put_batch(rows, self._mesh)
             for name, variables in weights.items():
                 out = jax.device_get(self._step(variables, batch))
-                empty = Result(np.zeros((classes, classes), np.int64), np.zeros(len(out["heads"]), np.int64))
-                results.setdefault(name, empty).add(out)
+                results.setdefault(name, Result.empty(classes, len(out["heads"]))).add(out)
         for result in results.values():
             seen = result.examples + result.corrupt
             if seen != len(self._source):
                 raise RuntimeError(f"evaluated {seen} examples of a split of {len(self._source)}")
+            _refuse_unreadable(result.corrupt, seen, self._data.max_corrupt)
         return results
+
+
+def require_readable(source: Source, config: Config) -> None:
+    """Looks into a split before it is needed: at some images, and where one of them cannot be decoded, at all.
+
+    Raises:
+        UserError: more of them than `data.max_corrupt` allows.
+    """
+    some = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist()
+    with ThreadPoolExecutor(max(1, config.data.threads)) as pool:
+        for indices in (some, range(len(source))):
+            corrupt = len(indices) - sum(pool.map(functools.partial(readable, source), indices))
+            if not corrupt:
+                return
+    _refuse_unreadable(corrupt, len(source), config.data.max_corrupt)
+
+
+def _refuse_unreadable(corrupt: int, examples: int, allowed: float) -> None:
+    if corrupt == examples or corrupt > allowed * examples:
+        raise UserError(
+            f"config.data.eval_split: {corrupt} of its {examples} images cannot be decoded, config.data.max_corrupt "
+            f"allows {allowed:.2%}; mend the files that the log names"
+        )
 
 
 def rows_of(results: Mapping[str, Result]) -> dict[str, float]:
@@ -140,18 +183,33 @@ def json_of(results: Mapping[str, Result]) -> dict[str, Any]:
 def report(results: Mapping[str, Result], source: Source, workdir: Path) -> None:
     """Writes the last evaluation, of the weights that are handed on: the average where there is one.
 
-    Files: `confusion.png`, `per_class.csv` and, a row an image, `predictions.csv`.
+    Files: `confusion.png`, `per_class.csv` and, a row an image, `predictions.csv`, each whole or not at all. One that
+    cannot be made costs a warning: the evaluation is done, and nothing that comes of it may be lost.
     """
     best, names = results.get("eval_ema", results["eval"]), source.class_names
-    plots.save_confusion(best.confusion, names, workdir / "confusion.png")
-    classes = zip(names, best.confusion.sum(axis=1), best.per_class().round(2), strict=True)
-    _write_table(workdir / "per_class.csv", ("class", "examples", "top1"), classes)
-    images = ((source.name(i), names[true], names[said], f"{p:.4f}") for i, true, said, p in best.predictions)
-    _write_table(workdir / "predictions.csv", ("image", "class", "predicted", "probability"), images)
+
+    def confusion(path: Path) -> None:
+        plots.save_confusion(best.folded(plots.classes_a_row(len(names))), names, path)
+
+    def per_class(path: Path) -> None:
+        classes = zip(names, best.seen, best.per_class().round(2), strict=True)
+        _write_table(path, ("class", "examples", "top1"), classes)
+
+    def predictions(path: Path) -> None:
+        images = ((source.name(i), names[true], names[said], f"{p:.4f}") for i, true, said, p in best.predictions)
+        _write_table(path, ("image", "class", "predicted", "probability"), images)
+
+    for name, write in {"confusion.png": confusion, "per_class.csv": per_class, "predictions.csv": predictions}.items():
+        try:
+            write(workdir / name)
+        except Exception as error:  # whatever a library makes of others' names
+            reason = getattr(error, "strerror", None) or " ".join(f"{type(error).__name__}: {error}".split())
+            logging.warning("%s is not written: %s", workdir / name, reason)
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="") as file:
+    """A CSV file in UTF-8, whole or not at all; what is no UTF-8 is escaped, as predict shows it."""
+    with replacing(path) as fresh, fresh.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(header)
         table.writerows(rows)
@@ -166,22 +224,20 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         UserError: there are no weights, or they are those of another model.
     """
     mesh = open_mesh(config)
-    if not has_steps(workdir / "checkpoints"):
+    if not has_steps(workdir / CHECKPOINTS):
         if config.init_from:
             return _evaluate_init(config, workdir, mesh)
         raise UserError(
             f"--workdir: {workdir} has no checkpoints; train first, name the workdir of a run, or set config.init_from"
         )
-    checkpoints = CheckpointDirectory(workdir / "checkpoints", read_only=True)
+    checkpoints = CheckpointDirectory(workdir / CHECKPOINTS)
     step = checkpoints.best()
     if step is None:
-        raise UserError(f"--workdir: {workdir}/checkpoints has no finished checkpoint; train longer first")
+        raise UserError(f"--workdir: no evaluation in {workdir}/checkpoints can be read; train on, or bring one back")
     try:
         return _evaluate_step(config, workdir, checkpoints, step, mesh)
     except CorruptCheckpoint as error:
         raise UserError(f"{error}; train on, which takes the checkpoint before it, or bring it back") from error
-    finally:
-        checkpoints.close()
 
 
 def _evaluate_step(
@@ -199,6 +255,8 @@ def _evaluate_step(
 
 def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
     weights = read_init(config)
+    if reason := weights.card.no_classifier(weights.classes):
+        raise UserError(f"config.init_from: {config.init_from}: {reason}; fine-tune from it instead")
     look = weights.card.preprocessing
     if look:  # as they were trained, whatever the config would train with
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=look.mean, std=look.std))
@@ -220,11 +278,7 @@ def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
 def _evaluate_weights(run: Run, workdir: Path, weights: Mapping[str, Variables]) -> dict[str, Any]:
     results = Evaluator(run.config, run.predict, run.source, run.mesh)(weights)
     if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            report(results, run.source, workdir)
-        except OSError as error:
-            logging.warning("confusion.png, per_class.csv and predictions.csv are not written: %s", error)
+        report(results, run.source, workdir)
     return json_of(results)
 
 

@@ -1,20 +1,28 @@
 """Ends a run in good order when it is asked to stop."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
-# EX_TEMPFAIL of sysexits.h: a scheduler should start the same command again.
-EXIT_INTERRUPTED = 75
 
+class Interrupted(BaseException):
+    """The run was asked to stop; what it has done is saved, and the same command goes on from there.
 
-class Interrupted(Exception):
-    """The run stopped early, its state saved; the same command goes on from there."""
+    Commands treat it as `TryAgain`. No `Exception`, since it may come anywhere: who deals with faults of a library is
+    not to deal with it.
+    """
 
 
 class Interrupt:
-    """While entered, the first SIGTERM or SIGINT only sets `requested`; a second SIGINT interrupts as usual."""
+    """While entered, the first SIGTERM or SIGINT raises `Interrupted`, wherever the main thread is.
+
+    But within `deferred`, where it only sets `requested`; and there again at once within `at_once`, for what may take
+    for ever, such as waiting. A second SIGINT interrupts as usual.
+    """
 
     requested = False
+    _raises = True
 
     def __enter__(self) -> "Interrupt":
         self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -24,6 +32,30 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block that a signal does not leave."""
+        self._raises, before = False, self._raises
+        try:
+            yield
+        finally:
+            self._raises = before
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that a signal leaves, those included that came before it."""
+        self._raises, before = True, self._raises
+        try:
+            self._check()
+            yield
+        finally:
+            self._raises = before
+
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._check()
+
+    def _check(self) -> None:
+        if self.requested and self._raises:
+            raise Interrupted("interrupted; the same command goes on")

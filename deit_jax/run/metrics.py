@@ -1,19 +1,26 @@
 """What a run tells: rows in `metrics.jsonl` and TensorBoard, a progress bar, images per second and data wait."""
 
+import contextlib
+import dataclasses
 import importlib.util
 import json
+import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import parse_json, read_regular, require, whole
+from deit_jax.run.tensorboard import Events
+from deit_jax.run.workdir import Workdir
 
 Row = dict[str, Any]
 Batch = dict[str, Any]
@@ -23,56 +30,67 @@ class Writer:
     """Writes rows to `metrics.jsonl` and, where asked, TensorBoard and Weights & Biases.
 
     Opening it for a run that resumes drops the rows after `step` and a torn last line, so that each step stands once.
+    Rows that the disk does not take are kept, and written with the next that it takes.
+
+    Raises:
+        UserError: `metrics.jsonl` cannot be written.
     """
 
-    def __init__(self, workdir: Path, *, step: int, tensorboard: bool, wandb: bool, config: Mapping[str, Any]):
+    def __init__(self, workdir: Workdir, *, step: int, tensorboard: bool, wandb: bool, config: Mapping[str, Any]):
         self._tensorboard = self._wandb = None
         if wandb:
             self._wandb = _start_wandb(workdir, config)
         if tensorboard:
-            # The suffix: files are named by the second, and one started within the same would replace the other.
-            self._tensorboard = _summary_writer()(
-                str(workdir / "tensorboard"), purge_step=step + 1, filename_suffix=f".{step}", write_to_disk=True
-            )
-        self.path = workdir / "metrics.jsonl"
-        kept = [row for row in read_rows(self.path) if row["step"] <= step]
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        fresh.replace(self.path)
-        self._file = self.path.open("a")
+            self._tensorboard = Events(workdir.root / "tensorboard", step=step)
+        self.path, self._waiting = workdir.metrics, b""
+        try:
+            with replacing(self.path) as fresh:
+                fresh.write_text("".join(json.dumps(row) + "\n" for row in read_rows(self.path) if row["step"] <= step))
+            self._file = self.path.open("ab", buffering=0)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"--workdir: cannot write {self.path}: {reason}; make it a file of yours") from error
 
     def write(self, row: Row) -> None:
         """Writes one row, `step` and metrics by name, through to the disk; what is not finite becomes null."""
         row = finite(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._append((json.dumps(row) + "\n").encode())
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
         if self._tensorboard:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, row["step"])
+            self._tensorboard.write(row["step"], values)
         if self._wandb:
-            self._wandb.log(values, step=row["step"])
+            try:
+                self._wandb.log(values, step=row["step"])
+            except Exception as error:  # of the network, which is not worth a run
+                logging.warning("Weights & Biases: %s; it gets nothing more", error)
+                self._wandb = None
+
+    def _append(self, line: bytes) -> None:
+        first, self._waiting, end = not self._waiting, self._waiting + line, None
+        try:
+            end = os.fstat(self._file.fileno()).st_size
+            written = self._file.write(self._waiting)
+            if written < len(self._waiting):
+                raise OSError(0, "there is no room")
+            os.fsync(self._file.fileno())
+            self._waiting = b""
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                if end is not None:
+                    os.ftruncate(self._file.fileno(), end)
+            if first:
+                logging.warning("%s: %s; its rows wait until there is room", self.path, error.strerror)
 
     def close(self) -> None:
+        if self._waiting:
+            self._append(b"")
+        if self._waiting:
+            logging.warning("%s: its last %d rows are lost", self.path, self._waiting.count(b"\n"))
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
-
-
-def _summary_writer() -> Any:
-    """tensorboardX's class, imported as if torch were not there: it would load it only to accept its tensors too."""
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = cast(Any, None)
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    return SummaryWriter
 
 
 def require_wandb() -> None:
@@ -81,30 +99,84 @@ def require_wandb() -> None:
         raise UserError("config.log.wandb: there is no package wandb; pip install wandb, or set it to False")
 
 
-def _start_wandb(workdir: Path, config: Mapping[str, Any]) -> Any:
+def _start_wandb(workdir: Workdir, config: Mapping[str, Any]) -> Any:
     require_wandb()
     import wandb
 
-    return wandb.init(dir=str(workdir), config=dict(config), id=workdir.name, resume="allow")
+    name, identity = workdir.root.name, workdir.wandb_id()
+    try:
+        return wandb.init(dir=str(workdir.root), config=dict(config), name=name, id=identity, resume="allow")
+    except Exception as error:  # of the network, the account, the settings
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"config.log.wandb: wandb does not start: {reason}; see to it, or set it to False") from error
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is not finite becomes None, since JSON has no NaN; groups within are treated alike."""
     return {
-        name: finite(value) if isinstance(value, Mapping) else value if math.isfinite(value) else None
+        name: finite(value) if isinstance(value, Mapping) else value if value is None or math.isfinite(value) else None
         for name, value in values.items()
     }
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The whole rows of a `metrics.jsonl`; a line torn by a kill is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    """The rows of a `metrics.jsonl`: objects with their `step`, which grows, and numbers or null by name.
+
+    A line torn by a kill is left out, and what else is no row with a warning.
+    """
+    rows: list[Row] = []
+    lines = read_regular(path).split(b"\n") if path.exists() else [b""]
+    foreign = 0
+    for number, line in enumerate(lines, 1):
+        row = _row(line)
+        if row and (not rows or row["step"] > rows[-1]["step"]):
+            rows.append(row)
+        else:
+            foreign += bool(line) and number < len(lines)
+    if foreign:
+        logging.warning("%s: %d lines are no rows of a run; left out", path, foreign)
     return rows
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    return row if _is_row(row) else None
+
+
+def _is_row(value: Any) -> bool:
+    if not isinstance(value, dict) or not whole(value.get("step"), 0, 2**31 - 1):
+        return False
+    return all(number is None or type(number) in (int, float) for number in value.values())
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run has told beside its rows; it stands in the meta of checkpoints.
+
+    Attributes:
+        corrupt: images that were replaced in the steps done.
+        row: the newest step's, while it waits for the evaluation that joins it.
+    """
+
+    corrupt: int = 0
+    row: Row | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A part of the meta of a checkpoint."""
+        return {"progress": {"corrupt": self.corrupt, "row": self.row and finite(self.row)}}
+
+    @classmethod
+    def from_json(cls, meta: Mapping[str, Any]) -> "Progress":
+        """Of a meta, which may have none; `ValueError`, `TypeError` or `KeyError` where it is something else."""
+        if "progress" not in meta:
+            return cls()
+        corrupt, row = meta["progress"]["corrupt"], meta["progress"]["row"]
+        require(whole(corrupt, 0, 2**63 - 1), "its corrupt images are no number")
+        require(row is None or _is_row(row), "its row is none")
+        return cls(corrupt, row)
 
 
 class Monitor:
@@ -115,7 +187,13 @@ class Monitor:
         start, total: steps done, and to do in all.
         log_every: steps between rows.
         batch_size: global.
+        progress: of the steps done.
+        show: draw a bar.
         image_seconds: what an image would take at the speed of large matrix products; 0 where utilisation is not told.
+
+    Attributes:
+        burst: most skipped updates in a row so far; set back by who has dealt with them.
+        progress: of the steps done.
     """
 
     def __init__(
@@ -126,7 +204,8 @@ class Monitor:
         total: int,
         log_every: int,
         batch_size: int,
-        progress: bool,
+        progress: Progress | None = None,
+        show: bool = False,
         image_seconds: float = 0.0,
     ):
         self._writer, self._log_every, self._batch_size = writer, log_every, batch_size
@@ -139,23 +218,24 @@ class Monitor:
             unit="step",
             mininterval=often,
             dynamic_ncols=True,
-            disable=not (progress and writer),
+            disable=not (show and writer),
         )
         self._pending: tuple[int, Mapping[str, Any]] | None = None
-        self._corrupt = self._newest_burst = 0
-        self.burst = 0  # most skipped updates in a row so far; set back by who has dealt with them
+        self.progress = progress or Progress()
+        self.burst = self._newest_burst = 0
         self._compiling = True  # the first step's time is the compiler's
-        self._restart_clock()
+        self._skipped = False
+        self._restart_clock(time.perf_counter())
 
-    def _restart_clock(self) -> None:
-        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+    def _restart_clock(self, now: float) -> None:
+        self._since, self._waited, self._steps = now, 0.0, 0
 
     def wait_for(self, batches: Iterator[tuple[Batch, int]]) -> Batch:
         """The next batch, its corrupt images counted; the time spent here is the run's data wait."""
         began = time.perf_counter()
         batch, corrupt = next(batches)
         self._waited += time.perf_counter() - began
-        self._corrupt += corrupt
+        self.progress.corrupt += corrupt
         return batch
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -164,38 +244,62 @@ class Monitor:
         if previous:
             self._read(*previous)
 
-    def settle(self, evaluate: Callable[[], Row] | None = None) -> None:
-        """Reads the newest step's metrics now, if not yet read; what `evaluate` returns joins its row."""
+    def settle(self, *, due: bool = False) -> None:
+        """Reads the newest step's metrics now, if not yet read.
+
+        Args:
+            due: there will be an evaluation, which the row waits for.
+        """
         if self._pending:
             (step, metrics), self._pending = self._pending, None
-            self._read(step, metrics, evaluate)
+            self._read(step, metrics, due)
+
+    def add_evaluation(self, metrics: Row) -> None:
+        """Writes the row that waits with the metrics of its evaluation, which took no time of the steps."""
+        if self.progress.row and self._writer:
+            self._writer.write(self.progress.row | metrics)
+        self.progress.row = None
+        self._restart_clock(time.perf_counter())
 
     @property
     def healthy(self) -> bool:
         """Whether the newest step read was not skipped."""
         return self._newest_burst == 0
 
-    def _read(self, step: int, metrics: Mapping[str, Any], evaluate: Callable[[], Row] | None = None) -> None:
+    def _read(self, step: int, metrics: Mapping[str, Any], due: bool = False) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now = time.perf_counter()
         self._newest_burst = int(values["skipped_in_a_row"])
         self.burst = max(self.burst, self._newest_burst)
+        if self._newest_burst and not self._skipped:
+            self._skipped = True
+            logging.warning("step %d: its loss or gradient is not finite; updates like this are skipped", step)
         self._steps += 1
         self._bar.update(step - self._bar.n)
-        if step % self._log_every == 0 or evaluate:
-            elapsed = time.perf_counter() - self._since
-            speed, wait = self._steps * self._batch_size / elapsed, self._waited / elapsed
-            text = f"loss {values['loss']:.3f}, {speed:.0f} images/s, data wait {wait:.0%}"
-            used = {"train/utilisation": speed * self._image_seconds} if self._image_seconds else {}
-            text += "".join(f", utilisation {share:.1%}" for share in used.values())
-            self._bar.set_postfix_str(text, refresh=False)
-            row = {"step": step, **{f"train/{name}": value for name, value in values.items()}}
-            row |= {"train/images_per_second": speed, "train/data_wait": wait, "train/corrupt": self._corrupt, **used}
-            row |= evaluate() if evaluate else {}
-            if self._writer:
-                self._writer.write(row)
-        if step % self._log_every == 0 or evaluate or self._compiling:
+        told = step % self._log_every == 0 or due
+        if told:
+            self._tell(step, values, now - self._since, due)
+        if told or self._compiling:
             self._compiling = False
-            self._restart_clock()
+            self._restart_clock(now)
+
+    def _tell(self, step: int, values: Mapping[str, float], elapsed: float, due: bool) -> None:
+        speed, wait = self._steps * self._batch_size / elapsed, self._waited / elapsed
+        text = f"loss {values['loss']:.3f}, {speed:.0f} images/s, data wait {wait:.0%}"
+        used = {"train/utilisation": speed * self._image_seconds} if self._image_seconds else {}
+        text += "".join(f", utilisation {share:.1%}" for share in used.values())
+        self._bar.set_postfix_str(text, refresh=False)
+        row = {"step": step, **{f"train/{name}": value for name, value in values.items()}}
+        row |= {
+            "train/images_per_second": speed,
+            "train/data_wait": wait,
+            "train/corrupt": self.progress.corrupt,
+            **used,
+        }
+        if due:
+            self.progress.row = row
+        elif self._writer:
+            self._writer.write(row)
 
     def close(self) -> None:
         self._bar.close()

@@ -1,24 +1,41 @@
 """Pictures of a run: its curves and the confusion matrix of an evaluation."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 
+from deit_jax.base.atomic import replacing
+from deit_jax.base.text import printable, shortened
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # half a second, which no run waits for at its start
-
-    return Figure(figsize=(width, height), layout="constrained")
+NAMED = 40  # classes up to which their names and counts are legible
+ROWS = 500  # of the drawn confusion matrix: more would be less than two pixels each
+LETTERS = 40  # of a class name, so that it leaves room for the picture
 
 
-def save_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the losses and the top-1 accuracies over the steps from the rows of a `metrics.jsonl`."""
+def classes_a_row(classes: int) -> int:
+    """How many neighbouring classes share a row of the drawn confusion matrix, and a column."""
+    return -(-classes // ROWS)
+
+
+def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
+    """Writes a PNG, whole or not at all; options as `Figure.savefig` takes them."""
+    with replacing(path) as fresh, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # what no font has is drawn as boxes
+        figure.savefig(fresh, format="png", **options)
+
+
+def save_curves(rows: Sequence[Any], path: Path) -> None:
+    """Draws the losses and the top-1 accuracies over the steps from the rows of a `metrics.jsonl`.
+
+    Only what is a number and finite is drawn, whatever else the rows hold.
+    """
     figure = _figure(9, 3.5)
     loss, accuracy = figure.subplots(1, 2)
     curves = [
@@ -29,7 +46,8 @@ def save_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         (accuracy, "eval_ema/top1", "EMA"),
     ]
     for axes, name, label in curves:
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        points = [(row.get("step"), row.get(name)) for row in rows if isinstance(row, Mapping)]
+        points = [point for point in points if all(map(_drawable, point))]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
     for axes, title in ((loss, "loss (nats)"), (accuracy, "top-1 (%)")):
@@ -37,25 +55,46 @@ def save_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
-def save_confusion(confusion: Int[np.ndarray, "classes classes"], class_names: Sequence[str], path: Path) -> None:
-    """Draws a confusion matrix, rows true classes and columns predicted ones, each row as shares of its class."""
+def save_confusion(confusion: Int[np.ndarray, "rows rows"], class_names: Sequence[str], path: Path) -> None:
+    """Draws a confusion matrix, rows true classes and columns predicted ones, each row as shares of its sum.
+
+    Args:
+        confusion: counts; a row a class, or `classes_a_row` neighbouring classes a row.
+        class_names: drawn as they are, where they are few.
+        path: of the PNG.
+    """
+    classes, together = len(class_names), classes_a_row(len(class_names))
+    if len(confusion) == classes:
+        starts = np.arange(0, classes, together)
+        confusion = np.add.reduceat(np.add.reduceat(confusion, starts, axis=1), starts, axis=0)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    few = len(class_names) <= 40
-    side = 2.5 + 0.28 * len(class_names) if few else 10
-    figure = _figure(side + 1, side)
+    names = [shortened(printable(name), LETTERS) for name in class_names] if classes <= NAMED else []
+    side = 2.5 + 0.28 * classes if names else 10
+    figure = _figure(side + 1, side, layout=None)
     axes = figure.subplots()
-    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set(xlabel="predicted", ylabel="true", title="confusion matrix (shares of each true class)")
+    end = len(confusion) * together - 0.5
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", extent=(-0.5, end, end, -0.5))
+    of = "each true class" if together == 1 else f"each row, {together} neighbouring classes"
+    axes.set(xlabel="predicted", ylabel="true", title=f"confusion matrix (shares of {of})")
     figure.colorbar(picture, shrink=0.8)
-    if few:  # more names, or counts in the cells, would not be legible
-        ticks = range(len(class_names))
-        axes.set_xticks(ticks, class_names, rotation=90)
-        axes.set_yticks(ticks, class_names)
-        for (row, column), count in np.ndenumerate(confusion):
-            if count:
-                shade = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=shade)
-    figure.savefig(path, dpi=120)
+    if names:
+        axes.set_xticks(range(classes), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(classes), names, parse_math=False)
+        for row, column in np.argwhere(confusion):
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            count = str(confusion[row, column])
+            axes.text(column, row, count, ha="center", va="center", fontsize=7, color=shade)
+    save_figure(figure, path, dpi=120, bbox_inches="tight")  # however much room the names take beside the matrix
+
+
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
+    from matplotlib.figure import Figure  # half a second, which no run waits for at its start
+
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def _drawable(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e99  # beyond, axes have no room; neither is NaN below

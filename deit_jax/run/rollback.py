@@ -5,35 +5,47 @@ of a step never changes and would do the same again. The jump is stored, so that
 """
 
 import dataclasses
-import json
+import itertools
+import logging
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.run.checkpoint import Checkpoints
+from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import TrainState
 
 
 class Rollbacks:
-    """The jumps of one run, in a JSON file of its workdir: a list of `{"from": step, "to": step}`.
+    """The jumps of one run, in its `rollbacks.json`: a list of `{"from": step, "to": step, "skipped": updates}`.
+
+    `skipped` counts those of the whole run up to the jump; the state that is gone back to knows fewer.
 
     Args:
+        total: steps of the run, which no jump goes beyond.
         limit: jumps after which the run gives up.
         batch_size: global, to tell positions in the stream.
+
+    Raises:
+        UserError: the file is there, and is none.
     """
 
-    def __init__(self, path: Path, *, limit: int, batch_size: int):
-        self._path, self._limit, self._batch_size = path, limit, batch_size
-        self._jumps: list[dict[str, int]] = json.loads(path.read_text()) if path.exists() else []
+    def __init__(self, workdir: Workdir, *, total: int, limit: int, batch_size: int):
+        self._workdir, self._limit, self._batch_size = workdir, limit, batch_size
+        self._jumps = _read(workdir.rollbacks, total)
+
+    def __len__(self) -> int:
+        return len(self._jumps)
 
     def resume(self, state: TrainState) -> TrainState:
         """A state just restored or made, at the step where the run went on from it; jumps from later ones are void."""
         step = int(state.step)
         self._store([jump for jump in self._jumps if jump["from"] <= step])
-        ends = [jump["to"] for jump in self._jumps if jump["from"] == step]
-        return _at(state, ends[-1]) if ends else state
+        onward = [jump for jump in self._jumps if jump["from"] == step]
+        return _after(state, onward[-1]) if onward else state
 
     def roll_back(self, state: TrainState, checkpoints: Checkpoints, target: TrainState) -> TrainState:
         """The last checkpoint's state at the step of `state`.
@@ -52,18 +64,41 @@ class Rollbacks:
                 f"{first} to {last}), after {len(self._jumps)} rollbacks; lower config.optim.learning_rate or set "
                 f"config.optim.clip_norm"
             )
-        self._store([*self._jumps, {"from": int(restored.step), "to": step}])
-        return _at(restored, step)
+        jump = {"from": int(restored.step), "to": step, "skipped": int(state.skipped)}
+        logging.warning(
+            "losses or gradients are not finite: at step %d the state of step %d goes on; %d updates skipped in all",
+            *(step, jump["from"], jump["skipped"]),
+        )
+        self._store([*self._jumps, jump])
+        return _after(restored, jump)
 
     def _store(self, jumps: list[dict[str, int]]) -> None:
         if jumps == self._jumps:
             return
         self._jumps = jumps
         if jax.process_index() == 0:
-            fresh = self._path.with_suffix(".tmp")
-            fresh.write_text(json.dumps(jumps))
-            fresh.replace(self._path)
+            self._workdir.write_json(self._workdir.rollbacks.name, jumps)
 
 
-def _at(state: TrainState, step: int) -> TrainState:
-    return dataclasses.replace(state, step=jax.device_put(np.int32(step), state.step.sharding))
+def _read(path: Path, total: int) -> list[dict[str, int]]:
+    if not path.exists():
+        return []
+    try:
+        jumps = parse_json(read_regular(path))
+        require(isinstance(jumps, list) and all(isinstance(jump, dict) for jump in jumps), "is no list of objects")
+        for jump in jumps:
+            require(whole(jump["from"], 0, total) and whole(jump["to"], jump["from"] + 1, total), f"has {jump}")
+            require(whole(jump.get("skipped", 0), 0, total), f"has {jump}")
+        ends = [jump["to"] for jump in jumps]
+        require(all(before < after for before, after in itertools.pairwise(ends)), "is not in order")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: cannot be read: {error}; bring it back, or remove it, which forgets where the run went back"
+        ) from error
+    return jumps
+
+
+def _after(state: TrainState, jump: dict[str, int]) -> TrainState:
+    """The state at the end of a jump."""
+    step, skipped = (jax.device_put(np.int32(n), state.step.sharding) for n in (jump["to"], jump.get("skipped", 0)))
+    return dataclasses.replace(state, step=step, skipped=skipped if "skipped" in jump else state.skipped)

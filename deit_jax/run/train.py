@@ -1,11 +1,8 @@
 """The whole story of a run, read top to bottom."""
 
-import contextlib
-import functools
-import json
-import tempfile
+import logging
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,30 +12,62 @@ import numpy as np
 
 from deit_jax import __version__, parallel
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import read_json
 from deit_jax.config.resolve import check_same, to_dict
 from deit_jax.config.schema import Config
+from deit_jax.data import Source, describe_data
 from deit_jax.distill.teaching import open_teaching
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, eval_source, open_mesh, peak_learning_rate, train_source
 from deit_jax.run.checkpoint import Checkpoints, has_steps
-from deit_jax.run.evaluate import Evaluator, Result, json_of, report, rows_of, teacher_note, weights_of
+from deit_jax.run.evaluate import (
+    Evaluator,
+    Result,
+    json_of,
+    report,
+    require_readable,
+    rows_of,
+    teacher_note,
+    weights_of,
+)
 from deit_jax.run.interrupt import Interrupt, Interrupted
-from deit_jax.run.metrics import Monitor, Writer, read_rows, require_wandb
+from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows, require_wandb
 from deit_jax.run.rollback import Rollbacks
+from deit_jax.run.workdir import Workdir, own
 from deit_jax.step.state import TrainState, Variables
-from deit_jax.weights.orbax import Meta
+from deit_jax.weights.orbax import CorruptCheckpoint, Meta
+
+
+class Unsaved(UserError):
+    """The run came to its end, and its last state could not be saved; `result` is what it would have returned."""
+
+    result: dict[str, Any]
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
+    """As `train_in`, in a folder that need not exist, and that no other run has; the first process owns it for all."""
+    with own(workdir) if jax.process_index() == 0 else nullcontext(Workdir(workdir)) as owned:
+        return train_in(config, owned)
+
+
+def train_in(config: Config, workdir: Workdir) -> dict[str, Any]:
     """Trains to the end of `config.total`, from the newest checkpoint in `workdir` if there is one.
 
     Returns:
-        The last evaluation: `top1`, `top5` (percent), `loss` (nats), `examples`, and the same under `ema`.
+        The last evaluation: `top1`, `top5` (percent), `loss` (nats), `examples`, and the same under `ema`; and of the
+        whole run the updates that were `skipped`, the `rollbacks`, and the `corrupt_images` that others stood in for.
 
     Raises:
         UserError: the config, the data and the workdir do not go together.
-        Interrupted: SIGTERM or SIGINT came; the state is saved.
+        Unsaved: the disk did not take the last checkpoint.
+        TryAgain: the state is saved, where there is one: as `Interrupted`, SIGTERM or SIGINT came; else the data
+            cannot be read.
     """
+    with Interrupt() as interrupt:
+        return _train(config, workdir, interrupt)
+
+
+def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, Any]:
     # 1. The devices, the data, and all that follows from them.
     if config.log.wandb:
         require_wandb()
@@ -56,63 +85,99 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
 
     # 3. The state: from where the run stopped, else from the weights to begin with, else from the seed.
     given: Variables = {}
-    if config.init_from and not has_steps(workdir / "checkpoints"):
+    if config.init_from and not has_steps(workdir.checkpoints):
         given, differences = run.given_variables()
         notes += differences
     meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
-    checkpoints = Checkpoints(_make(workdir) / "checkpoints", keep=config.checkpoint.keep)
-    rollbacks = Rollbacks(workdir / "rollbacks.json", limit=config.guard.max_rollbacks, batch_size=config.batch_size)
-    saved = checkpoints.restore_latest(run.target, functools.partial(_check_same_run, config, meta, workdir))
+    checkpoints = Checkpoints(workdir.checkpoints, aside=workdir.corrupt, keep=config.checkpoint.keep)
+    rollbacks = Rollbacks(workdir, total=total, limit=config.guard.max_rollbacks, batch_size=config.batch_size)
+    progress = Progress()
+
+    def check(stored: Meta) -> None:
+        nonlocal progress
+        progress = _progress_of(stored)
+        _check_same_run(config, meta, workdir, stored)
+
+    saved = checkpoints.restore_latest(run.target, check)
     state = rollbacks.resume(saved or run.first_state(given))
     start, seed = int(state.step), np.uint32(config.seed)
+    if progress.row and (progress.row["step"] != start or checkpoints.top1(start) is not None):
+        progress.row = None  # it was written
+    unjudged = progress.row is not None  # the run ended before the evaluation did
 
     # 4. The steps, compiled over the mesh, and the batches from where the state is.
     train_step = run.train_step(teaching.logits)
     batches = run.batches(start, total, teaching.store)
     evaluator = Evaluator(config, run.predict, held_out, mesh)
     results: dict[str, Result] = {}
-    stop = False
+    unsaved: UserError | None = None
 
-    def evaluate() -> dict[str, float]:
-        results.update(evaluator(weights_of(state)))
-        return rows_of(results)
+    def evaluate(step: int) -> None:
+        with interrupt.at_once():  # if it is left, the run begins with it next time
+            results.update(evaluator(weights_of(state)))
+        monitor.add_evaluation(rows_of(results))
+        checkpoints.judge(step, best_of(results))
 
+    if start < total:
+        require_readable(held_out, config)
     if teaching.predict and config.distillation.teacher.evaluate and start == 0:
         notes.append(teacher_note(config, teaching.predict, teaching.variables, held_out, mesh))
-    describe_run(run, workdir, state, notes)
+    describe_run(run, held_out, workdir, state, notes)
 
     # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
-    monitor = _monitor(run, workdir, start, image_seconds)
-    with Interrupt() as interrupt, closing(checkpoints), closing(monitor), closing(batches):
+    monitor = _monitor(run, workdir, start, image_seconds, progress, again=unjudged)
+    with interrupt.deferred(), closing(checkpoints), closing(monitor), closing(batches), suppress(Interrupted):
+        if unjudged:
+            evaluate(start)
         for step in range(start + 1, total + 1):
-            batch = monitor.wait_for(batches)
+            try:
+                with interrupt.at_once():
+                    batch = monitor.wait_for(batches)
+            except (Exception, Interrupted):  # whatever it is, the state is that of the step before
+                monitor.settle()
+                checkpoints.finish()
+                if monitor.healthy and step - 1 > start and step - 1 not in checkpoints.steps():
+                    checkpoints.save(state, meta | monitor.progress.to_json(), last=True)
+                raise
             state, metrics = train_step(state, batch, seed, teaching.variables)
             monitor.add(step, metrics)
-            due = step % run.eval_every == 0 or step == total
-            stop = interrupt.requested and step < total
+            due, stop = step % run.eval_every == 0 or step == total, interrupt.requested and step < total
             pause = due or stop or step % run.save_every == 0
             if pause:
-                monitor.settle(evaluate if due else None)
+                monitor.settle(due=due)
             if monitor.burst >= config.guard.max_skipped and not stop:
                 monitor.settle()
                 state, monitor.burst = rollbacks.roll_back(state, checkpoints, run.target), 0
-                if step < total:
-                    continue
-                evaluate()
             if (pause and monitor.healthy) or step == total:  # within a burst the state is none to go back to
-                checkpoints.save(state, meta, top1=best_of(results) if due else None, last=stop or step == total)
+                try:
+                    checkpoints.save(state, meta | monitor.progress.to_json(), last=stop or step == total)
+                except UserError as error:
+                    unsaved = error
             if stop:
                 break
+            if due:
+                evaluate(step)
 
     # 6. The end.
-    if stop:
-        raise Interrupted(f"interrupted; the same command goes on from step {checkpoints.latest()} of {total}")
+    if interrupt.requested:
+        raise unsaved or Interrupted(
+            f"interrupted; the same command goes on from step {checkpoints.latest() or 0} of {total}"
+        )
     if not results:
-        evaluate()
+        results.update(evaluator(weights_of(state)))
+    result = json_of(results) | {
+        "skipped": int(state.skipped),
+        "rollbacks": len(rollbacks),
+        "corrupt_images": monitor.progress.corrupt,
+    }
     if jax.process_index() == 0:
-        plots.save_curves(read_rows(workdir / "metrics.jsonl"), workdir / "curves.png")
-        report(results, held_out, workdir)
-    return json_of(results)
+        report(results, held_out, workdir.root)
+        _draw_curves(workdir)
+    if unsaved:
+        failure = Unsaved(str(unsaved))
+        failure.result = result
+        raise failure
+    return result
 
 
 def best_of(results: Mapping[str, Result]) -> float:
@@ -120,7 +185,7 @@ def best_of(results: Mapping[str, Result]) -> float:
     return results.get("eval_ema", results["eval"]).summary()["top1"]
 
 
-def describe_run(run: Run, workdir: Path, state: TrainState, notes: Sequence[str]) -> None:
+def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState, notes: Sequence[str]) -> None:
     """Prints what is about to run, and writes `config.json` and `run.json`."""
     if jax.process_index():
         return
@@ -128,14 +193,16 @@ def describe_run(run: Run, workdir: Path, state: TrainState, notes: Sequence[str
     parameters = sum(leaf.size for leaf in state.params.values())
     per_device = parallel.bytes_per_device(state.params)
     start, kind = int(state.step), jax.devices()[0].device_kind
+    short = ", which this run does not reach" if run.warmup >= total else ""
     header = {
+        "data": describe_data(run.source, held_out),
         "devices": f"{jax.device_count()} x {kind}, {jax.process_count()} process(es), mesh {dict(mesh.shape)}",
         "model": f"{config.model.name}, {parameters:,} parameters, {per_device / 1e6:.1f} MB of them a device",
         "compute": f"{config.model.dtype}, {config.model.attention} attention",
         "weights": "of the checkpoint" if start else config.init_from or "new",
         "steps": f"{start:,} to {total:,}, {config.batch_size} images each",
-        "learning rate": f"{peak_learning_rate(config):.3g} after warm-up",
-        "workdir": str(workdir),
+        "learning rate": f"{peak_learning_rate(config):.3g} after {run.warmup:,} steps of warm-up{short}",
+        "workdir": str(workdir.root),
     }
     lines = [f"{name:14}{value}" for name, value in header.items()] + [f"{'note':14}{note}" for note in notes]
     print("\n".join(lines), flush=True)
@@ -151,22 +218,25 @@ def describe_run(run: Run, workdir: Path, state: TrainState, notes: Sequence[str
         "total_steps": total,
         "start_step": start,
     }
-    (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    (workdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+    workdir.write_json("config.json", to_dict(config))
+    workdir.write_json("run.json", facts)
 
 
-def _make(workdir: Path) -> Path:
+def _progress_of(stored: Meta) -> Progress:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            return workdir
-    except OSError as error:
-        raise UserError(
-            f"--workdir: cannot write to {workdir}: {error.strerror}; name a folder that is yours"
-        ) from error
+        return Progress.from_json(stored)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptCheckpoint(f"the meta of a checkpoint is not of the form: {error}") from error
 
 
-def _check_same_run(config: Config, meta: Meta, workdir: Path, stored: Meta) -> None:
+def _draw_curves(workdir: Workdir) -> None:
+    try:
+        plots.save_curves(read_rows(workdir.metrics), workdir.root / "curves.png")
+    except Exception as error:  # a picture is not worth a run
+        logging.warning("curves.png is not drawn: %s", error)
+
+
+def _check_same_run(config: Config, meta: Meta, workdir: Workdir, stored: Meta) -> None:
     """Refuses a checkpoint of another run; says what has changed otherwise."""
     if "config" not in stored:
         raise UserError(
@@ -186,25 +256,28 @@ def _check_same_run(config: Config, meta: Meta, workdir: Path, stored: Meta) -> 
         print(f"changed since the checkpoint: {change}")
 
 
-def _last_jax(workdir: Path) -> str:
+def _last_jax(workdir: Workdir) -> str:
     """The version that last ran here: checkpoints of old do not tell."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((workdir / "run.json").read_text())["versions"]["jax"])
+    with suppress(UserError, KeyError, TypeError):
+        return str(read_json(workdir.root / "run.json", dict)["versions"]["jax"])
     return "unknown"
 
 
-def _monitor(run: Run, workdir: Path, start: int, image_seconds: float) -> Monitor:
-    """On the first process with a writer, elsewhere silent."""
+def _monitor(
+    run: Run, workdir: Workdir, start: int, image_seconds: float, progress: Progress, *, again: bool
+) -> Monitor:
+    """On the first process with a writer, elsewhere silent; `again`: the row of `start` itself is still to come."""
     writer, log = None, run.config.log
     if jax.process_index() == 0:
         given = to_dict(run.config)
-        writer = Writer(workdir, step=start, tensorboard=log.tensorboard, wandb=log.wandb, config=given)
+        writer = Writer(workdir, step=start - again, tensorboard=log.tensorboard, wandb=log.wandb, config=given)
     return Monitor(
         writer,
         start=start,
         total=run.total,
         log_every=run.log_every,
         batch_size=run.config.batch_size,
-        progress=log.progress,
+        progress=progress,
+        show=log.progress,
         image_seconds=image_seconds,
     )

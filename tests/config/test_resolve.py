@@ -222,8 +222,8 @@ BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim
         *((name, value, "from 0 to 0.999999999") for name in BELOW_ONE for value in (-0.01, 1.0)),
         ("seed", -1, "from 0 to 4294967295"),
         ("seed", 2**32, "from 0 to 4294967295"),
-        ("data__crop_ratio", 0.0, "from 0.001 to 1"),
-        ("data__crop_ratio", 1.5, "from 0.001 to 1"),
+        ("data__crop_ratio", 0.06, "from 0.0625 to 1"),
+        ("data__crop_ratio", 1.5, "from 0.0625 to 1"),
         ("data__crop_scale", (0.0, 1.0), "from 0.001 to 1"),
         ("data__crop_scale", (0.08, 1.2), "from 0.001 to 1"),
         ("data__std", (0.2, 0.0, 0.2), "positive"),
@@ -233,6 +233,34 @@ def test_values_out_of_range_are_refused_by_name(name, value, wanted):
     message = refused(recipe(**{name: value}))
     assert message.startswith(f"config.{name.replace('__', '.')}: is ")
     assert f"should be {wanted}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [
+        *((name, 2**31, "2,147,483,647") for name in ("total_steps", "optim__warmup_steps", "guard__max_skipped")),
+        ("total_steps", 99999999999999999999, "2,147,483,647"),
+        ("total_epochs", 1e7, "1,000,000"),
+        ("total_examples", 2**53 + 2, "9,007,199,254,740,992"),
+        ("model__depth", 3000, "256"),
+        ("model__width", 10**6, "16,384"),
+        ("model__num_classes", 10**9, "1,000,000"),
+        ("data__image_size", 10**5, "8,192"),
+        ("data__threads", 10**6, "4,096"),
+        ("optim__learning_rate", 1e7, "1,000,000"),
+        ("data__mean", (0.5, -1e9, 0.5), "1,000,000"),
+    ],
+)
+def test_numbers_beyond_all_use_are_refused_by_name(name, value, most):
+    message = refused(recipe(**{name: value}))
+    assert message.startswith(f"config.{name.replace('__', '.')}: is ")
+    assert f"should be at most {most}" in message
+
+
+@pytest.mark.parametrize("value", [10**400, "a\0b", "a\nb"])
+def test_what_no_field_can_hold_is_refused(value):
+    name = "data__dir" if isinstance(value, str) else "optim__weight_decay"
+    assert refused(recipe(**{name: value})).startswith(f"config.{name.replace('__', '.')}: is ")
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,36 @@ def test_a_damaged_chunk_is_one_line_and_can_be_recorded_anew(copied, name, chun
     np.testing.assert_array_equal(opened(copied).read(rows, np.zeros(2, int))[name], ROWS[name][rows])
 
 
+BAD_HEADERS = [
+    *({"rows": 10**15}, {"rows": 0}, {"rows": "8"}, {"rows": True}, {"rows": 2.5}, {"rows": 10**12, "chunk": 1}),
+    *({"chunk": 0}, {"chunk": "8"}, {"chunk": -6}, {"classes": "x"}, {"classes": 0}, {"classes": 10**9}, {"top": 12}),
+    *(
+        {"top": -1},
+        {"views": "both"},
+        {"views": 5},
+        {"dtype": None},
+        {"fingerprint": []},
+        {"fingerprint": "x"},
+        {"x": 1},
+    ),
+]
+
+
+@pytest.mark.parametrize("change", BAD_HEADERS, ids=str)
+def test_a_header_of_another_form_is_one_line(copied, change):
+    header = json.loads((copied / "store.json").read_text())
+    (copied / "store.json").write_text(json.dumps(header | change))
+    message = refused(opened, copied)
+    assert "store.json cannot be read: " in message
+    assert refused(record, copied) == message
+
+
+@pytest.mark.parametrize("text", ["", "5", "[]", "null", "{}", "[" * 9999, '{"rows": NaN}'])
+def test_a_header_that_is_none_is_one_line(copied, text):
+    (copied / "store.json").write_text(text)
+    assert "store.json" in refused(opened, copied)
+
+
 def test_an_array_that_cannot_be_opened_is_one_line(copied):
     for damage in (lambda path: path.write_text("{"), lambda path: path.unlink()):
         damage(copied / "values" / "zarr.json")

@@ -150,6 +150,17 @@ def test_a_classifier_for_other_classes_is_not_evaluated(before, photos, tmp_pat
         evaluate(finetuning(tmp_path / "nameless", photos), tmp_path / "run")
 
 
+def test_a_head_that_tells_no_class_of_several_is_not_evaluated(before, tmp_path):
+    """Though its labels have the names of the data's classes."""
+    variables, meta = read_variables(before / "checkpoints")
+    card = meta["card"] | {"problem_type": "multi_label_classification"}
+    write_variables(tmp_path / "labels", variables, {"card": card})
+    line = rf"^config\.init_from: {tmp_path}/labels: its head is for multi_label_classification.*; fine-tune from it"
+    with pytest.raises(UserError, match=line):
+        evaluate(tiny_config(init_from=str(tmp_path / "labels")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

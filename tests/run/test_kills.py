@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.metrics import read_rows
+from deit_jax.weights.orbax import CheckpointDirectory
 
 ROOT = Path(__file__).parents[2]
 EXACT = ("step", "train/loss", "train/grad_norm", "train/learning_rate", "eval/", "eval_ema/")
@@ -109,7 +109,7 @@ def test_killed_runs_go_on_exactly(kind, photos, tmp_path):
     assert exact(ours) == exact(whole)
     # Rows up to the checkpoint are the killed run's to the last digit of their timings: nothing was computed again.
     assert ours[: len(survivors)] == survivors
-    arrays = [Checkpoints(tmp_path / name / "checkpoints", read_only=True).meta(TOTAL) for name in ("killed", "whole")]
+    arrays = [CheckpointDirectory(tmp_path / name / "checkpoints").meta(TOTAL) for name in ("killed", "whole")]
     assert arrays[0]["arrays"] == arrays[1]["arrays"]
     assert any(row["train/corrupt"] for row in whole) == (kind == "folder")
 

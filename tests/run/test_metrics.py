@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -18,11 +19,12 @@ from tensorboardX.proto.event_pb2 import Event
 
 from deit_jax.base.errors import UserError
 from deit_jax.run import metrics, plots
-from deit_jax.run.metrics import Monitor, Writer, read_rows
+from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows
+from deit_jax.run.workdir import Workdir
 
 
 def writer(workdir: Path, step: int = 0, **settings: Any) -> Writer:
-    return Writer(workdir, **{"step": step, "tensorboard": False, "wandb": False, "config": {}} | settings)
+    return Writer(Workdir(workdir), **{"step": step, "tensorboard": False, "wandb": False, "config": {}} | settings)
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
@@ -157,7 +159,14 @@ def test_weights_and_biases_gets_the_config_and_the_rows(tmp_path, fake_wandb):
     out.close()
     assert [call[0] for call in fake_wandb] == ["init", "log", "finish"]
     assert fake_wandb[0][1]["config"] == {"seed": 3}
-    assert fake_wandb[0][1]["id"] == tmp_path.name  # a resume goes on with the same run
+    assert fake_wandb[0][1]["name"] == tmp_path.name
+    again = writer(tmp_path, wandb=True)
+    elsewhere = writer(tmp_path / "another" / tmp_path.name, wandb=True)
+    for out in (again, elsewhere):
+        out.close()
+    first, resumed, other = (call[1]["id"] for call in fake_wandb if call[0] == "init")
+    assert first == resumed != other  # though both workdirs are called the same
+    assert re.fullmatch("[0-9a-f]{16}", first)
     assert fake_wandb[1][1:] == ({"train/loss": 0.5}, 5)
 
 
@@ -165,6 +174,65 @@ def test_weights_and_biases_that_is_asked_for_but_missing_is_named(tmp_path, mon
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"^config\.log\.wandb: .*pip install wandb"):
         writer(tmp_path, wandb=True)
+
+
+def test_foreign_lines_are_left_out_with_one_word(tmp_path, caplog):
+    good = [json.dumps({"step": step, "train/loss": 0.5}) for step in (1, 2, 3)]
+    strange = [
+        '{"note": "x"}',
+        "5",
+        "[1]",
+        "NaN",
+        '{"step": 2.5}',
+        '{"step": true}',
+        '{"step": 9, "x": NaN}',
+        "[" * 9999,
+    ]
+    strange += ['{"step": 2}', '{"step": -1}', '{"step": 3, "x": "text"}', '{"step": 1' + "0" * 30 + "}", "", "{"]
+    lines = [good[0], good[1], *strange, good[2]]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\n")
+    assert read_rows(tmp_path / "metrics.jsonl") == [json.loads(line) for line in good]
+    assert f"{len(strange)} lines are no rows of a run" in caplog.text
+    assert len(caplog.records) == 1
+    resumed = writer(tmp_path, step=2)
+    resumed.write({"step": 4, "train/loss": 0.25})
+    resumed.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere/at/all")])
+def test_a_file_that_cannot_be_is_one_line(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    if (tmp_path / "metrics.jsonl").is_dir():
+        with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
+            writer(tmp_path)
+    else:  # the link gives way
+        writer(tmp_path).close()
+        assert (tmp_path / "metrics.jsonl").is_file()
+        assert not (tmp_path / "metrics.jsonl").is_symlink()
+
+
+def test_rows_wait_until_there_is_room(tmp_path, monkeypatch, caplog):
+    out, full = writer(tmp_path), [False]
+    fsync = metrics.os.fsync
+
+    def on_a_full_disk(file):
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(metrics.os, "fsync", on_a_full_disk)
+    for step in range(1, 6):
+        full[0] = step in (2, 3)
+        out.write({"step": step})
+        assert [row["step"] for row in rows(tmp_path)] == ([1] if full[0] else list(range(1, step + 1)))
+    out.close()
+    assert caplog.text.count("No space left on device; its rows wait") == 1
+    full[0] = True
+    lost = writer(tmp_path, step=5)
+    lost.write({"step": 6})
+    lost.close()
+    assert "its last 1 rows are lost" in caplog.text
 
 
 # The monitor.
@@ -187,7 +255,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def monitor(workdir: Path | None, **settings: Any) -> Monitor:
-    defaults: dict[str, Any] = {"start": 0, "total": 11, "log_every": 1, "batch_size": 13, "progress": False}
+    defaults: dict[str, Any] = {"start": 0, "total": 11, "log_every": 1, "batch_size": 13}
     return Monitor(writer(workdir) if workdir else None, **defaults | settings)
 
 
@@ -273,7 +341,11 @@ def test_an_evaluation_joins_the_row_of_its_step(tmp_path, log_every):
     watch = monitor(tmp_path, log_every=log_every)
     for step in range(1, 6):
         watch.add(step, values(step))
-    watch.settle(lambda: {"eval/top1": 50.0, "eval/examples": 7})
+    watch.settle(due=True)
+    assert watch.progress.row["train/loss"] == 5.0  # for a checkpoint: the row is not written before it is whole
+    assert 5 not in [row["step"] for row in rows(tmp_path)]
+    watch.add_evaluation({"eval/top1": 50.0, "eval/examples": 7})
+    assert watch.progress.row is None
     watch.add(6, values(6))
     watch.settle()
     watch.close()
@@ -283,6 +355,29 @@ def test_an_evaluation_joins_the_row_of_its_step(tmp_path, log_every):
     assert [row["step"] for row in written if "eval/top1" in row] == [5]
     row = written[steps.index(5)]
     assert (row["train/loss"], row["eval/top1"], row["eval/examples"]) == (5.0, 50.0, 7)
+
+
+def test_the_first_skipped_update_is_told(caplog):
+    watch = monitor(None)
+    for step, burst in enumerate((0, 1, 2, 0, 1), 1):
+        watch.add(step, values(1, burst))
+    watch.settle()
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 2: its loss or gradient is not finite; updates like this are skipped"
+    ]
+
+
+def test_progress_comes_back_from_a_checkpoint_or_not_at_all():
+    progress = Progress(corrupt=3, row={"step": 7, "train/loss": math.nan})
+    assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == Progress(
+        3, {"step": 7, "train/loss": None}
+    )
+    assert Progress.from_json({"card": {}}) == Progress()  # of before there was one
+    again = Progress(3, {"step": 7, "train/loss": None})
+    assert again.to_json() == progress.to_json()  # a row that was read back is written like any other
+    for strange in (5, None, [], {}, {"corrupt": -1, "row": None}, {"corrupt": 0, "row": {"note": "x"}}):
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            Progress.from_json({"progress": strange})
 
 
 def batches(clock: Clock, *waits: float, corrupt: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
@@ -326,16 +421,14 @@ def test_evaluations_count_as_neither_training_nor_waiting(tmp_path, clock):
             clock.now = max(clock.now, self.done)
             return np.float32(1)
 
-    def evaluate():
-        clock.now += 300.0
-        return {"eval/top1": 1.0}
-
     stream, watch = batches(clock, *[0.5] * 6), monitor(tmp_path, log_every=2)
     for step in range(1, 7):
         watch.wait_for(stream)
         watch.add(step, values(1) | {"loss": Loss()})
         if step == 3:
-            watch.settle(evaluate)
+            watch.settle(due=True)
+            clock.now += 300.0
+            watch.add_evaluation({"eval/top1": 1.0})
     watch.settle()
     watch.close()
     told = {row["step"]: (row["train/images_per_second"], row["train/data_wait"]) for row in rows(tmp_path)}
@@ -349,18 +442,18 @@ def test_evaluations_count_as_neither_training_nor_waiting(tmp_path, clock):
 
 def test_other_processes_write_nothing_but_see_the_same(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    watch, evaluated = monitor(None, progress=True), []
+    watch = monitor(None, show=True)
     watch.add(1, values(2, burst=3))
-    watch.settle(lambda: evaluated.append(1) or {})
+    watch.settle(due=True)
+    watch.add_evaluation({"eval/top1": 1.0})
     watch.close()
     assert watch.burst == 3  # all processes roll back
-    assert evaluated == [1]  # all processes evaluate
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""
 
 
 def test_the_bar_shows_loss_speed_and_data_wait(tmp_path, capsys, clock):
-    watch = monitor(tmp_path, start=4, total=11, progress=True)
+    watch = monitor(tmp_path, start=4, total=11, show=True)
     for step, loss in ((5, 0.5), (6, 0.125)):
         watch.add(step, values(loss))
         clock.now += 0.5
@@ -373,7 +466,7 @@ def test_the_bar_shows_loss_speed_and_data_wait(tmp_path, capsys, clock):
 
 
 def test_a_quiet_run_shows_no_bar(tmp_path, capsys):
-    watch = monitor(tmp_path, progress=False)
+    watch = monitor(tmp_path, show=False)
     watch.add(1, values(1))
     watch.settle()
     watch.close()

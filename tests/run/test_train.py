@@ -16,23 +16,26 @@ from PIL import Image
 from tiny import distilled_config, replace, tiny_config, tiny_run, write_random_weights, write_teacher
 
 from deit_jax import precompute
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config import resolve, schema
 from deit_jax.config.resolve import to_dict
 from deit_jax.config.schema import Duration
 from deit_jax.parallel import peak
 from deit_jax.run import build, train
-from deit_jax.run.checkpoint import Checkpoints
-from deit_jax.run.evaluate import evaluate
+from deit_jax.run.evaluate import Evaluator, evaluate
 from deit_jax.run.interrupt import Interrupted
 from deit_jax.run.metrics import Monitor, read_rows
 from deit_jax.run.rollback import Rollbacks
+from deit_jax.run.workdir import Workdir
 from deit_jax.step import mixing
 from deit_jax.step.state import init_state
+from deit_jax.weights.orbax import CheckpointDirectory
 
 CONFIG = tiny_config()
 EXACT = ("train/loss", "train/grad_norm", "train/learning_rate", "eval/", "eval_ema/", "step")
 
+
+WHOLE = {"skipped": 0, "rollbacks": 0, "corrupt_images": 0}  # what the result tells of a run that nothing befell
 
 READ: set[tuple[type, str]] = set()  # (dataclass, field) of the config that the finished run has read
 
@@ -89,7 +92,7 @@ def exact_rows(workdir):
 
 def final_state(workdir, step=12):
     with np.errstate(all="ignore"):
-        return Checkpoints(workdir / "checkpoints", read_only=True).meta(step)["arrays"]
+        return CheckpointDirectory(workdir / "checkpoints").meta(step)["arrays"]
 
 
 def at_step(monkeypatch, step, act):
@@ -110,7 +113,8 @@ def test_what_a_run_leaves(finished):
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert [row["step"] for row in rows if "eval/top1" in row] == [6, 12]
     last = rows[-1]
-    assert result.keys() == {"top1", "top5", "loss", "examples", "top1_cls", "top1_dist", "ema"}
+    assert result.keys() == {"top1", "top5", "loss", "examples", "top1_cls", "top1_dist", "ema"} | WHOLE.keys()
+    assert {name: result[name] for name in WHOLE} == WHOLE
     assert result["examples"] == result["ema"]["examples"] == last["eval/examples"] == 360
     assert (result["top1"], result["ema"]["loss"]) == (last["eval/top1"], last["eval_ema/loss"])
     assert {"train/images_per_second", "train/data_wait", "train/corrupt"} <= last.keys()
@@ -142,7 +146,7 @@ def test_evaluate_gives_what_the_run_gave(finished, monkeypatch):
     ours = evaluate(CONFIG, workdir)
     assert ours["ema"]["top1"] == top1[best]
     if best == 12:
-        assert ours == result
+        assert ours | WHOLE == result
 
 
 def test_a_finished_run_only_tells_its_result(finished):
@@ -210,7 +214,7 @@ def test_what_may_change_is_announced(finished, tmp_path, capsys):
     train._check_same_run(
         replace(CONFIG, "optim", learning_rate=0.5),
         {"data": 1, "card": {"class_names": []}, "jax": "0.12.0"},
-        tmp_path,
+        Workdir(tmp_path),
         {"data": 1, "card": {"class_names": []}, "jax": "0.10.2", "config": to_dict(CONFIG)},
     )
     told = capsys.readouterr().out.splitlines()
@@ -227,7 +231,7 @@ def test_the_jax_of_a_checkpoint_that_does_not_tell_is_that_of_the_last_start(tm
         train._check_same_run,
         CONFIG,
         {"data": 1, "card": card, "jax": "0.12.0"},
-        tmp_path,
+        Workdir(tmp_path),
         {"data": 1, "card": card, "config": to_dict(CONFIG)},
     )
     for text, told in (("", "jax: unknown -> 0.12.0"), ('{"versions": {"jax": "0.10.2"}}', "jax: 0.10.2 -> 0.12.0")):
@@ -281,7 +285,7 @@ def test_a_burst_is_jumped_over_and_repeated_on_resume(tmp_path, monkeypatch):
     poison(monkeypatch, {6, 7})  # the steps that end as 7 and 8; the second is read when 9 is on its way
     train.train(GUARDED, tmp_path / "whole")
     jumps = json.loads((tmp_path / "whole" / "rollbacks.json").read_text())
-    assert jumps == [{"from": 6, "to": 9}]
+    assert jumps == [{"from": 6, "to": 9, "skipped": 2}]
     rows = {row["step"]: row for row in read_rows(tmp_path / "whole" / "metrics.jsonl")}
     assert sorted(rows) == list(range(1, 13))
     assert rows[7]["train/loss"] is rows[8]["train/loss"] is None
@@ -303,21 +307,156 @@ def test_gives_up_after_the_last_rollback(tmp_path, monkeypatch):
 
 def test_jumps_from_later_steps_are_void(tmp_path):
     path = tmp_path / "rollbacks.json"
-    path.write_text('[{"from": 3, "to": 5}, {"from": 6, "to": 9}]')
+    path.write_text('[{"from": 3, "to": 5, "skipped": 7}, {"from": 6, "to": 9}]')
     state = init_state({}, {}, (), keep_ema=False)
-    back = Rollbacks(path, limit=2, batch_size=1).resume(dataclasses.replace(state, step=jnp.int32(3)))
-    assert int(back.step) == 5
-    assert json.loads(path.read_text()) == [{"from": 3, "to": 5}]
-    assert int(Rollbacks(path, limit=2, batch_size=1).resume(state).step) == 0
+    back = Rollbacks(Workdir(tmp_path), total=12, limit=2, batch_size=1).resume(
+        dataclasses.replace(state, step=jnp.int32(3))
+    )
+    assert (int(back.step), int(back.skipped)) == (5, 7)
+    assert json.loads(path.read_text()) == [{"from": 3, "to": 5, "skipped": 7}]
+    assert int(Rollbacks(Workdir(tmp_path), total=12, limit=2, batch_size=1).resume(state).step) == 0
     assert json.loads(path.read_text()) == []
+
+
+BAD_ROLLBACKS = [
+    *("", "{", '["a"]', "5", "null", "\xff", "[[1]]", "[" * 9999, '{"from": 1, "to": 2}', '[{"from": 4}]'),
+    *('[{"from": 4, "to": -7}]', '[{"from": 4, "to": 4}]', '[{"from": 4, "to": 1e3}]', '[{"from": true, "to": 3}]'),
+    *('[{"from": 1, "to": 9}, {"from": 2, "to": 5}]', '[{"from": 1, "to": 13}]'),
+]
+
+
+@pytest.mark.parametrize("text", BAD_ROLLBACKS)
+def test_rollbacks_of_another_form_are_one_line(tmp_path, text):
+    (tmp_path / "rollbacks.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"rollbacks\.json: cannot be read: .*bring it back, or remove it"):
+        Rollbacks(Workdir(tmp_path), total=12, limit=2, batch_size=1)
 
 
 def test_a_burst_at_the_end_ends_with_the_state_gone_back_to(tmp_path, monkeypatch):
     poison(monkeypatch, {10, 11})
     result = train.train(GUARDED, tmp_path)
-    assert json.loads((tmp_path / "rollbacks.json").read_text()) == [{"from": 9, "to": 12}]
+    assert json.loads((tmp_path / "rollbacks.json").read_text()) == [{"from": 9, "to": 12, "skipped": 2}]
+    assert (result["skipped"], result["rollbacks"]) == (2, 1)
     assert train.train(GUARDED, tmp_path) == result
     assert evaluate(GUARDED, tmp_path)["examples"] == 360
+
+
+def break_stream(monkeypatch, step, act):
+    """Runs `act` where the loop waits for the batch of `step`."""
+    wait_for = Monitor.wait_for
+
+    def waiting(self, batches):
+        if int(getattr(self, "waits", 0)) + 1 == step:
+            act()
+        self.waits = getattr(self, "waits", 0) + 1
+        return wait_for(self, batches)
+
+    monkeypatch.setattr(Monitor, "wait_for", waiting)
+
+
+def fail(error):
+    raise error
+
+
+def test_a_stream_that_fails_costs_no_step(finished, tmp_path, monkeypatch):
+    error = TryAgain("the disk is ill")
+    with monkeypatch.context() as patch:
+        break_stream(patch, 6, lambda: fail(error))
+        with pytest.raises(type(error), match=str(error)):
+            train.train(CONFIG, tmp_path)
+    assert CheckpointDirectory(tmp_path / "checkpoints").steps() == [4, 5]
+    assert train.train(CONFIG, tmp_path) == finished[1]
+    assert exact_rows(tmp_path) == exact_rows(finished[0])
+    assert final_state(tmp_path) == final_state(finished[0])
+
+
+def test_a_run_that_waits_for_its_data_saves_and_ends(finished, tmp_path, monkeypatch):
+    def hang():
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the signal has not left the wait")
+
+    with monkeypatch.context() as patch:
+        break_stream(patch, 6, hang)
+        with pytest.raises(Interrupted, match="from step 5 of 12"):
+            train.train(CONFIG, tmp_path)
+    assert json.loads((tmp_path / "checkpoints" / "5" / "meta" / "metadata").read_text())["progress"]["row"] is None
+    assert train.train(CONFIG, tmp_path) == finished[1]
+
+
+def test_a_signal_before_the_first_step_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "build", lambda *given: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train.train(CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "stops", [lambda: fail(ValueError("no evaluation")), lambda: signal.raise_signal(signal.SIGINT)]
+)
+def test_what_an_evaluation_raises_costs_no_training(finished, tmp_path, monkeypatch, stops):
+    """Step 6 is saved before it is evaluated, and evaluated by the same command again: nothing differs."""
+    with monkeypatch.context() as patch:
+        call = Evaluator.__call__
+
+        def failing(self, weights):
+            stops()
+            return call(self, weights)
+
+        patch.setattr(Evaluator, "__call__", failing)
+        with pytest.raises((ValueError, Interrupted)):
+            train.train(CONFIG, tmp_path)
+    assert 6 in CheckpointDirectory(tmp_path / "checkpoints").steps()
+    assert train.train(CONFIG, tmp_path) == finished[1]
+    assert exact_rows(tmp_path) == exact_rows(finished[0])
+    saved = CheckpointDirectory(tmp_path / "checkpoints")
+    assert saved.best() == CheckpointDirectory(finished[0] / "checkpoints").best()
+    assert evaluate(CONFIG, tmp_path) == evaluate(CONFIG, finished[0])
+
+
+def test_an_evaluation_that_was_done_is_not_done_for_another_step(tmp_path, monkeypatch):
+    """A checkpoint keeps the row that its evaluation joined; what goes on from there has no more to do with it."""
+    config = replace(replace(CONFIG, "eval", every=Duration(4, 0.0, 0)), "checkpoint", every=Duration(2, 0.0, 0))
+    for step in (5, 7):
+        with monkeypatch.context() as patch:
+            at_step(patch, step, lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train.train(config, tmp_path)
+    train.train(config, tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in rows if "eval/top1" in row] == [4, 8, 12]
+
+
+def test_what_a_report_raises_costs_no_result(finished, tmp_path, monkeypatch, caplog):
+    shutil.copytree(finished[0], tmp_path / "run")
+    monkeypatch.setattr(train.plots, "save_curves", lambda rows, path: fail(ValueError("no picture")))
+    assert train.train(CONFIG, tmp_path / "run") == finished[1]
+    assert "curves.png is not drawn: no picture" in caplog.text
+
+
+def test_a_full_disk_at_the_end_is_one_line_and_the_result(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("12"))
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointDirectory, "save", lambda *given: fail(OSError(28, "No space left on device")))
+        with pytest.raises(train.Unsaved, match=r"step 12 could not be saved.*goes on from step 8") as caught:
+            train.train(CONFIG, tmp_path / "run")
+    assert caught.value.result == finished[1]
+    assert train.train(CONFIG, tmp_path / "run") == finished[1]
+
+
+def test_an_evaluation_split_that_cannot_be_decoded_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    opened = build.open_source
+
+    def open_source(*, field, **given):
+        source = opened(field=field, **given)
+        if field == "config.data.eval_split":
+            monkeypatch.setattr(source, "_images", [b"version https://git-lfs.github.com/spec/v1"] * len(source))
+        return source
+
+    monkeypatch.setattr(build, "open_source", open_source)
+    with pytest.raises(UserError, match=r"config\.data\.eval_split: 360 of its 360 images cannot be decoded"):
+        train.train(CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_evaluating_another_model_is_refused(finished):
