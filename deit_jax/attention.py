@@ -8,14 +8,15 @@ where there is one the distillation token, the attention of each head of a block
 attention rollout through all blocks (arXiv:2005.00928). Prints the files, and last a JSON object: images drawn, and
 images that failed.
 
-An image that cannot be read is reported on stderr and left out. Exit status: 0 when at least one was drawn; 2 when
-none was, or for a mistake in what was given, told in one line.
+An image that cannot be read, or whose picture cannot be written, is reported on stderr and left out. Exit status: 0
+when at least one was drawn; 2 when none was, or for a mistake in what was given, told in one line.
 """
 
 import functools
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,16 +28,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deit_jax import cli
-from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.base.text import printable
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.models import VisionTransformer, bind, flatten
+from deit_jax.run.plots import save_figure
 from deit_jax.step.step import Normalization
-from deit_jax.trained import define_flags, open_trained, printable, report_unreadable
+from deit_jax.trained import define_flags, open_trained, report_unreadable
 
 COLUMNS = (3, 6)  # of the grid of heads, at least and at most
 TITLE = 80  # characters that fit over three columns
+SUFFIX = "_attention.png"
+NAME = 255 - 10  # bytes of a file's name that file systems hold, without what a temporary name has more
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
     paths = find_images(arguments)
     if not given.output:
         raise UserError("--output: missing; name the folder for the pictures")
-    output = Path(given.output).expanduser()
+    output = cli.local_path(given.output, "--output")
     cli.start_jax()
-    trained = open_trained(given)
+    trained = open_trained(given, classifies=False)
     model = trained.model
     if not isinstance(model, VisionTransformer):
         raise UserError(f"--weights: {given.weights} is of {trained.name}, which has no attention; name a ViT's")
@@ -58,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--output: cannot make the folder {output}: {error.strerror}") from error
     variables = flatten(model)
     attention_maps = jax.jit(functools.partial(_attention_maps, model, trained.normalize))
-    errors = {}
+    errors, unwritten = {}, []
     names = _picture_names(paths)
     for path in paths:
         try:
@@ -72,11 +76,14 @@ def main(argv: Sequence[str]) -> int:
             f"{printable(Path(path).name)[-TITLE:]}\n{trained.name}, heads of block {block} (of 0 to {len(maps) - 1})"
         )
         try:
-            with replacing(output / names[path]) as fresh:
-                draw(photo, maps, tokens_of(model), block, title).savefig(fresh, format="png", dpi=100)
+            save_figure(draw(photo, maps, tokens_of(model), block, title), output / names[path], dpi=100)
         except OSError as error:
-            raise UserError(f"--output: cannot write {output / names[path]}: {error.strerror}") from error
+            errors[path] = f"cannot write {output / names[path]}: {error.strerror}"
+            unwritten.append(errors[path])
+            continue
         print(printable(str(output / names[path])), flush=True)
+    if len(unwritten) == len(paths):
+        raise UserError(f"--output: {printable(unwritten[0])}")
     report_unreadable(errors, len(paths))
     print(json.dumps({"images": len(paths) - len(errors), "failed": len(errors)}))
     return 0
@@ -166,16 +173,22 @@ def _block(model: VisionTransformer, given: int) -> int:
 
 
 def _picture_names(paths: Sequence[str]) -> dict[str, str]:
-    """A file name for each image: its own without suffix, numbered where several share it."""
+    """A file name for each image: its own without suffix, cut where it is too long, numbered where several share it."""
     names: dict[str, str] = {}
     taken: set[str] = set()
     for path in paths:
-        stem = Path(path).stem
-        candidates = itertools.chain([stem], (f"{stem}_{count}" for count in itertools.count(2)))
-        name = next(name for name in candidates if name not in taken)
-        taken.add(name)
-        names[path] = f"{name}_attention.png"
+        endings = itertools.chain([SUFFIX], (f"_{count}{SUFFIX}" for count in itertools.count(2)))
+        candidates = (_cut(Path(path).stem, NAME - len(ending)) + ending for ending in endings)
+        names[path] = next(name for name in candidates if name not in taken)
+        taken.add(names[path])
     return names
+
+
+def _cut(text: str, size: int) -> str:
+    """The beginning of a name that takes at most `size` bytes, in whole characters."""
+    while len(os.fsencode(text)) > size:
+        text = text[:-1]
+    return text
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -11,6 +11,7 @@ it. The last line of stdout is a JSON object: what was written, in bytes.
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from jaxtyping import Array
 from deit_jax import cli
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.base.text import printable
 from deit_jax.distill.open import ABOUT
 from deit_jax.models import bind, flatten
 from deit_jax.trained import Trained, define_flags, open_trained
@@ -41,17 +43,19 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{beside[0]}: not a flag; export takes flags alone")
     if not given.output:
         raise UserError("--output: missing; name the folder to write")
-    output = Path(given.output).expanduser()
+    output = cli.local_path(given.output, "--output")
     cli.start_jax()
     trained = open_trained(given, dtype=given.dtype)
+    program = export_model(trained)
+    about = describe(trained) | {"sha256": hashlib.sha256(program).hexdigest()}  # of the program beside it
     files = {
-        "model.jaxexport": export_model(trained),
-        ABOUT: (json.dumps(describe(trained), indent=1) + "\n").encode(),
+        "model.jaxexport": program,
+        ABOUT: (json.dumps(about, indent=1) + "\n").encode(),
         "serve.py": Path(__file__).with_name("serve.py").read_bytes(),
     }
     _write(output, files)
     for name in files:
-        print(output / name)
+        print(printable(str(output / name)))
     print(json.dumps({name: len(content) for name, content in files.items()}))
     return 0
 
@@ -76,7 +80,7 @@ def export_model(trained: Trained) -> bytes:
 
 
 def describe(trained: Trained) -> dict[str, Any]:
-    """What a server has to know beside the program: the content of preprocessing.json."""
+    """What a server has to know beside the program, and preprocessing.json says with the program's checksum."""
     return {
         "model": trained.name,
         "jax": jax.__version__,

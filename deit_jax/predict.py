@@ -30,11 +30,12 @@ from jaxtyping import Array, Float, UInt8
 from deit_jax import cli
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.base.text import printable
 from deit_jax.config.resolve import choose
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.models import bind, flatten
-from deit_jax.trained import Trained, define_flags, open_trained, printable, report_unreadable
+from deit_jax.trained import Trained, define_flags, open_trained, report_unreadable
 from deit_jax.weights.imagenet import words
 
 FEW = 4  # photos up to which compiling well takes longer than it saves, of DeiT-Ti, DeiT-S and DeiT-B alike
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     """Parses the command line, predicts and prints; returns the exit status."""
     given, arguments = cli.parse(__doc__ or "", _define, argv)
     paths = find_images(arguments)
-    output = Path(given.features).expanduser() if given.features else None
+    output = cli.local_path(given.features, "--features") if given.features else None
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise UserError(f"--features: {output} is no file in an existing folder; name one, such as features.npz")
     if output and output.exists() and output.suffix != ".npz":  # a photo, where FILE was forgotten, or the weights

@@ -1,6 +1,8 @@
 """Attention maps: rollout against its formula, what is drawn where, and the command."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,50 @@ def test_files_and_output(photos, drawn, monkeypatch, tmp_path, capsys) -> None:
         f"{tmp_path}/photos/c.jpg: these 0 bytes are no JPEG, PNG, WebP, GIF or BMP image; left out"
     ]
     assert sorted(path.name for path in output.iterdir()) == sorted(names)
+
+
+LONG = ["x" * 235, "x" * 251, "x" * 250 + "y", "x" * 235 + "_2", "熊" * 80, "熊" * 82, "é" * 120 + "x" * 11]
+
+
+def test_long_names(drawn, monkeypatch, tmp_path, capsys) -> None:
+    """Cut to whole characters, each picture of its own, nothing temporary left."""
+    stand_in(monkeypatch, small_model(), CARD)
+    (photo,) = write_photos(tmp_path, ["a.jpg"])
+    odd = os.fsdecode(b"\xdf" * 251)
+    for stem in (*LONG, odd):
+        shutil.copy(photo, tmp_path / f"{stem}.jpg")
+    paths = [str(tmp_path / f"{stem}.jpg") for stem in ("a", *LONG, odd, "a")]
+    assert attention.main(["--weights=x", f"--output={tmp_path}/out", *paths]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"images": 9, "failed": 0}
+    names = os.listdir(tmp_path / "out")
+    assert len(names) == 9
+    assert all(name.endswith("_attention.png") and len(os.fsencode(name)) <= 255 for name in names)
+    for cut in ("x" * 200, "熊" * 70, "é" * 100):
+        assert any(name.startswith(cut) for name in names)
+    for name in names:
+        if "\xdf" not in os.fsencode(name).decode("latin-1"):
+            name.encode()  # no character is cut in two
+
+
+def test_a_picture_that_cannot_be_written_does_not_cost_the_others(
+    photos, drawn, monkeypatch, tmp_path, capsys
+) -> None:
+    stand_in(monkeypatch, small_model(), CARD)
+    (tmp_path / "out" / "a_attention.png" / "full").mkdir(parents=True)
+    assert attention.main(["--weights=x", f"--output={tmp_path}/out", *photos]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == f"{tmp_path}/out/b_attention.png"
+    assert json.loads(out.splitlines()[-1]) == {"images": 1, "failed": 1}
+    assert err == f"{photos[0]}: cannot write {tmp_path}/out/a_attention.png: Is a directory; left out\n"
+    with pytest.raises(UserError, match=f"^--output: cannot write {tmp_path}/out/a_attention.png: Is a directory$"):
+        attention.main(["--weights=x", f"--output={tmp_path}/out", photos[0]])
+
+
+def test_names_that_no_font_has_are_drawn_without_a_word(monkeypatch, tmp_path, recwarn) -> None:
+    stand_in(monkeypatch, small_model(), CARD)
+    (photo,) = write_photos(tmp_path, ["熊猫 $1_bill_$ \x1b[2J.jpg"])
+    assert attention.main(["--weights=x", f"--output={tmp_path}/out", photo]) == 0
+    assert not recwarn.list
 
 
 def test_a_real_picture(photos, monkeypatch, tmp_path) -> None:

@@ -1,9 +1,14 @@
 """Exporting: the artefact computes what the model computes, and the example serves it without this package."""
 
 import functools
+import hashlib
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,8 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from PIL.PngImagePlugin import PngInfo
 from trained_models import (
     CLASSES,
     NAMES,
@@ -24,8 +30,11 @@ from trained_models import (
     write_photos,
 )
 
-from deit_jax import export, predict
+from deit_jax import export, predict, serve
 from deit_jax.base.errors import UserError
+from deit_jax.data import decode
+from deit_jax.data.decode import ORIENTATION_TAG, CorruptImage
+from deit_jax.data.files import read_image
 from deit_jax.step.step import Normalization
 from deit_jax.weights import Card
 
@@ -82,12 +91,19 @@ def test_preprocessing(monkeypatch, tmp_path, capsys) -> None:
         "output": {"dtype": "float32", "shape": ["batch", CLASSES], "values": "logits"},
         "class_names": list(NAMES),
         "names": ["tench", *NAMES[1:]],
+        "sha256": hashlib.sha256((output / "model.jaxexport").read_bytes()).hexdigest(),
     }
 
 
 def test_the_example_serves_it_without_this_package(monkeypatch, tmp_path, capsys) -> None:
     paths = [*write_photos(tmp_path, ["a.jpg", "b.png", "c.jpg"]), str(tmp_path / "16bit.png")]
     Image.fromarray(photo(40, 50, 9)[..., 0].astype(np.uint16) * 257).save(paths[-1])
+    paths += [str(tmp_path / name) for name in ("text.jpg", "\x1b[2J.png", "metadata.png")]
+    Path(paths[-3]).write_text("no photo")
+    Image.fromarray(photo(40, 50, 10)).save(paths[-2])
+    text = PngInfo()
+    text.add_text("Comment", " " * 3_000_000, zip=True)
+    Image.fromarray(photo(40, 50, 11)).save(paths[-1], pnginfo=text, icc_profile=bytes(3_000_000))
     output = exported(small_model(), monkeypatch, tmp_path / "out")
     capsys.readouterr()
     predict.main(["--weights=x", "--top=5", *paths])
@@ -99,6 +115,11 @@ def test_the_example_serves_it_without_this_package(monkeypatch, tmp_path, capsy
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [line.replace("tench (n01440764)", "tench") for line in expected]
+    assert len(expected) == 6 * 6
+    assert rf"{tmp_path}/\x1b[2J.png" in expected
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f"{paths[4]}: ")
+    assert line.endswith("; left out")
     imported = subprocess.run([sys.executable, "-c", "import deit_jax"], capture_output=True, text=True, cwd=tmp_path)
     assert "deit_jax is not for servers" in imported.stderr
 
@@ -113,6 +134,105 @@ def test_a_program_of_a_newer_jax_is_one_line(monkeypatch, tmp_path) -> None:
     assert run.returncode == 1
     assert f"jax {jax.__version__} cannot read what jax 9.9.9 wrote, or it is damaged" in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        return exported(small_model(), patch, tmp_path_factory.mktemp("export"))
+
+
+def test_a_program_that_is_damaged_is_one_line(folder, tmp_path) -> None:
+    program = (folder / "model.jaxexport").read_bytes()
+    for damaged in (program[:-1], program[:-8], program + b"\0", program[:-9] + b"\xff" + program[-8:], b""):
+        shutil.copy(folder / "preprocessing.json", tmp_path)
+        (tmp_path / "model.jaxexport").write_bytes(damaged)
+        with pytest.raises(SystemExit, match=r"is damaged: .*model\.jaxexport has not the checksum") as end:
+            serve.read_model(tmp_path)
+        assert "\n" not in str(end.value)
+
+
+def test_exports_of_before_have_no_checksum(folder, tmp_path) -> None:
+    about = json.loads((folder / "preprocessing.json").read_text())
+    del about["sha256"]
+    (tmp_path / "preprocessing.json").write_text(json.dumps(about))
+    shutil.copy(folder / "model.jaxexport", tmp_path)
+    assert serve.read_model(tmp_path)[1] == about
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{", '{"names": []'])
+def test_a_folder_that_is_no_export_is_one_line(content, tmp_path) -> None:
+    if content is not None:
+        (tmp_path / "preprocessing.json").write_text(content)
+    with pytest.raises(SystemExit, match="an unknown version wrote, or it is damaged: ") as end:
+        serve.read_model(tmp_path)
+    assert "\n" not in str(end.value)
+
+
+def serve_all(folder: Path, paths: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit status of serving in this process, whose signals and limits are put back."""
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    for limit in ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY"):
+        monkeypatch.setattr(PngImagePlugin, limit, getattr(PngImagePlugin, limit))
+    with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+        serve.main(str(folder), *paths)
+    return end.value.code
+
+
+def test_the_exit_status_is_2_where_nothing_was_served(folder, tmp_path, monkeypatch, capsys) -> None:
+    (good,) = write_photos(tmp_path, ["a.jpg"])
+    bad = [str(tmp_path / "missing.jpg"), str(tmp_path)]
+    assert serve_all(folder, [*bad, good], monkeypatch) == 0
+    assert serve_all(folder, bad, monkeypatch) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+def pictures(tmp_path: Path) -> Iterator[str]:
+    """Of all kinds that the package reads, and of others."""
+    array = photo(37, 53, 1)
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"):
+        image = Image.fromarray(array[..., 0].astype(np.uint16) * 257 if mode == "I;16" else array)
+        suffix = "jpg" if mode == "CMYK" else "png"
+        (image if mode == "I;16" else image.convert(mode)).save(tmp_path / f"{mode}.{suffix}")
+        yield f"{mode}.{suffix}"
+    for suffix in ("webp", "gif", "bmp", "tiff", "ppm", "ico", "eps"):
+        Image.fromarray(array).save(tmp_path / f"a.{suffix}")
+        (tmp_path / f"a.{suffix}").rename(tmp_path / f"{suffix}.jpg")
+        yield f"{suffix}.jpg"
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[ORIENTATION_TAG] = orientation
+        Image.fromarray(array).save(tmp_path / f"up{orientation}.jpg", exif=exif)
+        yield f"up{orientation}.jpg"
+    Image.fromarray(array).save(tmp_path / "damaged.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff garbage")
+    Image.fromarray(array).save(tmp_path / "nonsense.jpg", exif=b"Exif\0\0nonsense")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "up1.jpg").read_bytes()[:-99])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "RGB.png").read_bytes()[:-99])
+    Image.new("RGB", (1, 900)).save(tmp_path / "thin.png")
+    Image.new("RGB", (1, 40_000)).save(tmp_path / "thinner.png")
+    yield from ("damaged.jpg", "nonsense.jpg", "cut.jpg", "cut.png", "thin.png", "thinner.png")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("large", [False, True])
+def test_the_example_reads_what_the_package_reads(large, tmp_path, monkeypatch) -> None:
+    if large:
+        monkeypatch.setattr(serve, "LARGE", 37 * 53 - 1)
+        monkeypatch.setattr(decode, "LARGE", 37 * 53 - 1)
+    read = 0
+    for name in pictures(tmp_path):
+        path = str(tmp_path / name)
+        try:
+            ours = read_image(path, image_size=SIZE, crop_ratio=0.5)
+        except CorruptImage:
+            with pytest.raises((OSError, ValueError)):
+                serve.read_photo(path, 2 * SIZE, SIZE)
+            continue
+        theirs = np.asarray(serve.read_photo(path, 2 * SIZE, SIZE))
+        tolerance = 20 if large and name == "CMYK.jpg" else 0  # of these the package takes the mean of all pixels
+        assert np.abs(theirs.astype(int) - ours).max() <= tolerance, name
+        read += 1
+    assert read == 8 + 3 + 10 + 2 + 1 + large  # the thinnest, whose sides are divided by four
 
 
 def test_the_example_in_the_repository_is_what_is_written(monkeypatch, tmp_path) -> None:
