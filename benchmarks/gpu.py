@@ -57,6 +57,10 @@ def main() -> None:
     given = arguments.parse_intermixed_args()
     if unknown := set(given.stages) - set(STAGES):
         arguments.error(f"unknown stage {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    if given.folder.name in STAGES or given.folder.is_file():
+        arguments.error(f"FOLDER: {given.folder} is a stage or a file; name the folder of the results first")
+    if not given.budget > 0:
+        arguments.error(f"--budget: is {given.budget}, should be positive")
     if given.action == "run":
         # As Ctrl-C does: the process that is measured ends with this one.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -48,6 +48,12 @@ def main() -> None:
     arguments.add_argument("--turns", type=int, default=5)
     arguments.add_argument("--output", type=Path)
     given = arguments.parse_args()
+    if not (given.before / "deit_jax" / "main.py").is_file():
+        arguments.error(f"--before: {given.before} is no checkout of this project")
+    if given.turns < 1:
+        arguments.error(f"--turns: is {given.turns}, should be at least 1")
+    if given.output and not given.output.parent.is_dir():
+        arguments.error(f"--output: there is no folder {given.output.parent}; make it first")
     with tempfile.TemporaryDirectory() as folder:
         result = measure({"before": given.before.resolve(), "now": ROOT}, given.turns, Path(folder))
     command = shlex.join(["python", "benchmarks/start.py", *sys.argv[1:]])
