@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from functools import lru_cache, partial
 
 import numpy as np
@@ -161,12 +161,14 @@ def _batches(
     items = grain.MapDataset.range(steps.start * len(rows), steps.stop * len(rows)).map(at).batch(len(rows))
     # A batch is one task, so a buffer shorter than the threads would leave some idle.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))
-    with closing(iter(items.to_iter_dataset(options))) as batches:
+    with closing(iter(items.to_iter_dataset(options))) as batches, closing(_Watch()) as watch:
+        watch.start()
         # Counted, since a `for` over Grain's iterator could end early without a word; and after an exception this
         # generator is over, where Grain's iterator would go on with the next batch.
         for _ in steps:
-            with _told_when_late():
-                batch = next(batches)
+            watch.since = time.monotonic()
+            batch = next(batches)
+            watch.since = None
             yield batch
 
 
@@ -224,21 +226,24 @@ def _fetch(source: Source, index: int) -> Record:
         del _fetching[threading.get_ident()]
 
 
-@contextmanager
-def _told_when_late() -> Iterator[None]:
-    """Says which records are being read when a batch does not come for long."""
+class _Watch(threading.Thread):
+    """Says which records are being read when a batch has not come for long after `since`; one thread a stream."""
 
-    def tell() -> None:
-        names = sorted({printable(source.name(index)) for source, index in list(_fetching.values())})
-        log.warning("no batch for %g seconds; being read: %s", LATE, ", ".join(names) or "nothing")
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.since: float | None = None
+        self._over = threading.Event()
 
-    timer = threading.Timer(LATE, tell)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def run(self) -> None:
+        while not self._over.wait(LATE / 4):
+            since = self.since
+            if since is not None and time.monotonic() - since > LATE:
+                names = sorted({printable(source.name(index)) for source, index in list(_fetching.values())})
+                log.warning("no batch for %g seconds; being read: %s", LATE, ", ".join(names) or "nothing")
+                self.since = None
+
+    def close(self) -> None:
+        self._over.set()
 
 
 @lru_cache(maxsize=4096)  # a bad file comes round every epoch
