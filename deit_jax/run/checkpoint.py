@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
 
@@ -117,8 +117,8 @@ class Checkpoints(CheckpointDirectory):
     def _collect(self) -> None:
         try:
             self._keep_few()
-        except OSError as error:
-            logging.warning("%s: old checkpoints are not removed: %s", self.directory, error.strerror)
+        except (OSError, TryAgain) as error:
+            logging.warning("%s: old checkpoints are not removed: %s", self.directory, error)
 
     def _keep_few(self) -> None:
         """Keeps the latest ones and the best; a step whose evaluation cannot be read may be that, and is kept aside."""

@@ -153,11 +153,14 @@ def require_readable(source: Source, config: Config) -> None:
         UserError: more of them than `data.max_corrupt` allows.
     """
     some = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist()
-    with ThreadPoolExecutor(max(1, config.data.threads)) as pool:
+    pool = ThreadPoolExecutor(max(1, config.data.threads))
+    try:
         for indices in (some, range(len(source))):
             corrupt = len(indices) - sum(pool.map(functools.partial(readable, source), indices))
             if not corrupt:
                 return
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a read that hangs must not keep a signal waiting
     _refuse_unreadable(corrupt, len(source), config.data.max_corrupt)
 
 
