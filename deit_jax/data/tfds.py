@@ -6,10 +6,10 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.threads import map_in_threads
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.records import Record, fingerprint, nfc, relabel
 from deit_jax.data.splits import unknown_split
@@ -20,7 +20,8 @@ class TfdsSource:
 
     Args:
         examples: the data source: dicts with `image` (encoded bytes) and `label` by index.
-        files: each file, and the index behind its last example.
+        files: of each file its path, the number of its first record that is wanted, and the index in the split behind
+            its last.
         name: the full name, `data set/config/version split`.
         found: the data set's class names.
         class_names: the class names that labels are to index.
@@ -30,7 +31,7 @@ class TfdsSource:
     def __init__(
         self,
         examples: Sequence[dict[str, Any]],
-        files: Sequence[tuple[str, int]],
+        files: Sequence[tuple[str, int, int]],
         *,
         name: str,
         found: Sequence[str],
@@ -40,13 +41,20 @@ class TfdsSource:
         self.class_names = tuple(class_names)
         self.fingerprint = fingerprint((name, str(len(examples)), *found, "", *class_names))
         self._labels = relabel(found, class_names, field=field)
-        self._examples, self._files, self._name, self._field = examples, files, name, field
+        self._examples, self._name, self._field = examples, name, field
+        self._files, self._skipped, self._ends = zip(*files, strict=True)
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def name(self, index: int) -> str:
-        return f"{self._name}[{index}]"
+        """The file and the number of the record in it: the same for every split that the example is in."""
+        file = self._file_of(index)
+        begin = self._ends[file - 1] if file else 0
+        return f"{os.path.basename(self._files[file])}[{self._skipped[file] + index - begin}]"
+
+    def _file_of(self, index: int) -> int:
+        return bisect.bisect_right(self._ends, index)
 
     def __getitem__(self, index: int) -> Record:
         try:
@@ -56,7 +64,7 @@ class TfdsSource:
             raise
         except Exception as error:  # ArrayRecord raises RuntimeError for a damaged record, protobuf its own
             # And RuntimeError where the machine cannot read the file, which shows when it is opened here.
-            with open(_file_of(self._files, index), "rb") as file:
+            with open(self._files[self._file_of(index)], "rb") as file:
                 file.read(1)
             raise CorruptImage(f"{self.name(index)}: cannot be read: {_first_line(error)}") from error
         if label < 0:  # how TFDS marks a test set whose labels are kept secret
@@ -99,8 +107,9 @@ def open_tfds(
         reason = str(error).splitlines()[0]
         splits = ", ".join(f"{key} ({info.num_examples})" for key, info in builder.info.splits.items())
         raise UserError(f"{field}: cannot read {split!r} of {name}: {reason} It has {splits}") from None
-    takes = [(instruction.filename, instruction.take) for instruction in builder.info.splits[split].file_instructions]
-    files = [(name, end) for (name, _), end in zip(takes, itertools.accumulate(take for _, take in takes), strict=True)]
+    parts = builder.info.splits[split].file_instructions
+    ends = itertools.accumulate(part.take for part in parts)
+    files = [(part.filename, part.skip, end) for part, end in zip(parts, ends, strict=True)]
     _look_into_files(examples, files)
     full_name = f"{builder.info.full_name} {split}"
     found = list(map(nfc, label.names))
@@ -108,11 +117,11 @@ def open_tfds(
     return TfdsSource(examples, files, name=full_name, found=found, class_names=class_names, field=field)
 
 
-def _look_into_files(examples: Any, files: Sequence[tuple[str, int]]) -> None:
+def _look_into_files(examples: Any, files: Sequence[tuple[str, int, int]]) -> None:
     """Reads the first and the last record that are wanted of every file: one that is cut off opens without a word."""
-    begins = [0, *(end for _, end in files[:-1])]
+    begins = [0, *(end for _, _, end in files[:-1])]
 
-    def look(begin: int, name: str, end: int) -> str:
+    def look(begin: int, name: str, skipped: int, end: int) -> str:
         try:
             for index in (begin, end - 1):
                 examples.data_source[index]
@@ -120,15 +129,10 @@ def _look_into_files(examples: Any, files: Sequence[tuple[str, int]]) -> None:
             return f"{name}: {_first_line(error)}"
         return ""
 
-    with ThreadPoolExecutor(16) as pool:
-        damaged = [problem for problem in pool.map(look, begins, *zip(*files, strict=True)) if problem]
+    damaged = list(filter(None, map_in_threads(16, look, begins, *zip(*files, strict=True))))
     if damaged:
         more = f" (and {len(damaged) - 1} files more)" if len(damaged) > 1 else ""
         raise UserError(f"config.data.dir: a file is damaged or not there: {damaged[0]}{more}; prepare it anew")
-
-
-def _file_of(files: Sequence[tuple[str, int]], index: int) -> str:
-    return files[bisect.bisect_right([end for _, end in files], index)][0]
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxtyping import Array, Int
 from deit_jax import parallel
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.base.threads import map_in_threads
 from deit_jax.config.resolve import BEGINNING, SHAPE, check_same
 from deit_jax.config.schema import Config
 from deit_jax.data import Source, eval_batches, readable
@@ -153,14 +153,11 @@ def require_readable(source: Source, config: Config) -> None:
         UserError: more of them than `data.max_corrupt` allows.
     """
     some = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist()
-    pool = ThreadPoolExecutor(max(1, config.data.threads))
-    try:
-        for indices in (some, range(len(source))):
-            corrupt = len(indices) - sum(pool.map(functools.partial(readable, source), indices))
-            if not corrupt:
-                return
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a read that hangs must not keep a signal waiting
+    for indices in (some, range(len(source))):
+        good = map_in_threads(max(1, config.data.threads), functools.partial(readable, source), indices)
+        if all(good):
+            return
+    corrupt = len(source) - sum(good)
     _refuse_unreadable(corrupt, len(source), config.data.max_corrupt)
 
 

@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from deit_jax.base.errors import UserError
 from deit_jax.data.decode import CorruptImage, decode
-from deit_jax.data.sources import open_source
+from deit_jax.data.sources import describe_data, open_source
 from deit_jax.data.tfds import TfdsSource
 
 CLASSES = ["pear", "apple", "plum"]
@@ -64,7 +64,7 @@ def test_examples(prepare, photo) -> None:
         record = source[i]
         assert (decode(record.image) == photo(5, 7, seed=i)).all()
         assert record.label == i % 3
-        assert record.name == f"toy/1.2.0 train[{i}]"
+        assert record.name == f"toy-train.array_record-00000-of-00001[{i}]"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,15 @@ def test_split_expressions(prepare, photo, split: str, seeds) -> None:
     assert [decode(source[i].image).tobytes() for i in range(len(source))] == [
         photo(5, 7, seed=seed).tobytes() for seed in seeds
     ]
+
+
+def test_an_example_has_the_same_name_in_every_split(prepare) -> None:
+    directory = prepare()
+    train, part = open_toy(directory), open_toy(directory, "train[11:]+test[3:]")
+    names = [part.name(i) for i in range(len(part))]
+    assert names == [train.name(11), train.name(12), *(f"toy-test.array_record-00000-of-00001[{i}]" for i in (3, 4))]
+    assert describe_data(train, part).endswith(", 4 to evaluate, 2 of them trained on")
+    assert describe_data(train, open_toy(directory, "test")).endswith(", 5 held out")
 
 
 def test_version_in_the_name_and_fingerprints(prepare) -> None:
@@ -218,11 +227,11 @@ class Failing(Sequence):
 
 def test_a_damaged_record_is_told_apart_from_a_file_that_cannot_be_read(tmp_path) -> None:
     (tmp_path / "b").write_bytes(b"x")
-    files = [(str(tmp_path / "a"), 3), (str(tmp_path / "b"), 9)]
+    files = [(str(tmp_path / "a"), 0, 3), (str(tmp_path / "b"), 2, 9)]
     examples = Failing()
     source = TfdsSource(examples, files, name="toy", found=["x"], class_names=["x"], field="split")
     examples.opened = True
-    with pytest.raises(CorruptImage, match=r"^toy\[4\]: cannot be read: DATA_LOSS$"):
+    with pytest.raises(CorruptImage, match=r"^b\[3\]: cannot be read: DATA_LOSS$"):
         source[4]
     with pytest.raises(CorruptImage, match=r"^toy\[5\]: has label 7, there are 1 classes"):
         source[5]
