@@ -1,6 +1,8 @@
 """DeiT in pure JAX / Flax NNX: data-efficient image Transformers."""
 
 import importlib
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +16,13 @@ __all__ = ["__version__", "create_model", "list_models", "load_weights", "recipe
 # Where the names above are. They are imported when they are asked for, and JAX with them: so `deit_jax.main`, which
 # imports this file first, tells its help and a mistake in a flag at once.
 _HOMES = {"create_model": "weights", "list_models": "models", "load_weights": "weights", "recipes": "config.recipes"}
+
+# While `python -m deit_jax.COMMAND` imports what it needs, for seconds, Ctrl-C ends it without a traceback. `cli.run`
+# takes over.
+if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    _module = sys.orig_argv[-len(sys.argv)]
+    if _module.startswith("deit_jax."):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def __getattr__(name: str) -> Any:

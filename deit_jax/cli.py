@@ -101,6 +101,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(100_000)  # not 700: until the first step JAX makes a million objects that all stay
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here, see deit_jax/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -223,9 +225,9 @@ def _load(source: str) -> ConfigDict:
             config = ConfigDict(config)  # so that the command line can change it
         if not all(isinstance(path, str) for path, _ in flatten(config.to_dict())):
             raise TypeError("a field's name is no text")
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # RecursionError of a config that holds itself among them
+    except BaseException as error:  # whatever a file raises that ends itself, RecursionError of a config in itself
         raise UserError(f"--config: {path} failed with {type(error).__name__}: {error}") from error
     return config
 

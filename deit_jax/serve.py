@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 import signal
 import sys
@@ -41,6 +42,8 @@ def main(directory: str, *paths: str) -> None:
 
 def read_model(folder: Path) -> tuple[export.Exported, dict[str, Any]]:
     about = {}
+    if not (folder / "preprocessing.json").is_file():
+        sys.exit(f"{folder}: is no folder that deit_jax.export wrote; usage: python serve.py DIR IMAGE...")
     try:
         about = dict(json.loads((folder / "preprocessing.json").read_text(encoding="utf-8")))
         program = (folder / "model.jaxexport").read_bytes()
@@ -84,4 +87,10 @@ def printable(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:]) if len(sys.argv) > 2 else sys.exit(__doc__)
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except OSError as full:  # of the place that stdout leads to
+        print(f"cannot write: {full}", file=sys.stderr, flush=True)
+        os._exit(1)  # an ordinary exit would try again

@@ -244,6 +244,23 @@ def test_a_signal_ends_a_command_at_once_and_without_a_word(number, status):
         assert time.perf_counter() - start < 10
 
 
+@pytest.mark.parametrize("command", ["main", "predict", "convert", "benchmark"])
+def test_ctrl_c_ends_a_command_that_is_still_importing(command, tmp_path):
+    (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(9)\n")
+    # A shell's background ignores the signal, and so would what it starts.
+    heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    arguments = [sys.executable, "-m", f"deit_jax.{command}", "--help"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    done = subprocess.run([sys.executable, "-c", heard, *arguments], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_importing_the_package_leaves_signals_alone():
+    told = "import signal, deit_jax; print(signal.getsignal(signal.SIGINT) is before)"
+    code = f"import signal; signal.signal(2, signal.default_int_handler); before = signal.getsignal(2); {told}"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+
+
 def test_a_reader_that_has_enough_ends_a_command_without_a_word():
     printing = "from deit_jax import cli\ncli.run(lambda argv: [print('x' * 9999) for _ in range(999)] and 0)"
     command = f'{sys.executable} -c "{printing}" | head -c 5'
@@ -499,6 +516,7 @@ COMPLETE = "from deit_jax import recipes\ndef get_config():\n    config = recipe
             "config.model.dtype: is 'half', should be ",
         ),
         (COMPLETE + "    raise SystemExit('no')\n", "failed with SystemExit: no"),
+        ("raise GeneratorExit('no')\n", "failed with GeneratorExit: no"),
     ],
 )
 def test_config_files_that_fail(refused, config_file, source, says):

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -160,13 +161,27 @@ def test_exports_of_before_have_no_checksum(folder, tmp_path) -> None:
     assert serve.read_model(tmp_path)[1] == about
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", "{", '{"names": []'])
-def test_a_folder_that_is_no_export_is_one_line(content, tmp_path) -> None:
-    if content is not None:
-        (tmp_path / "preprocessing.json").write_text(content)
+@pytest.mark.parametrize("content", ["", "[1]", "{", '{"names": []'])
+def test_a_folder_whose_description_is_damaged_is_one_line(content, tmp_path) -> None:
+    (tmp_path / "preprocessing.json").write_text(content)
     with pytest.raises(SystemExit, match="an unknown version wrote, or it is damaged: ") as end:
         serve.read_model(tmp_path)
     assert "\n" not in str(end.value)
+
+
+def test_a_photo_in_the_place_of_the_folder_is_one_line(tmp_path) -> None:
+    (photo,) = write_photos(tmp_path, ["a.jpg"])
+    for place in (Path(photo), tmp_path):
+        with pytest.raises(SystemExit, match=r"is no folder that deit_jax\.export wrote; usage: python serve\.py DIR "):
+            serve.read_model(place)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device")
+def test_a_full_disk_behind_stdout_is_one_line(folder, tmp_path) -> None:
+    command = [sys.executable, str(folder / "serve.py"), str(folder), *write_photos(tmp_path, ["a.jpg"])]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (1, "cannot write: [Errno 28] No space left on device\n")
 
 
 def serve_all(folder: Path, paths: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from deit_jax.data.transforms import eval_transform, random_flip, random_resized
 
 MAX_NEIGHBOURS = 16
 WAITS = (0.1, 1.0, 5.0, 20.0)  # seconds after each try to read a record
+MOST_TOLD = 100  # images that cannot be decoded and are named
 LATE = 60  # seconds without a batch after which something is said
 # To be raised by whoever lets the same config, seed and files give other images: what a teacher said of the old ones
 # is then refused.
@@ -33,6 +34,7 @@ Example = dict[str, np.ndarray | np.generic]
 
 log = logging.getLogger(__name__)
 
+_told: set[str] = set()
 _fetching: dict[int, tuple[Source, int]] = {}  # by thread: what it is reading
 
 
@@ -246,6 +248,9 @@ class _Watch(threading.Thread):
         self._over.set()
 
 
-@lru_cache(maxsize=4096)  # a bad file comes round every epoch
 def _warn_once(message: str) -> None:
-    log.warning(printable(message))
+    """A bad file comes round every epoch, and where there are many, a few are enough to see what they are."""
+    if message in _told or len(_told) > MOST_TOLD:
+        return
+    _told.add(message)
+    log.warning(printable(message) if len(_told) <= MOST_TOLD else "others cannot be decoded either, and are not named")

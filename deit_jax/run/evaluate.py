@@ -233,7 +233,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     checkpoints = CheckpointDirectory(workdir / CHECKPOINTS)
     step = checkpoints.best()
     if step is None:
-        raise UserError(f"--workdir: no evaluation in {workdir}/checkpoints can be read; train on, or bring one back")
+        raise UserError(f"--workdir: no checkpoint in {workdir}/checkpoints can be read; bring one back from a copy")
     try:
         return _evaluate_step(config, workdir, checkpoints, step, mesh)
     except CorruptCheckpoint as error:

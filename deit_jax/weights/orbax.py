@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -219,6 +220,7 @@ class CheckpointDirectory:
         """The state, by a handler of Orbax's."""
         where = self.directory / str(step)
         try:
+            _require_regular(where / "state")
             with closing(ocp.Checkpointer(handler)) as reader:
                 return reader.restore(where / "state", args=arguments)
         except (MemoryError, jax.errors.JaxRuntimeError):
@@ -226,6 +228,14 @@ class CheckpointDirectory:
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
             _raise_machines(error, where)
             raise CorruptCheckpoint(f"{where}: cannot be read: {str(error)[:300]}") from error
+
+
+def _require_regular(folder: Path) -> None:
+    """`ValueError` where it holds what is neither a file nor a folder: TensorStore would wait for a pipe for ever."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if not stat.S_ISREG(os.stat(os.path.join(root, name)).st_mode):
+                raise ValueError(f"{name} is no file")
 
 
 def _raise_machines(error: Exception, where: Path) -> None:

@@ -2,7 +2,8 @@
 
 What a `spec` can be:
 
-    DIR[@latest|@STEP][#raw|#ema]   a workdir or checkpoint directory: its best checkpoint, or the named one
+    DIR[@latest|@STEP][#raw|#ema]   a workdir or checkpoint directory: its best checkpoint, or the named one, which
+                                    DIR/STEP names as well
     FILE.safetensors                also .pth, .pt, .bin and .ckpt (with torch installed), `#ema` for the average in
                                     them; or the .index.json of several files
     FOLDER                          with config.json and a weight file, in Hugging Face's or timm's layout
@@ -68,6 +69,8 @@ def _find(spec: str, model: str, ema: bool | None) -> Found:
     place = Path(path)
     if "://" in path or not place.exists():
         raise UserError(f"{path}: is not there; name a workdir, a weight file, a folder, {hub.PREFIX}owner/name")
+    if not step and place.name.isdecimal() and _has_steps(place.parent) and (place / "state").is_dir():
+        place, step = place.parent, place.name
     directory = _checkpoints(place)
     if directory:
         return _in_checkpoint(directory, step, ema)

@@ -13,7 +13,7 @@ from deit_jax.data import pipeline
 from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
-from deit_jax.data.pipeline import MAX_NEIGHBOURS, _warn_once, eval_batches, train_batches, train_example
+from deit_jax.data.pipeline import MAX_NEIGHBOURS, MOST_TOLD, eval_batches, train_batches, train_example
 from deit_jax.data.records import Record
 from deit_jax.data.transforms import eval_transform, random_flip, random_resized_crop
 
@@ -249,8 +249,22 @@ def test_a_batch_that_does_not_come_is_told_with_what_is_read(source, monkeypatc
     assert "no batch for 0.05 seconds; being read: photos/5.jpg" in caplog.text
 
 
-def test_the_bad_file_is_named_once(source, caplog) -> None:
-    _warn_once.cache_clear()
+@pytest.fixture
+def nothing_told(monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "_told", set())
+
+
+def test_of_very_many_bad_files_some_are_named(nothing_told, caplog) -> None:
+    texts = MemorySource(np.zeros((700, 1, 1), np.uint8), np.zeros(700, int), ["x"], name="texts")
+    for _ in range(2):
+        assert not any(pipeline.readable(Broken(texts, dict.fromkeys(range(700), b"text")), i) for i in range(700))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == MOST_TOLD + 1
+    assert lines[0].startswith("photos/0.jpg: these 4 bytes are no")
+    assert lines[-1] == "others cannot be decoded either, and are not named"
+
+
+def test_the_bad_file_is_named_once(nothing_told, source, caplog) -> None:
     broken = Broken(source, {5: b"no image"})
     assert sum(batch["replaced"].sum() for batch in train(broken, last=12)) >= 2
     assert caplog.text.count("photos/5.jpg: these 8 bytes are no") == 1

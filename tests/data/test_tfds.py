@@ -233,7 +233,7 @@ def test_a_damaged_record_is_told_apart_from_a_file_that_cannot_be_read(tmp_path
     examples.opened = True
     with pytest.raises(CorruptImage, match=r"^b\[3\]: cannot be read: DATA_LOSS$"):
         source[4]
-    with pytest.raises(CorruptImage, match=r"^toy\[5\]: has label 7, there are 1 classes"):
+    with pytest.raises(CorruptImage, match=r"^b\[4\]: has label 7, there are 1 classes"):
         source[5]
     (tmp_path / "b").unlink()
     with pytest.raises(FileNotFoundError):  # of the machine, which the stream waits for

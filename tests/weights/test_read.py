@@ -443,6 +443,8 @@ def workdir(tmp_path_factory):
         ("@latest#ema", None, -3),
         ("/checkpoints", None, -2),
         ("/checkpoints@1#raw", None, 1),
+        ("/checkpoints/1", None, -1),
+        ("/checkpoints/3#raw", None, 3),
     ],
 )
 def test_checkpoints_are_chosen_by_step_and_kind(workdir, suffix, ema, scale):
@@ -457,7 +459,8 @@ def test_checkpoints_are_chosen_by_step_and_kind(workdir, suffix, ema, scale):
     [
         ("@7", r"has no step 7; there are \[1, 2, 3\]"),
         ("@first", "is not there; name a workdir"),
-        ("/checkpoints/2", "has neither checkpoints nor config.json"),
+        ("/checkpoints/2@1", "only a checkpoint directory has steps; leave out @1"),
+        ("/checkpoints/7", "is not there"),
         ("/nothing", "is not there"),
     ],
 )
