@@ -35,11 +35,10 @@ from deit_jax.models import (
     training_flops,
 )
 from deit_jax.step import losses, mixing, optim
-from deit_jax.step.state import TrainState, Variables, init_state
+from deit_jax.step.state import MAX_STEP, TrainState, Variables, init_state
 from deit_jax.step.step import Batch, Normalization, train_step
 from deit_jax.weights import Card, Weights, adapt, read_weights
 
-MAX_STEPS = 2**31 - 1  # the state's counter is int32
 Loss = Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, dict[str, Array]]]
 
 
@@ -246,9 +245,9 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     rates = _rates(config, model)
     in_steps = functools.partial(_in_steps, config.batch_size, len(source))
     total, warmup = in_steps(config.total), in_steps(config.optim.warmup)
-    if total > MAX_STEPS:
+    if total > MAX_STEP:
         raise UserError(
-            f"config.total_epochs: {total:,} steps are more than the {MAX_STEPS:,} that are counted; shorten"
+            f"config.total_epochs: {total:,} steps are more than the {MAX_STEP:,} that are counted; shorten"
         )
     optimizer = optim.adamw(
         rates,

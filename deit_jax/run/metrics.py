@@ -21,6 +21,7 @@ from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.run.tensorboard import Events
 from deit_jax.run.workdir import Workdir
+from deit_jax.step.state import MAX_STEP
 
 Row = dict[str, Any]
 Batch = dict[str, Any]
@@ -147,7 +148,7 @@ def _row(line: bytes) -> Row | None:
 
 
 def _is_row(value: Any) -> bool:
-    if not isinstance(value, dict) or not whole(value.get("step"), 0, 2**31 - 1):
+    if not isinstance(value, dict) or not whole(value.get("step"), 0, MAX_STEP):
         return False
     return all(number is None or type(number) in (int, float) for number in value.values())
 

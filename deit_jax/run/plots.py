@@ -62,14 +62,11 @@ def save_confusion(confusion: Int[np.ndarray, "rows rows"], class_names: Sequenc
     """Draws a confusion matrix, rows true classes and columns predicted ones, each row as shares of its sum.
 
     Args:
-        confusion: counts; a row a class, or `classes_a_row` neighbouring classes a row.
+        confusion: counts; a row `classes_a_row` neighbouring classes.
         class_names: drawn as they are, where they are few.
         path: of the PNG.
     """
     classes, together = len(class_names), classes_a_row(len(class_names))
-    if len(confusion) == classes:
-        starts = np.arange(0, classes, together)
-        confusion = np.add.reduceat(np.add.reduceat(confusion, starts, axis=1), starts, axis=0)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     names = [shortened(printable(name), LETTERS) for name in class_names] if classes <= NAMED else []
     side = 2.5 + 0.28 * classes if names else 10

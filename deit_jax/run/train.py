@@ -41,7 +41,9 @@ from deit_jax.weights.orbax import CorruptCheckpoint, Meta
 class Unsaved(UserError):
     """The run came to its end, and its last state could not be saved; `result` is what it would have returned."""
 
-    result: dict[str, Any]
+    def __init__(self, error: UserError, result: dict[str, Any]):
+        super().__init__(str(error))
+        self.result = result
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
@@ -81,34 +83,25 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
 
     # 2. The teacher: beside the student, recorded, or none.
     teaching = open_teaching(config, source, mesh, rows=total * config.batch_size)
-    notes = list(teaching.notes)
 
     # 3. The state: from where the run stopped, else from the weights to begin with, else from the seed.
-    given: Variables = {}
-    if config.init_from and not has_steps(workdir.checkpoints):
-        given, differences = run.given_variables()
-        notes += differences
-    meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
     checkpoints = Checkpoints(workdir.checkpoints, aside=workdir.corrupt, keep=config.checkpoint.keep)
     rollbacks = Rollbacks(workdir, total=total, limit=config.guard.max_rollbacks, batch_size=config.batch_size)
-    progress = Progress()
-
-    def check(stored: Meta) -> None:
-        nonlocal progress
-        progress = _progress_of(stored)
-        _check_same_run(config, meta, workdir, stored)
-
-    saved = checkpoints.restore_latest(run.target, check)
-    state = rollbacks.resume(saved or run.first_state(given))
+    meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
+    state, progress, notes = _begin(run, workdir, checkpoints, rollbacks, meta)
     start, seed = int(state.step), np.uint32(config.seed)
-    if progress.row and (progress.row["step"] != start or checkpoints.top1(start) is not None):
-        progress.row = None  # it was written
     unjudged = progress.row is not None  # the run ended before the evaluation did
 
     # 4. The steps, compiled over the mesh, and the batches from where the state is.
     train_step = run.train_step(teaching.logits)
     batches = run.batches(start, total, teaching.store)
     evaluator = Evaluator(config, run.predict, held_out, mesh)
+    if start < total:
+        require_readable(held_out, config)
+    if teaching.predict and config.distillation.teacher.evaluate and start == 0:
+        notes.append(teacher_note(config, teaching.predict, teaching.variables, held_out, mesh))
+    describe_run(run, held_out, workdir, state, [*teaching.notes, *notes])
+    monitor = _monitor(run, workdir, start, image_seconds, progress, again=unjudged)
     results: dict[str, Result] = {}
     unsaved: UserError | None = None
 
@@ -118,14 +111,10 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         monitor.add_evaluation(rows_of(results))
         checkpoints.judge(step, best_of(results))
 
-    if start < total:
-        require_readable(held_out, config)
-    if teaching.predict and config.distillation.teacher.evaluate and start == 0:
-        notes.append(teacher_note(config, teaching.predict, teaching.variables, held_out, mesh))
-    describe_run(run, held_out, workdir, state, notes)
+    def save(*, last: bool) -> None:
+        checkpoints.save(state, meta | monitor.progress.to_json(), last=last)
 
     # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
-    monitor = _monitor(run, workdir, start, image_seconds, progress, again=unjudged)
     with interrupt.deferred(), closing(checkpoints), closing(monitor), closing(batches), suppress(Interrupted):
         if unjudged:
             evaluate(start)
@@ -137,7 +126,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
                 monitor.settle()
                 checkpoints.finish()
                 if monitor.healthy and step - 1 > start and step - 1 not in checkpoints.steps():
-                    checkpoints.save(state, meta | monitor.progress.to_json(), last=True)
+                    save(last=True)
                 raise
             state, metrics = train_step(state, batch, seed, teaching.variables)
             monitor.add(step, metrics)
@@ -150,7 +139,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
                 state, monitor.burst = rollbacks.roll_back(state, checkpoints, run.target), 0
             if (pause and monitor.healthy) or step == total:  # within a burst the state is none to go back to
                 try:
-                    checkpoints.save(state, meta | monitor.progress.to_json(), last=stop or step == total)
+                    save(last=stop or step == total)
                 except UserError as error:
                     unsaved = error
             if stop:
@@ -160,24 +149,40 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
 
     # 6. The end.
     if interrupt.requested:
-        raise unsaved or Interrupted(
-            f"interrupted; the same command goes on from step {checkpoints.latest() or 0} of {total}"
-        )
+        line = f"interrupted; the same command goes on from step {checkpoints.latest() or 0} of {total}"
+        raise unsaved or Interrupted(line)
     if not results:
         results.update(evaluator(weights_of(state)))
-    result = json_of(results) | {
-        "skipped": int(state.skipped),
-        "rollbacks": len(rollbacks),
-        "corrupt_images": monitor.progress.corrupt,
-    }
     if jax.process_index() == 0:
         report(results, held_out, workdir.root)
         _draw_curves(workdir)
+    counts = {"skipped": int(state.skipped), "rollbacks": len(rollbacks), "corrupt_images": monitor.progress.corrupt}
     if unsaved:
-        failure = Unsaved(str(unsaved))
-        failure.result = result
-        raise failure
-    return result
+        raise Unsaved(unsaved, json_of(results) | counts)
+    return json_of(results) | counts
+
+
+def _begin(
+    run: Run, workdir: Workdir, checkpoints: Checkpoints, rollbacks: Rollbacks, meta: Meta
+) -> tuple[TrainState, Progress, list[str]]:
+    """The state that the run goes on from, what was counted and not yet written until it, and notes on its origin."""
+    given: Variables = {}
+    notes: list[str] = []
+    if run.config.init_from and not has_steps(workdir.checkpoints):
+        given, notes = run.given_variables()
+    progress = Progress()
+
+    def check(stored: Meta) -> None:
+        nonlocal progress
+        progress = _progress_of(stored)
+        _check_same_run(run.config, meta, workdir, stored)
+
+    saved = checkpoints.restore_latest(run.target, check)
+    state = rollbacks.resume(saved or run.first_state(given))
+    start = int(state.step)
+    if progress.row and (progress.row["step"] != start or checkpoints.top1(start) is not None):
+        progress.row = None  # it was written
+    return state, progress, notes
 
 
 def best_of(results: Mapping[str, Result]) -> float:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+MAX_STEP = 2**31 - 1  # what the counter holds
 Variables = dict[str, Any]  # {dotted path: array}
 # Arrays; in a tree like a state also shapes, shardings or what Orbax puts in their place.
 Leaf: TypeAlias = Any

@@ -27,14 +27,13 @@ from jaxtyping import Array
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
-from deit_jax.step.state import TrainState, Variables
+from deit_jax.step.state import MAX_STEP, TrainState, Variables
 from deit_jax.weights.card import Card
 
 Meta = dict[str, Any]
 METRIC = "top1"
 LAYOUT = 1  # of a step's items; to be raised by whoever changes what older versions cannot read
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of steps that are being saved, or removed
-MAX_STEP = 2**31 - 1
 
 
 class CorruptCheckpoint(Exception):

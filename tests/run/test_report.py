@@ -237,14 +237,12 @@ def test_a_matrix_of_many_classes_is_folded(tmp_path, monkeypatch) -> None:
     for label, prediction in zip(labels, said, strict=True):
         expected[label // 4, prediction // 4] += 1
     expected /= np.maximum(expected.sum(axis=1, keepdims=True), 1)
-    for matrix in (counts.folded(1), counts.folded(4)):
-        plots.save_confusion(matrix, [str(i) for i in range(1501)], tmp_path)
-    for figure in drawn:
-        axes = figure.axes[0]
-        (picture,) = axes.get_images()
-        np.testing.assert_array_equal(picture.get_array(), expected)
-        assert picture.get_extent() == [-0.5, 1503.5, 1503.5, -0.5]  # in classes
-        assert "4 neighbouring classes" in axes.get_title()
+    plots.save_confusion(counts.folded(4), [str(i) for i in range(1501)], tmp_path)
+    axes = drawn[0].axes[0]
+    (picture,) = axes.get_images()
+    np.testing.assert_array_equal(picture.get_array(), expected)
+    assert picture.get_extent() == [-0.5, 1503.5, 1503.5, -0.5]  # in classes
+    assert "4 neighbouring classes" in axes.get_title()
 
 
 def test_odd_rows_do_not_disturb_the_curves(tmp_path, monkeypatch) -> None:
