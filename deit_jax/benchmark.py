@@ -34,7 +34,9 @@ from deit_jax.config.schema import Config
 from deit_jax.data.memory import MemorySource
 from deit_jax.models import VisionTransformer, abstract_model, bind, forward_flops, list_models, training_flops
 from deit_jax.parallel.peak import seconds
-from deit_jax.run.build import Run, build, open_mesh, peak_learning_rate, stream, train_source
+from deit_jax.run.build import Run, build, open_mesh
+from deit_jax.run.learning import peak_learning_rate
+from deit_jax.run.stream import stream, train_source
 from deit_jax.step.state import TrainState
 
 CLASSES = 1000  # ImageNet-1k's

@@ -2,12 +2,10 @@
 
 import dataclasses
 import functools
-import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -19,28 +17,27 @@ from deit_jax.base.errors import UserError
 from deit_jax.base.rules import first_match
 from deit_jax.config import schema
 from deit_jax.config.schema import Config
-from deit_jax.data import Source, examples_per_epoch, open_source, train_batches
+from deit_jax.data import Source, examples_per_epoch
 from deit_jax.distill import Store
 from deit_jax.models import (
     Keys,
-    Preprocessing,
     VisionTransformer,
-    abstract_model,
     bind,
     create_model,
-    entry,
     flatten,
     forward_flops,
     retype,
     training_flops,
 )
-from deit_jax.step import losses, mixing, optim
+from deit_jax.run.learning import Loss, optimizer_of, rates_of, schedule_of, training_loss
+from deit_jax.run.network import card_of, model_arguments, model_of
+from deit_jax.run.stream import device_batches
+from deit_jax.step import optim
 from deit_jax.step.state import TrainState, Variables, init_state
 from deit_jax.step.step import Batch, Normalization, train_step
 from deit_jax.weights import Card, Weights, adapt, read_weights
 
 MAX_STEPS = 2**31 - 1  # the state's counter is int32
-Loss = Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, dict[str, Array]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,46 +185,8 @@ class Run:
         return count(self.model) / parallel.matmul_peak(self.mesh, self.config.model.dtype)()
 
     def batches(self, start: int, stop: int, store: Store | None = None) -> Generator[tuple[Batch, int], None, None]:
-        """The device batches of the steps from `start` to `stop`, each with how many of its images were corrupt.
-
-        Args:
-            store: what a teacher said of them, if that was recorded.
-
-        Raises:
-            UserError: more images than `data.max_corrupt` allows could not be decoded.
-        """
-        config, mesh, batch_size = self.config, self.mesh, self.config.batch_size
-        rows = parallel.local_rows(mesh, batch_size)
-        draw = functools.partial(
-            mixing.draw,
-            config.seed,
-            groups=batch_size // min(config.mixing.group, batch_size),
-            image_size=config.data.image_size,
-            mixup=config.mixing.mixup,
-            cutmix=config.mixing.cutmix,
-            probability=config.mixing.probability,
-            switch_probability=config.mixing.switch_probability,
-        )
-        corrupt, allowed = 0, config.data.max_corrupt
-        hosts = stream(config, self.source, rows, first_step=start, total_steps=stop)
-        for step, host in enumerate(hosts, start):
-            replaced = int(host.pop("replaced").sum())
-            corrupt += replaced
-            # Of an epoch at least, so that one bad file among many does not stop the run by coming early.
-            seen = max((step + 1 - start) * (rows.stop - rows.start), len(self.source) // jax.process_count())
-            if corrupt > allowed * seen:
-                raise UserError(
-                    f"config.data.max_corrupt: {corrupt} of {seen} images could not be decoded, {allowed:.2%} are "
-                    f"allowed; mend the files that the log names, or raise it"
-                )
-            examples, first = host.pop("index"), step * batch_size
-            taught = store.read(slice(first + rows.start, first + rows.stop), examples) if store else {}
-            device: Batch = {
-                **parallel.put_batch(host, mesh),
-                "mix": parallel.put_replicated(draw(step), mesh),
-                "teacher": parallel.put_batch(taught, mesh),
-            }
-            yield device, replaced
+        """See `device_batches`."""
+        return device_batches(self.config, self.mesh, self.source, start, stop, store)
 
 
 def build(config: Config, mesh: Mesh, source: Source) -> Run:
@@ -240,23 +199,16 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     Raises:
         UserError: fields of the config contradict each other, or the data.
     """
-    classes = len(source.class_names)
-    arguments = _model_arguments(config, classes)
-    model = _model(config, arguments)
-    rates = _rates(config, model)
+    arguments = model_arguments(config, len(source.class_names))
+    model = model_of(config, arguments)
+    rates = rates_of(config, model)
     in_steps = functools.partial(_in_steps, config.batch_size, len(source))
     total, warmup = in_steps(config.total), in_steps(config.optim.warmup)
     if total > MAX_STEPS:
         raise UserError(
             f"config.total_epochs: {total:,} steps are more than the {MAX_STEPS:,} that are counted; shorten"
         )
-    optimizer = optim.adamw(
-        rates,
-        b1=config.optim.b1,
-        b2=config.optim.b2,
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-    )
+    optimizer = optimizer_of(config, rates)
     normalize = Normalization(config.data.mean, config.data.std)
     state = jax.eval_shape(
         lambda variables: _state_of(variables, model, optimizer, rates, config.ema.decay > 0), flatten(model)
@@ -267,18 +219,12 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         source=source,
         model=model,
         normalize=normalize,
-        card=_card(config, source.class_names),
+        card=card_of(config, source.class_names),
         loss=training_loss(config.loss, config.distillation),
         optimizer=optimizer,
         rates=rates,
-        learning_rate=functools.partial(
-            optim.learning_rate,
-            peak=peak_learning_rate(config),
-            start=config.optim.warmup_learning_rate,
-            floor=config.optim.min_learning_rate,
-            total=total,
-            warmup=warmup,
-            epoch_steps=max(1, len(source) // config.batch_size) if config.optim.schedule_per_epoch else None,
+        learning_rate=schedule_of(
+            config, total=total, warmup=warmup, epoch_steps=max(1, len(source) // config.batch_size)
         ),
         total=total,
         warmup=warmup,
@@ -296,89 +242,12 @@ def open_mesh(config: Config) -> Mesh:
     return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
 
 
-def train_source(config: Config) -> Source:
-    """The training split; `UserError` where it has one class alone, or not as many as the model was told to have."""
-    data = config.data
-    source = open_source(name=data.name, directory=data.dir, split=data.train_split, field="config.data.train_split")
-    classes = len(source.class_names)
-    if classes < 2:
-        raise UserError(
-            f"config.data.train_split: all {len(source)} photos, such as {source.name(0)}, are of one class, "
-            f"{source.class_names[0]!r}, and there is nothing to tell apart; add another class"
-        )
-    if config.model.num_classes not in (-1, classes):
-        raise UserError(
-            f"config.model.num_classes: is {config.model.num_classes}, the data has {classes} classes; "
-            f"set --config.model.num_classes=-1 to take the data's"
-        )
-    return source
-
-
-def eval_source(config: Config, class_names: tuple[str, ...] | None) -> Source:
-    """The evaluation split, its labels counted by `class_names` (None: by its own)."""
-    data = config.data
-    return open_source(
-        name=data.name,
-        directory=data.dir,
-        split=data.eval_split,
-        class_names=class_names,
-        field="config.data.eval_split",
-    )
-
-
 def read_init(config: Config) -> Weights:
     """The weights of `config.init_from`."""
     try:
         return read_weights(config.init_from, model=config.model.name)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
-
-
-def stream(
-    config: Config, source: Source, rows: slice, *, first_step: int, total_steps: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """The training batches of a config on the host, see `train_batches`."""
-    return train_batches(
-        source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        rows=rows,
-        first_step=first_step,
-        total_steps=total_steps,
-        image_size=config.data.image_size,
-        crop_scale=config.data.crop_scale,
-        flip=config.data.flip,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
-
-
-def peak_learning_rate(config: Config) -> float:
-    """The learning rate after warm-up: linear in the batch size (arXiv:2012.12877, section 6)."""
-    return config.optim.learning_rate * config.batch_size / 512
-
-
-def training_loss(loss: schema.Loss, distillation: schema.Distillation) -> Loss:
-    """The training loss of (logits of each head, targets, the teacher's logits), and its weighted terms.
-
-    Without distillation it is that of the mean of the heads, which is what predicts.
-    """
-    criteria: dict[str, Callable[[Array, Array], Array]] = {
-        "cross_entropy": losses.cross_entropy,
-        "binary_cross_entropy": functools.partial(losses.binary_cross_entropy, binarize=loss.binarize),
-    }
-    criterion = criteria[loss.kind]
-    if distillation.kind == "none":
-        return lambda logits, targets, taught: (criterion(jnp.mean(jnp.stack(logits), axis=0), targets), {})
-    settings = {name: getattr(distillation, name) for name in ("kind", "alpha", "tau", "kl_reduction")}
-    return lambda logits, targets, taught: losses.distillation_loss(
-        cls_logits=logits[0],
-        dist_logits=logits[1] if distillation.token else None,
-        targets=targets,
-        teacher_logits=taught,
-        base=criterion,
-        **settings,
-    )
 
 
 def _state_of(
@@ -392,66 +261,3 @@ def _state_of(
 
 def _in_steps(batch_size: int, examples: int, duration: schema.Duration) -> int:
     return duration.in_steps(batch_size, examples_per_epoch(examples, batch_size) / batch_size)
-
-
-def _model_arguments(config: Config, num_classes: int) -> dict[str, Any]:
-    """Keyword arguments of `create_model`; what the config leaves open stays as the named model has it.
-
-    Raises:
-        UserError: the network has nothing of the kind that a field of `config.model` asks for.
-    """
-    takes = inspect.signature(entry(config.model.name).build.__init__).parameters
-    wanted = _network_arguments(config, num_classes) | {"dtype": config.model.dtype}
-    for name, nothing in (("drop_path", 0.0), ("remat", False)):
-        if name in takes or getattr(config.model, name) != nothing:
-            wanted[name] = getattr(config.model, name)
-    if "attention" in takes:
-        wanted["attention"] = config.model.attention
-    for name in wanted:
-        if name not in takes:
-            off = "nothing" if isinstance(wanted[name], str) else "False" if name == "remat" else "0"
-            raise UserError(f"config.model.{name}: {config.model.name} has none; set it to {off}")
-    return wanted
-
-
-def _network_arguments(config: Config, num_classes: int) -> dict[str, Any]:
-    """Those of `_model_arguments` that decide which function the weights compute."""
-    own = ("patch_size", "width", "depth", "heads", "global_pool", "stem")
-    chosen = {name: getattr(config.model, name) for name in own if getattr(config.model, name)}
-    return {"image_size": config.data.image_size, "num_classes": num_classes, **chosen}
-
-
-def _model(config: Config, arguments: dict[str, Any]) -> Any:
-    """The abstract model; a contradiction among its settings is a `UserError`."""
-    name, token = config.model.name, config.distillation.token
-    try:
-        network: Any = abstract_model(name, **arguments)
-    except ValueError as error:
-        raise UserError(f"config.model: {error}") from error
-    heads = getattr(network, "num_heads", 1)  # of a Vision Transformer; other networks have one
-    if config.distillation.kind != "none" and token != (heads == 2):
-        raise UserError(
-            f"config.distillation.token: is {token}, and {name} has {heads} head(s); set it to "
-            f"{not token}, or config.model.name to a model {'with' if token else 'without'} a distillation token"
-        )
-    return network
-
-
-def _card(config: Config, class_names: Sequence[str]) -> Card:
-    """What a run's weights say of themselves."""
-    arguments = _network_arguments(config, len(class_names))
-    preprocessing = Preprocessing(config.data.mean, config.data.std, config.data.crop_ratio)
-    return Card(config.model.name, arguments, tuple(class_names), preprocessing)
-
-
-def _rates(config: Config, model: nnx.Module) -> dict[str, float]:
-    """The factor of the learning rate for each parameter that is trained."""
-    paths = flatten(model, nnx.Param)
-    if not any(".attn." in path for path in paths):
-        if config.optim.layer_decay != 1:
-            raise UserError(
-                f"config.optim.layer_decay: counts a Transformer's blocks, and {config.model.name} is none; set it to 1"
-            )
-        if config.optim.trainable == "attention":
-            raise UserError(f"config.optim.trainable: {config.model.name} has no attention; set it to all or head")
-    return optim.learning_rates(paths, trainable=config.optim.trainable, layer_decay=config.optim.layer_decay)

@@ -18,7 +18,7 @@ from deit_jax.config.schema import Config
 from deit_jax.data import Source, describe_data
 from deit_jax.distill.teaching import open_teaching
 from deit_jax.run import plots
-from deit_jax.run.build import Run, build, eval_source, open_mesh, peak_learning_rate, train_source
+from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.checkpoint import Checkpoints, has_steps
 from deit_jax.run.evaluate import (
     Evaluator,
@@ -31,8 +31,10 @@ from deit_jax.run.evaluate import (
     weights_of,
 )
 from deit_jax.run.interrupt import Interrupt, Interrupted
+from deit_jax.run.learning import peak_learning_rate
 from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows, require_wandb
 from deit_jax.run.rollback import Rollbacks
+from deit_jax.run.stream import eval_source, train_source
 from deit_jax.run.workdir import Workdir, own
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.weights.orbax import CorruptCheckpoint, Meta

@@ -72,13 +72,13 @@ def test_field_paths_are_the_leaves_of_a_config():
 
 
 def test_every_field_is_read_by_something():
-    """By the code below the door, as an attribute `section.field`, or by name where `build` takes what is set."""
+    """By code below the door, as an attribute `section.field`, or by name where a part of a run takes what is set."""
     package = Path(deit_jax.__file__).parent
     below = [path for path in package.rglob("*.py") if path.name not in ("schema.py", "resolve.py", "recipes.py")]
     nodes = [node for path in below for node in ast.walk(ast.parse(path.read_text()))]
     read = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
-    build = ast.parse((package / "run" / "build.py").read_text())
-    named = {node.value for node in ast.walk(build) if isinstance(node, ast.Constant)}
+    parts = [ast.parse((package / "run" / f"{part}.py").read_text()) for part in ("network", "learning")]
+    named = {node.value for part in parts for node in ast.walk(part) if isinstance(node, ast.Constant)}
     unread = set()
     for path in field_paths():
         stem, _, unit = path.rpartition("_")

@@ -20,8 +20,9 @@ from deit_jax.config.resolve import resolve
 from deit_jax.distill.open import open_teacher
 from deit_jax.distill.teaching import open_store, open_teaching
 from deit_jax.run import train
-from deit_jax.run.build import Run, build, eval_source, train_source
+from deit_jax.run.build import Run, build
 from deit_jax.run.metrics import read_rows
+from deit_jax.run.stream import eval_source, train_source
 
 ROOT = Path(__file__).parents[2]
 # The class head of an undistilled network learns from logits; the batch is cut in two.

@@ -19,7 +19,7 @@ from deit_jax.distill.open import open_teacher
 from deit_jax.distill.teaching import fingerprint
 from deit_jax.export import describe, export_model
 from deit_jax.models import Preprocessing, abstract_model, flatten
-from deit_jax.run.build import train_source
+from deit_jax.run.stream import train_source
 from deit_jax.trained import Trained
 from deit_jax.weights import Card, open_model
 from deit_jax.weights.orbax import read_variables, write_variables

@@ -10,8 +10,9 @@ from tiny import replace, tiny_config
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
-from deit_jax.run.build import build, eval_source, train_source
+from deit_jax.run.build import build
 from deit_jax.run.evaluate import Evaluator, weights_of
+from deit_jax.run.stream import eval_source, train_source
 from deit_jax.step import mixing
 from deit_jax.step.step import Normalization, student_images
 

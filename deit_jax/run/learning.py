@@ -1,0 +1,87 @@
+"""How a run learns: from the config to the loss, what is trained how fast, the optimizer and the schedule."""
+
+import functools
+from collections.abc import Callable, Iterable
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from deit_jax.base.errors import UserError
+from deit_jax.config import schema
+from deit_jax.config.schema import Config
+from deit_jax.models import flatten
+from deit_jax.step import losses, optim
+
+Loss = Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, dict[str, Array]]]
+
+
+def training_loss(loss: schema.Loss, distillation: schema.Distillation) -> Loss:
+    """The training loss of (logits of each head, targets, the teacher's logits), and its weighted terms.
+
+    Without distillation it is that of the mean of the heads, which is what predicts.
+    """
+    criteria: dict[str, Callable[[Array, Array], Array]] = {
+        "cross_entropy": losses.cross_entropy,
+        "binary_cross_entropy": functools.partial(losses.binary_cross_entropy, binarize=loss.binarize),
+    }
+    criterion = criteria[loss.kind]
+    if distillation.kind == "none":
+        return lambda logits, targets, taught: (criterion(jnp.mean(jnp.stack(logits), axis=0), targets), {})
+    settings = {name: getattr(distillation, name) for name in ("kind", "alpha", "tau", "kl_reduction")}
+    return lambda logits, targets, taught: losses.distillation_loss(
+        cls_logits=logits[0],
+        dist_logits=logits[1] if distillation.token else None,
+        targets=targets,
+        teacher_logits=taught,
+        base=criterion,
+        **settings,
+    )
+
+
+def rates_of(config: Config, model: nnx.Module) -> dict[str, float]:
+    """The factor of the learning rate for each parameter that is trained."""
+    paths = flatten(model, nnx.Param)
+    if not any(".attn." in path for path in paths):
+        if config.optim.layer_decay != 1:
+            raise UserError(
+                f"config.optim.layer_decay: counts a Transformer's blocks, and {config.model.name} is none; set it to 1"
+            )
+        if config.optim.trainable == "attention":
+            raise UserError(f"config.optim.trainable: {config.model.name} has no attention; set it to all or head")
+    return optim.learning_rates(paths, trainable=config.optim.trainable, layer_decay=config.optim.layer_decay)
+
+
+def optimizer_of(config: Config, paths: Iterable[str]) -> optax.GradientTransformation:
+    """The optimizer of the parameters that are trained, without the learning rate."""
+    return optim.adamw(
+        paths,
+        b1=config.optim.b1,
+        b2=config.optim.b2,
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
+    )
+
+
+def schedule_of(config: Config, *, total: int, warmup: int, epoch_steps: int) -> Callable[[Array], Array]:
+    """The learning rate of the step.
+
+    Args:
+        total, warmup: lengths in steps.
+        epoch_steps: whole batches of an epoch.
+    """
+    return functools.partial(
+        optim.learning_rate,
+        peak=peak_learning_rate(config),
+        start=config.optim.warmup_learning_rate,
+        floor=config.optim.min_learning_rate,
+        total=total,
+        warmup=warmup,
+        epoch_steps=epoch_steps if config.optim.schedule_per_epoch else None,
+    )
+
+
+def peak_learning_rate(config: Config) -> float:
+    """The learning rate after warm-up: linear in the batch size (arXiv:2012.12877, section 6)."""
+    return config.optim.learning_rate * config.batch_size / 512
