@@ -78,6 +78,9 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "switch_probability": 0.5,
                 "label_smoothing": 0.1,
                 "group": 256,
+                "mode": "batch",
+                "cutmix_minmax": (0.0, 0.0),
+                **_duration("off"),
             },
             "loss": {"kind": "cross_entropy", "binarize": False},
             "distillation": {

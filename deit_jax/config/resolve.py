@@ -27,7 +27,11 @@ _FIXED = [
 
 # Fields that came later than some run, with the value that means "as it was before there was the field": so that
 # checkpoints and recordings which lack it go on.
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {
+    "mixing.mode": "batch",
+    "mixing.cutmix_minmax": (0.0, 0.0),
+    **{f"mixing.off_{unit}": 0 for unit in UNITS},
+}
 
 _POSITIVE = 1e-12
 
@@ -43,7 +47,7 @@ _RANGES = [
     (r"(_steps|_epochs|_examples)$", 0, math.inf),
     (r"(batch_size|image_size|group|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$", 1, math.inf),
     (r"\.(learning_rate|eps|tau|std\.\d)$", _POSITIVE, math.inf),
-    (r"\.(probability|switch_probability|flip|max_corrupt|alpha)$", 0, 1),
+    (r"\.(probability|switch_probability|flip|max_corrupt|alpha|cutmix_minmax\.\d)$", 0, 1),
     (r"\.(label_smoothing|drop_path|decay|b1|b2)$", 0, 1 - 1e-9),
     (r"\.crop_ratio$", 1 / 16, 1),  # below, images become large before they are cut
     (r"\.(crop_scale\.\d|layer_decay)$", 1e-3, 1),
@@ -249,6 +253,7 @@ def _check_contradictions(config: Config) -> None:
         "checkpoint.every": config.checkpoint.every,
         "eval.every": config.eval.every,
         "optim.warmup": config.optim.warmup,
+        "mixing.off": config.mixing.off,
     }
     for path, duration in durations.items():
         units = [unit for unit in UNITS if getattr(duration, unit)]
@@ -256,7 +261,7 @@ def _check_contradictions(config: Config) -> None:
             raise UserError(
                 f"config.{path}_{units[0]} and config.{path}_{units[1]}: both are set; set one of them to 0"
             )
-        if not units and path != "optim.warmup":
+        if not units and path in ("total", "log.every", "checkpoint.every", "eval.every"):
             raise UserError(f"config.{path}_steps: no unit of {path} is set; set _steps, _epochs or _examples")
     for name in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, name) == 0 or getattr(config.mesh, name) < -1:
@@ -269,6 +274,12 @@ def _check_contradictions(config: Config) -> None:
     if config.batch_size % config.optim.accumulation:
         raise UserError(
             f"config.optim.accumulation: {config.optim.accumulation} does not divide batch_size {config.batch_size}"
+        )
+    low, high = (int(share * config.data.image_size) for share in config.mixing.cutmix_minmax)
+    if low >= high and any(config.mixing.cutmix_minmax):
+        raise UserError(
+            f"config.mixing.cutmix_minmax: {config.mixing.cutmix_minmax} of {config.data.image_size} pixels leave no "
+            f"side, at least {low} and below {high}; set (smallest, largest), or (0.0, 0.0) for none"
         )
     group = min(config.mixing.group, config.batch_size)
     if config.batch_size % group:

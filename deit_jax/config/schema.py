@@ -69,6 +69,9 @@ class Mixing:
     switch_probability: float
     label_smoothing: float
     group: int
+    mode: Literal["batch", "pair", "elem"]  # who has a lambda of its own: a group, each pair in it, or each image
+    cutmix_minmax: tuple[float, float]  # sides of cutmix's box, as shares of the image's; (0, 0): by its lambda
+    off: Duration  # after so long nothing is mixed; none: never
 
 
 @dataclasses.dataclass(frozen=True)

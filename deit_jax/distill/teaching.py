@@ -130,7 +130,8 @@ def _notes(header: Header, config: Config) -> tuple[str, ...]:
     notes = []
     if header.views == "one":
         notes.append("the recorded teacher saw each image's centre crop, not what the student sees: an approximation")
-        if config.mixing.probability and (config.mixing.mixup or config.mixing.cutmix):
+        mixing = config.mixing
+        if mixing.probability and (mixing.mixup or mixing.cutmix or any(mixing.cutmix_minmax)):
             notes.append("of a mixed image it tells its first part alone; without, config.mixing.probability=0")
     if config.distillation.kind == "soft" and header.top < header.classes:
         notes.append(

@@ -56,6 +56,7 @@ class Run:
         rates: what the learning rate is multiplied by for each parameter that is trained.
         learning_rate: of the step.
         total, warmup, log_every, eval_every, save_every: lengths in steps.
+        unmixed_from: the first step whose images are not mixed; None: all are.
         fresh: `seed -> variables` of a model that has learnt nothing.
         predict: `variables, uint8 images -> logits of each head`.
         target: shapes and shardings of the state.
@@ -76,6 +77,7 @@ class Run:
     log_every: int
     eval_every: int
     save_every: int
+    unmixed_from: int | None
     fresh: Callable[[Array], Variables]
     predict: Callable[[Variables, Array], tuple[Array, ...]]
     target: TrainState
@@ -186,7 +188,8 @@ class Run:
 
     def batches(self, start: int, stop: int, store: Store | None = None) -> Generator[tuple[Batch, int], None, None]:
         """See `device_batches`."""
-        return device_batches(self.config, self.mesh, self.source, start, stop, store)
+        mixed = self.unmixed_from
+        return device_batches(self.config, self.mesh, self.source, start, stop, store, unmixed_from=mixed)
 
 
 def build(config: Config, mesh: Mesh, source: Source) -> Run:
@@ -231,6 +234,7 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         log_every=in_steps(config.log.every),
         eval_every=in_steps(config.eval.every),
         save_every=in_steps(config.checkpoint.every),
+        unmixed_from=in_steps(config.mixing.off) or None,
         fresh=lambda seed: flatten(create_model(config.model.name, rngs=Keys(jax.random.key(seed)), **arguments)),
         predict=lambda variables, images: bind(model, variables).head_logits(normalize(images)),
         target=parallel.targets(state, mesh),

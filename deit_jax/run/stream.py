@@ -66,27 +66,38 @@ def stream(
 
 
 def device_batches(
-    config: Config, mesh: Mesh, source: Source, start: int, stop: int, store: Store | None = None
+    config: Config,
+    mesh: Mesh,
+    source: Source,
+    start: int,
+    stop: int,
+    store: Store | None = None,
+    *,
+    unmixed_from: int | None = None,
 ) -> Generator[tuple[Batch, int], None, None]:
     """The device batches of the steps from `start` to `stop`, each with how many of its images were corrupt.
 
     Args:
         store: what a teacher said of them, if that was recorded.
+        unmixed_from: the first step whose images are not mixed; None: all are.
 
     Raises:
         UserError: more images than `data.max_corrupt` allows could not be decoded.
     """
     batch_size = config.batch_size
     rows = parallel.local_rows(mesh, batch_size)
+    group = min(config.mixing.group, batch_size)
     draw = functools.partial(
         mixing.draw,
         config.seed,
-        groups=batch_size // min(config.mixing.group, batch_size),
+        groups=batch_size // group,
+        members=group,
         image_size=config.data.image_size,
         mixup=config.mixing.mixup,
         cutmix=config.mixing.cutmix,
-        probability=config.mixing.probability,
         switch_probability=config.mixing.switch_probability,
+        mode=config.mixing.mode,
+        cutmix_minmax=config.mixing.cutmix_minmax,
     )
     corrupt, allowed = 0, config.data.max_corrupt
     hosts = stream(config, source, rows, first_step=start, total_steps=stop)
@@ -100,11 +111,12 @@ def device_batches(
                 f"config.data.max_corrupt: {corrupt} of {seen} images could not be decoded, {allowed:.2%} are "
                 f"allowed; mend the files that the log names, or raise it"
             )
+        probability = config.mixing.probability if unmixed_from is None or step < unmixed_from else 0.0
         examples, first = host.pop("index"), step * batch_size
         taught = store.read(slice(first + rows.start, first + rows.stop), examples) if store else {}
         device: Batch = {
             **parallel.put_batch(host, mesh),
-            "mix": parallel.put_replicated(draw(step), mesh),
+            "mix": parallel.put_replicated(draw(step, probability=probability), mesh),
             "teacher": parallel.put_batch(taught, mesh),
         }
         yield device, replaced

@@ -184,6 +184,7 @@ NOT_NEGATIVE = [
     "eval__every_epochs",
     "checkpoint__every_examples",
     "optim__warmup_steps",
+    "mixing__off_epochs",
     "data__threads",
     "data__prefetch",
     "model__patch_size",
@@ -236,6 +237,7 @@ BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim
         ("data__crop_scale", (0.0, 1.0), "from 0.001 to 1"),
         ("data__crop_scale", (0.08, 1.2), "from 0.001 to 1"),
         ("data__std", (0.2, 0.0, 0.2), "positive"),
+        ("mixing__cutmix_minmax", (0.2, 1.1), "from 0 to 1"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name, value, wanted):
@@ -297,6 +299,9 @@ def test_the_ends_of_ranges_are_admitted(name, value):
     [
         ({"batch_size": 1022, "optim__accumulation": 4, "mixing__group": 1}, ["optim.accumulation", "batch_size"]),
         ({"batch_size": 1000}, ["mixing.group", "batch_size"]),
+        ({"mixing__cutmix_minmax": (0.8, 0.2)}, ["mixing.cutmix_minmax", "(0.0, 0.0) for none"]),
+        ({"mixing__cutmix_minmax": (0.5, 0.503)}, ["mixing.cutmix_minmax", "of 224 pixels", "below 112"]),
+        ({"mixing__off_epochs": 2.0, "mixing__off_steps": 3}, ["mixing.off_steps", "mixing.off_epochs"]),
         ({"loss__kind": "binary_cross_entropy", "loss__binarize": True}, ["label_smoothing", "loss.binarize"]),
         ({"data__crop_scale": (0.9, 0.1)}, ["data.crop_scale"]),
         ({"model__num_classes": 0}, ["model.num_classes"]),
@@ -400,6 +405,9 @@ CHANGES: dict[str, Any] = {
     "mixing__switch_probability": 0.1,
     "mixing__label_smoothing": 0.0,
     "mixing__group": 64,
+    "mixing__mode": "elem",
+    "mixing__cutmix_minmax": (0.2, 0.9),
+    "mixing__off_epochs": 200.0,
     "ema__decay": 0.0,
     "init_from": "pretrained",
     "optim__trainable": "head",

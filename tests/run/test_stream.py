@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import tiny_config, tiny_run
 
 from deit_jax.base.errors import UserError
 from deit_jax.data.memory import MemorySource
@@ -24,3 +24,23 @@ def test_one_class_is_nothing_to_train_on(monkeypatch, tmp_path):
         (tmp_path / "flowers" / kind / "0.jpg").touch()
     with pytest.raises(UserError, match=f"give --config.data.dir={tmp_path}/flowers$"):
         train_source(tiny_config(data__name="folder", data__dir=str(tmp_path)))
+
+
+def mixes(**fields):
+    run = tiny_run(tiny_config(**fields))
+    return [{name: np.asarray(value) for name, value in batch["mix"].items()} for batch, _ in run.batches(0, 4)]
+
+
+@pytest.mark.parametrize("off", [{"mixing__off_steps": 2}, {"mixing__off_examples": 64}])
+def test_mixing_ends_where_it_is_switched_off(off):
+    """From there on nothing is mixed; before, all is as without."""
+    for step, (usual, ending) in enumerate(zip(mixes(), mixes(**off), strict=True)):
+        assert (usual["label_weight"] < 1).any()
+        for name in usual:
+            unmixed = {"image_weight": 1, "label_weight": 1, "box": 0}[name]
+            np.testing.assert_array_equal(ending[name], usual[name] if step < 2 else unmixed)
+
+
+@pytest.mark.parametrize(("mode", "shape"), [("batch", (4,)), ("pair", (4, 8)), ("elem", (4, 8))])
+def test_the_mode_reaches_the_batch(mode, shape):
+    assert mixes(mixing__mode=mode)[0]["label_weight"].shape == shape
