@@ -62,6 +62,16 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Erasing:
+    probability: float
+    mode: Literal["pixel", "rand", "const"]
+    min_count: int
+    max_count: int
+    area: tuple[float, float]  # of all boxes together, as shares of the image
+    aspect: tuple[float, float]  # height over width of a box
+
+
+@dataclasses.dataclass(frozen=True)
 class Mixing:
     mixup: float
     cutmix: float
@@ -102,15 +112,22 @@ class Distillation:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    learning_rate: float  # for a batch of 512; scaled linearly
+    name: Literal["adamw", "lamb", "sgd", "muon"]
+    learning_rate: float
+    scale_by_batch: bool  # learning_rate is for a batch of 512, and is scaled linearly
     warmup_learning_rate: float
     min_learning_rate: float
+    schedule: Literal["cosine", "wsd", "step", "constant"]
     warmup: Duration
+    cooldown: Duration  # of the run's end, at min_learning_rate
+    decay: Duration  # of wsd: what falls before the cool-down; of step: from one fall to the next
+    decay_rate: float  # of step: factor of a fall
     schedule_per_epoch: bool
     weight_decay: float
     b1: float
     b2: float
     eps: float
+    momentum: float  # of sgd and muon
     clip_norm: float  # 0: no clipping
     accumulation: int
     gradient_dtype: Literal["float32", "bfloat16"]  # that devices exchange gradients of bfloat16 layers in
@@ -168,6 +185,7 @@ class Config:
     init_from: str  # weights to begin with, "pretrained" for the published ones; "": fresh ones
     model: Model
     data: Data
+    erasing: Erasing
     mixing: Mixing
     loss: Loss
     distillation: Distillation

@@ -226,9 +226,7 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         loss=training_loss(config.loss, config.distillation),
         optimizer=optimizer,
         rates=rates,
-        learning_rate=schedule_of(
-            config, total=total, warmup=warmup, epoch_steps=max(1, len(source) // config.batch_size)
-        ),
+        learning_rate=schedule_of(config, in_steps, epoch_steps=max(1, len(source) // config.batch_size)),
         total=total,
         warmup=warmup,
         log_every=in_steps(config.log.every),

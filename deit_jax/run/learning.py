@@ -9,10 +9,11 @@ from flax import nnx
 from jaxtyping import Array
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.rules import first_match
 from deit_jax.config import schema
-from deit_jax.config.schema import Config
+from deit_jax.config.schema import Config, Duration
 from deit_jax.models import flatten
-from deit_jax.step import losses, optim
+from deit_jax.step import losses, optim, schedule
 
 Loss = Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, dict[str, Array]]]
 
@@ -54,34 +55,61 @@ def rates_of(config: Config, model: nnx.Module) -> dict[str, float]:
 
 
 def optimizer_of(config: Config, paths: Iterable[str]) -> optax.GradientTransformation:
-    """The optimizer of the parameters that are trained, without the learning rate."""
-    return optim.adamw(
-        paths,
-        b1=config.optim.b1,
-        b2=config.optim.b2,
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-    )
+    """The optimizer of the parameters that are trained, without the learning rate.
+
+    Raises:
+        UserError: Muon is asked for, and none of them is a matrix of a Transformer's blocks.
+    """
+    paths = list(paths)
+    if config.optim.name == "sgd":
+        return optim.sgd(paths, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay)
+    adam = {name: getattr(config.optim, name) for name in ("b1", "b2", "eps", "weight_decay")}
+    if config.optim.name == "lamb":
+        return optim.lamb(paths, **adam)
+    if config.optim.name == "muon":
+        if not any(first_match(optim.MUON_RULES, path) for path in paths):
+            raise UserError(
+                f"config.optim.name: muon is for the matrices of a Transformer's blocks, and of {config.model.name} "
+                f"none are trained; set it to adamw"
+            )
+        return optim.muon(paths, momentum=config.optim.momentum, **adam)
+    return optim.adamw(paths, **adam)
 
 
-def schedule_of(config: Config, *, total: int, warmup: int, epoch_steps: int) -> Callable[[Array], Array]:
+def schedule_of(config: Config, in_steps: Callable[[Duration], int], *, epoch_steps: int) -> Callable[[Array], Array]:
     """The learning rate of the step.
 
     Args:
-        total, warmup: lengths in steps.
+        in_steps: how many steps a duration is.
         epoch_steps: whole batches of an epoch.
+
+    Raises:
+        UserError: the parts of the schedule are longer than the run.
     """
+    durations = (config.total, config.optim.warmup, config.optim.cooldown, config.optim.decay)
+    total, warmup, cooldown, decay = map(in_steps, durations)
+    if cooldown and cooldown >= total:
+        raise UserError(f"config.optim.cooldown_epochs: {cooldown:,} steps, and the run has {total:,}; shorten it")
+    if config.optim.schedule == "wsd" and warmup + decay + cooldown > total:
+        raise UserError(
+            f"config.optim.decay_epochs: warm-up, decay and cool-down take {warmup:,} + {decay:,} + {cooldown:,} "
+            f"steps, and the run has {total:,}; shorten one of them"
+        )
     return functools.partial(
-        optim.learning_rate,
+        schedule.learning_rate,
+        kind=config.optim.schedule,
         peak=peak_learning_rate(config),
         start=config.optim.warmup_learning_rate,
         floor=config.optim.min_learning_rate,
         total=total,
         warmup=warmup,
+        cooldown=cooldown,
+        decay=decay,
+        decay_rate=config.optim.decay_rate,
         epoch_steps=epoch_steps if config.optim.schedule_per_epoch else None,
     )
 
 
 def peak_learning_rate(config: Config) -> float:
-    """The learning rate after warm-up: linear in the batch size (arXiv:2012.12877, section 6)."""
-    return config.optim.learning_rate * config.batch_size / 512
+    """The learning rate after warm-up: linear in the batch size (arXiv:2012.12877, section 6), or as given."""
+    return config.optim.learning_rate * (config.batch_size / 512 if config.optim.scale_by_batch else 1)

@@ -12,7 +12,7 @@ from deit_jax.base.errors import UserError
 from deit_jax.config.schema import Config
 from deit_jax.data import Source, open_source, train_batches
 from deit_jax.distill import Store
-from deit_jax.step import mixing
+from deit_jax.step import erasing, mixing
 from deit_jax.step.step import Batch
 
 
@@ -99,6 +99,18 @@ def device_batches(
         mode=config.mixing.mode,
         cutmix_minmax=config.mixing.cutmix_minmax,
     )
+    erase = functools.partial(
+        erasing.draw,
+        seed=config.seed,
+        batch_size=batch_size,
+        image_size=config.data.image_size,
+        mode=config.erasing.mode,
+        probability=config.erasing.probability,
+        min_count=config.erasing.min_count,
+        max_count=config.erasing.max_count,
+        area=config.erasing.area,
+        aspect=config.erasing.aspect,
+    )
     corrupt, allowed = 0, config.data.max_corrupt
     hosts = stream(config, source, rows, first_step=start, total_steps=stop)
     for step, host in enumerate(hosts, start):
@@ -119,4 +131,7 @@ def device_batches(
             "mix": parallel.put_replicated(draw(step, probability=probability), mesh),
             "teacher": parallel.put_batch(taught, mesh),
         }
+        if config.erasing.probability:
+            drawn = {name: value[rows] for name, value in erase(step=step).items()}
+            device["erasing"] = parallel.put_batch(drawn, mesh)
         yield device, replaced

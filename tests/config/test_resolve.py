@@ -151,6 +151,7 @@ def test_a_name_like_no_other_gets_all_that_are_known():
         ("data__crop_scale", (0.1, 0.5, 1.0), "2 numbers"),
         ("data__mean", "abc", "3 numbers"),
         ("data__mean", (0.5, 0.5, "a"), "of type float"),
+        ("optim__name", "adam", "one of 'adamw', 'lamb', 'sgd', 'muon'"),
         ("model__dtype", "float16", "one of 'auto', 'float32', 'bfloat16'"),
         ("model__attention", "flash", "one of 'auto', 'einsum', 'xla', 'cudnn'"),
         ("model__global_pool", "max", "one of '', 'token', 'avg'"),
@@ -185,6 +186,8 @@ NOT_NEGATIVE = [
     "checkpoint__every_examples",
     "optim__warmup_steps",
     "mixing__off_epochs",
+    "optim__cooldown_steps",
+    "optim__decay_epochs",
     "data__threads",
     "data__prefetch",
     "model__patch_size",
@@ -205,6 +208,8 @@ POSITIVE = [
     "eval__batch_size",
     "data__image_size",
     "mixing__group",
+    "erasing__min_count",
+    "erasing__max_count",
     "optim__accumulation",
     "checkpoint__keep",
     "guard__max_skipped",
@@ -213,13 +218,14 @@ POSITIVE = [
 ]
 POSITIVE_REAL = ["optim__learning_rate", "optim__eps", "distillation__tau"]
 SHARES = [
+    "erasing__probability",
     "mixing__probability",
     "mixing__switch_probability",
     "data__flip",
     "data__max_corrupt",
     "distillation__alpha",
 ]
-BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim__b1", "optim__b2"]
+BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim__b1", "optim__b2", "optim__momentum"]
 
 
 @pytest.mark.parametrize(
@@ -238,6 +244,10 @@ BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim
         ("data__crop_scale", (0.08, 1.2), "from 0.001 to 1"),
         ("data__std", (0.2, 0.0, 0.2), "positive"),
         ("mixing__cutmix_minmax", (0.2, 1.1), "from 0 to 1"),
+        ("optim__decay_rate", 0.0, "from 0.001 to 1"),
+        ("erasing__area", (0.0, 0.3), "from 0.001 to 1"),
+        ("erasing__area", (0.1, 1.3), "from 0.001 to 1"),
+        ("erasing__aspect", (0.3, 101.0), "from 0.01 to 100"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name, value, wanted):
@@ -304,6 +314,9 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"mixing__off_epochs": 2.0, "mixing__off_steps": 3}, ["mixing.off_steps", "mixing.off_epochs"]),
         ({"loss__kind": "binary_cross_entropy", "loss__binarize": True}, ["label_smoothing", "loss.binarize"]),
         ({"data__crop_scale": (0.9, 0.1)}, ["data.crop_scale"]),
+        ({"erasing__area": (0.9, 0.1)}, ["erasing.area"]),
+        ({"erasing__aspect": (2.0, 0.5)}, ["erasing.aspect"]),
+        ({"erasing__min_count": 3, "erasing__max_count": 2}, ["erasing.min_count", "erasing.max_count"]),
         ({"model__num_classes": 0}, ["model.num_classes"]),
         ({"model__num_classes": -2}, ["model.num_classes"]),
         ({"mesh__data": 0}, ["mesh.data"]),
@@ -314,6 +327,8 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"eval__every_examples": 3}, ["eval.every_epochs", "eval.every_examples"]),
         ({"checkpoint__every_epochs": 0}, ["checkpoint.every_steps"]),
         ({"optim__warmup_steps": 3}, ["optim.warmup_steps", "optim.warmup_epochs"]),
+        ({"optim__schedule": "wsd"}, ["optim.decay_epochs", "optim.schedule='wsd'"]),
+        ({"optim__schedule": "step"}, ["optim.decay_epochs", "optim.schedule='step'"]),
         ({"distillation__top_k": 0}, ["distillation.top_k"]),
         ({"distillation__top_k": -2}, ["distillation.top_k"]),
         ({"distillation__store": "store"}, ["distillation.kind", "'none'", "set soft or hard", "leave the store out"]),
@@ -399,6 +414,12 @@ CHANGES: dict[str, Any] = {
     "data__image_size": 192,
     "data__crop_scale": (0.5, 1.0),
     "data__flip": 0.0,
+    "erasing__probability": 0.25,
+    "erasing__mode": "const",
+    "erasing__min_count": 2,
+    "erasing__max_count": 3,
+    "erasing__area": (0.1, 0.2),
+    "erasing__aspect": (0.5, 2.0),
     "mixing__mixup": 0.1,
     "mixing__cutmix": 0.0,
     "mixing__probability": 0.5,
@@ -411,14 +432,18 @@ CHANGES: dict[str, Any] = {
     "ema__decay": 0.0,
     "init_from": "pretrained",
     "optim__trainable": "head",
+    "optim__name": "lamb",
 }
+
+
+COMPANIONS = {"erasing__min_count": {"erasing__max_count": 2}}  # without which a field would contradict another
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_resume_may_not_change_the_stream_or_the_state(name):
     path, value = name.replace("__", "."), CHANGES[name]
     with pytest.raises(UserError) as error:
-        check_same(STORED, resolve(recipe(**{name: value})))
+        check_same(STORED, resolve(recipe(**{name: value}, **COMPANIONS.get(name, {}))))
     message = str(error.value)
     assert message.startswith(f"config.{path}: is {value!r}, ")
     assert repr(dict(flatten(to_dict(CONFIG)))[path]) in message
@@ -446,6 +471,12 @@ FREE: dict[str, Any] = {
     "optim__warmup_learning_rate": 1e-5,
     "optim__min_learning_rate": 0.0,
     "optim__warmup_epochs": 3.0,
+    "optim__scale_by_batch": False,
+    "optim__schedule": "constant",
+    "optim__cooldown_epochs": 10.0,
+    "optim__decay_epochs": 30.0,
+    "optim__decay_rate": 0.5,
+    "optim__momentum": 0.95,
     "optim__schedule_per_epoch": False,
     "optim__weight_decay": 0.1,
     "optim__b1": 0.8,
