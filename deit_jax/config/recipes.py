@@ -91,6 +91,7 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 **_duration("off"),
             },
             "loss": {"kind": "cross_entropy", "binarize": False},
+            "cosub": {"weight": 0.0},
             "distillation": {
                 "kind": "none",
                 "token": "distilled" in name,

@@ -34,6 +34,7 @@ LATER: dict[str, Any] = {
     "erasing.max_count": 1,
     "erasing.area": (0.02, 1 / 3),
     "erasing.aspect": (0.3, 1 / 0.3),
+    "cosub.weight": 0.0,
     "optim.name": "adamw",
     "optim.scale_by_batch": True,
     "optim.schedule": "cosine",
@@ -63,7 +64,7 @@ _RANGES = [
         math.inf,
     ),
     (r"\.(learning_rate|eps|tau|std\.\d)$", _POSITIVE, math.inf),
-    (r"\.(probability|switch_probability|flip|max_corrupt|alpha|cutmix_minmax\.\d)$", 0, 1),
+    (r"\.(probability|switch_probability|flip|max_corrupt|alpha|cutmix_minmax\.\d)$|^cosub\.weight$", 0, 1),
     (r"\.(label_smoothing|drop_path|decay|b1|b2|momentum)$", 0, 1 - 1e-9),
     (r"\.crop_ratio$", 1 / 16, 1),  # below, images become large before they are cut
     (r"\.(crop_scale\.\d|area\.\d|layer_decay|decay_rate)$", 1e-3, 1),
@@ -94,6 +95,7 @@ def resolve(config: Any) -> Config:
     _check_ranges(resolved)
     _check_contradictions(resolved)
     _check_images(resolved)
+    _check_cosub(resolved)
     _check_distillation(resolved.distillation)
     return resolved
 
@@ -324,6 +326,21 @@ def _check_images(config: Config) -> None:
     group = min(config.mixing.group, config.batch_size)
     if config.batch_size % group:
         raise UserError(f"config.mixing.group: {group} does not divide batch_size {config.batch_size}")
+
+
+def _check_cosub(config: Config) -> None:
+    if not config.cosub.weight:
+        return
+    if config.distillation.kind != "none":
+        raise UserError(
+            f"config.cosub.weight: two copies learn from one another, or both from a teacher, and distillation.kind is "
+            f"{config.distillation.kind!r}; set one of them to 0 or 'none'"
+        )
+    if not config.model.drop_path or config.optim.trainable == "head":
+        raise UserError(
+            "config.cosub.weight: the copies of an image differ by stochastic depth alone, of which there is none; set "
+            "model.drop_path, with optim.trainable other than head, or the weight to 0"
+        )
 
 
 def _check_distillation(distillation: Distillation) -> None:

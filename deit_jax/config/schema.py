@@ -91,6 +91,11 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cosub:
+    weight: float  # of what the copies of an image learn from one another; 0: there is one copy
+
+
+@dataclasses.dataclass(frozen=True)
 class Teacher:
     name: str  # a model of the registry, `package.module:build`, or a file of `deit_jax.export`
     weights: str  # of a model of the registry, as in init_from
@@ -188,6 +193,7 @@ class Config:
     erasing: Erasing
     mixing: Mixing
     loss: Loss
+    cosub: Cosub
     distillation: Distillation
     optim: Optim
     ema: Ema

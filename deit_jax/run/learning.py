@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -18,16 +19,30 @@ from deit_jax.step import losses, optim, schedule
 Loss = Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, dict[str, Array]]]
 
 
-def training_loss(loss: schema.Loss, distillation: schema.Distillation) -> Loss:
+def training_loss(loss: schema.Loss, distillation: schema.Distillation, cosub: schema.Cosub) -> Loss:
     """The training loss of (logits of each head, targets, the teacher's logits), and its weighted terms.
 
-    Without distillation it is that of the mean of the heads, which is what predicts.
+    Without distillation it is that of the mean of the heads, which is what predicts. With `cosub.weight` each image is
+    in the batch twice, in neighbouring rows.
     """
     criteria: dict[str, Callable[[Array, Array], Array]] = {
         "cross_entropy": losses.cross_entropy,
         "binary_cross_entropy": functools.partial(losses.binary_cross_entropy, binarize=loss.binarize),
     }
     criterion = criteria[loss.kind]
+    if cosub.weight:
+        agreement, probabilities = {
+            "cross_entropy": (losses.cross_entropy, jax.nn.softmax),
+            "binary_cross_entropy": (losses.binary_cross_entropy, jax.nn.sigmoid),
+        }[loss.kind]
+        return lambda logits, targets, taught: losses.cosub_loss(
+            jnp.mean(jnp.stack(logits), axis=0),
+            targets,
+            weight=cosub.weight,
+            criterion=criterion,
+            agreement=agreement,
+            probabilities=probabilities,
+        )
     if distillation.kind == "none":
         return lambda logits, targets, taught: (criterion(jnp.mean(jnp.stack(logits), axis=0), targets), {})
     settings = {name: getattr(distillation, name) for name in ("kind", "alpha", "tau", "kl_reduction")}

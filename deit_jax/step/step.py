@@ -56,6 +56,7 @@ def train_step(
     accumulation: int,
     clip_norm: float,
     ema_decay: Callable[[Array], Any],
+    copies: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update from one global batch.
 
@@ -74,6 +75,8 @@ def train_step(
         accumulation: micro-batches that the batch is cut into; it is mixed before.
         clip_norm: bound of the gradient's global norm; 0 for none.
         ema_decay: of the step: what the moving average keeps of itself.
+        copies: rows that each image becomes, neighbours in what `loss` gets, with a draw of stochastic depth each; more
+            than 1 are for training without a teacher.
 
     Returns:
         The next state, and scalar metrics. With a non-finite loss or gradient only the step and the counters advance.
@@ -90,6 +93,8 @@ def train_step(
         images, targets, recorded = rows
         bound = bind(model, params | trained | stats)
         taught = None if teacher is None else teacher(teacher_variables, normalize.undo(images), recorded)
+        # Neighbours, so that the copies of an image are on its device.
+        images, targets = (jnp.repeat(x, copies, axis=0) if copies > 1 else x for x in (images, targets))
         value, terms = loss(bound.head_logits(images, key=None if frozen_backbone else key), targets, taught)
         return value, (flatten(bound, nnx.BatchStat), terms)
 

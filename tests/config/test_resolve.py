@@ -224,6 +224,7 @@ SHARES = [
     "data__flip",
     "data__max_corrupt",
     "distillation__alpha",
+    "cosub__weight",
 ]
 BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim__b1", "optim__b2", "optim__momentum"]
 
@@ -329,6 +330,12 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"optim__warmup_steps": 3}, ["optim.warmup_steps", "optim.warmup_epochs"]),
         ({"optim__schedule": "wsd"}, ["optim.decay_epochs", "optim.schedule='wsd'"]),
         ({"optim__schedule": "step"}, ["optim.decay_epochs", "optim.schedule='step'"]),
+        ({"cosub__weight": 0.5, "model__drop_path": 0.0}, ["cosub.weight", "model.drop_path"]),
+        ({"cosub__weight": 0.5, "optim__trainable": "head"}, ["cosub.weight", "optim.trainable"]),
+        (
+            {"cosub__weight": 0.5, "distillation__kind": "hard", "distillation__teacher__name": "regnety_160"},
+            ["cosub.weight", "distillation.kind is 'hard'"],
+        ),
         ({"distillation__top_k": 0}, ["distillation.top_k"]),
         ({"distillation__top_k": -2}, ["distillation.top_k"]),
         ({"distillation__store": "store"}, ["distillation.kind", "'none'", "set soft or hard", "leave the store out"]),
@@ -471,6 +478,7 @@ FREE: dict[str, Any] = {
     "optim__warmup_learning_rate": 1e-5,
     "optim__min_learning_rate": 0.0,
     "optim__warmup_epochs": 3.0,
+    "cosub__weight": 0.5,
     "optim__scale_by_batch": False,
     "optim__schedule": "constant",
     "optim__cooldown_epochs": 10.0,

@@ -1,9 +1,11 @@
 """How a run learns, field by field of the config."""
 
 import dataclasses
+import re
 import shutil
 import typing
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from tiny import tiny_config, tiny_run
 
 from deit_jax.base.errors import UserError
 from deit_jax.config import schema
+from deit_jax.models import bind
 from deit_jax.run import train
 from deit_jax.run.learning import peak_learning_rate, training_loss
 from deit_jax.run.metrics import read_rows
@@ -24,7 +27,7 @@ def test_every_kind_of_loss_is_one_of_its_own(kind):
     logits, targets = jnp.array([[0.5, -1.0, 2.0]]), jnp.array([[0.1, 0.2, 0.7]])
 
     def value(kind: str) -> float:
-        loss = training_loss(dataclasses.replace(config.loss, kind=kind), config.distillation)
+        loss = training_loss(dataclasses.replace(config.loss, kind=kind), config.distillation, config.cosub)
         return float(loss((logits,), targets, None)[0])
 
     assert np.isfinite(value(kind))
@@ -65,3 +68,17 @@ def test_every_optimizer_goes_on_where_it_was(name, rate, tmp_path):
     again = {row["step"]: row for row in read_rows(tmp_path / "whole" / "metrics.jsonl")}
     assert again.keys() == rows.keys()
     assert [again[step]["train/loss"] for step in again] == [rows[step]["train/loss"] for step in again]
+
+
+def test_copies_stay_on_the_device_of_their_image_and_draw_their_own_depth():
+    fields = {"cosub__weight": 0.5, "mixing__group": 4, "model__drop_path": 0.4}
+    run = tiny_run(tiny_config(**fields))
+    batch, _ = next(run.batches(0, 1))
+    compiled = run.train_step().lower(run.target, batch, np.uint32(0), None).compile()
+    assert not re.search(r" (collective-permute|all-to-all|all-gather)(-start)?\(", compiled.as_text())
+    _, metrics = compiled(run.first_state(), batch, np.uint32(0), None)
+    assert metrics["loss"] == pytest.approx(float(metrics["loss_base"] + metrics["loss_cosub"]), rel=1e-6)
+    keys = jax.random.key(0)
+    seen = jnp.repeat(run.normalize(batch["image"][:3]), 2, axis=0)
+    (logits, _) = bind(run.model, run.first_state().params).head_logits(seen, key=keys)
+    assert len(np.unique(np.asarray(logits).round(6), axis=0)) > 3

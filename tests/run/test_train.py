@@ -76,7 +76,7 @@ def test_every_field_of_the_config_is_read(finished, tmp_path, monkeypatch):
     taught = distilled_config(tmp_path / "teacher", distillation__kind="soft")
     at_step(monkeypatch, 1, lambda: 1 / 0)  # what a distilled run reads, it reads before
     with reads_recorded():
-        learning.training_loss(other.loss, other.distillation)
+        learning.training_loss(other.loss, other.distillation, other.cosub)
         precompute.Recording(taught, "stream")
         with pytest.raises(ZeroDivisionError):
             train.train(taught, tmp_path / "run")
