@@ -77,6 +77,7 @@ def test_every_field_of_the_config_is_read(finished, tmp_path, monkeypatch):
     at_step(monkeypatch, 1, lambda: 1 / 0)  # what a distilled run reads, it reads before
     with reads_recorded():
         learning.training_loss(other.loss, other.distillation, other.cosub)
+        learning.optimizer_of(replace(CONFIG, "optim", name="sgd"), [])
         precompute.Recording(taught, "stream")
         with pytest.raises(ZeroDivisionError):
             train.train(taught, tmp_path / "run")
