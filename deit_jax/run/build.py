@@ -87,6 +87,11 @@ class Run:
         """Of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.target)
 
+    @property
+    def copies(self) -> int:
+        """Of each image in a training step."""
+        return 2 if self.config.cosub.weight else 1
+
     def first_state(self, given: Variables | None = None) -> TrainState:
         """The state before the first step, on the mesh; the variables that are `given` are not drawn.
 
@@ -119,7 +124,7 @@ class Run:
             frozen_backbone=config.optim.trainable == "head",
             num_classes=len(self.source.class_names),
             label_smoothing=config.mixing.label_smoothing,
-            copies=2 if config.cosub.weight else 1,
+            copies=self.copies,
             accumulation=config.optim.accumulation,
             clip_norm=config.optim.clip_norm,
             ema_decay=functools.partial(optim.ema_decay, decay=config.ema.decay, warmup=config.ema.warmup),
@@ -185,7 +190,7 @@ class Run:
         if wanted == "off" or not counted or (wanted == "auto" and on_cpu):
             return 0.0
         count = forward_flops if self.config.optim.trainable == "head" else training_flops
-        return count(self.model) / parallel.matmul_peak(self.mesh, self.config.model.dtype)()
+        return self.copies * count(self.model) / parallel.matmul_peak(self.mesh, self.config.model.dtype)()
 
     def batches(self, start: int, stop: int, store: Store | None = None) -> Generator[tuple[Batch, int], None, None]:
         """See `device_batches`."""

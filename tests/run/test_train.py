@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny import distilled_config, replace, tiny_config, tiny_run, write_random_weights, write_teacher
 
-from deit_jax import precompute
+from deit_jax import parallel, precompute
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config import resolve, schema
 from deit_jax.config.resolve import to_dict
@@ -256,6 +256,9 @@ def test_utilisation_is_told_where_it_is_asked_for(tmp_path, monkeypatch):
     seconds = run.image_seconds()
     assert seconds > 0
     assert tiny_run(CONFIG).image_seconds() == 0  # auto: not on CPU
+    monkeypatch.setattr(parallel, "matmul_peak", lambda *given: lambda: 1e9)
+    twice = tiny_run(tiny_config(log__utilisation="on", cosub__weight=0.5))
+    assert twice.image_seconds() == 2 * run.image_seconds()
     fields = dict.fromkeys(("patch_size", "width", "depth", "heads", "drop_path"), 0) | {"name": "regnety_002"}
     convnet = {f"model__{name}": value for name, value in fields.items()} | {"distillation__token": False}
     with pytest.raises(UserError, match=r"config\.log\.utilisation: .*regnety_002"):
