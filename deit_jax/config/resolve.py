@@ -25,6 +25,10 @@ _FIXED = [
     (r"", None),
 ]
 
+# Fields that came later than some run, with the value that means "as it was before there was the field": so that
+# checkpoints and recordings which lack it go on.
+LATER: dict[str, Any] = {}
+
 _POSITIVE = 1e-12
 
 # Fields (by path) with the values that they admit.
@@ -109,8 +113,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def stream_fields(config: Config) -> dict[str, Any]:
-    """The fields that decide which images a run trains on, in which order, cut and mixed how; by path."""
-    return {path: value for path, value in flatten(to_dict(config)) if first_match(_FIXED, path) == STREAM}
+    """The fields that decide which images a run trains on, in which order, cut and mixed how; by path.
+
+    Those of `LATER` at their value of before are left out: a recording made before there was the field still fits.
+    """
+    return {
+        path: value
+        for path, value in flatten(to_dict(config))
+        if first_match(_FIXED, path) == STREAM and not (path in LATER and value == LATER[path])
+    }
 
 
 def check_same(
@@ -118,13 +129,15 @@ def check_same(
 ) -> list[str]:
     """What differs from the config `stored` in a checkpoint, a line each.
 
+    A field of `LATER` that `stored` lacks had its value of before.
+
     Args:
         fixed: what must be the same, of `STREAM`, `SHAPE` and `BEGINNING`.
 
     Raises:
         UserError: a field that decides something fixed differs.
     """
-    before = dict(flatten(stored))
+    before = LATER | dict(flatten(stored))
     changes = []
     for path, value in flatten(to_dict(config)):
         if path not in before:

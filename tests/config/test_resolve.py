@@ -13,7 +13,16 @@ import deit_jax
 from deit_jax import cli
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.config import recipes
-from deit_jax.config.resolve import check_same, field_paths, flatten, for_platform, resolve, to_dict
+from deit_jax.config.resolve import (
+    LATER,
+    check_same,
+    field_paths,
+    flatten,
+    for_platform,
+    resolve,
+    stream_fields,
+    to_dict,
+)
 from deit_jax.config.schema import UNITS, Config, Duration
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -612,3 +621,52 @@ def test_there_are_configs():
 def test_a_field_that_came_after_the_run_is_announced():
     older = {name: value for name, value in STORED.items() if name != "init_from"}
     assert check_same(older, CONFIG) == ["init_from: '', which the run did not know yet"]
+
+
+# `data.flip` stands for a field that came later: a checkpoint of before lacks it, and trained as with 0.5.
+
+
+def without_flip() -> dict[str, Any]:
+    older = copy.deepcopy(STORED)
+    del older["data"]["flip"]
+    return older
+
+
+def test_a_later_field_at_its_value_of_before_resumes_in_silence(monkeypatch):
+    monkeypatch.setitem(LATER, "data.flip", 0.5)
+    assert check_same(without_flip(), CONFIG) == []
+
+
+def test_a_later_field_at_another_value_is_refused_as_any_other(monkeypatch):
+    changed = resolve(recipe(data__flip=0.25))
+    with pytest.raises(UserError) as known:
+        check_same(STORED, changed)
+    monkeypatch.setitem(LATER, "data.flip", 0.5)
+    with pytest.raises(UserError) as lacking:
+        check_same(without_flip(), changed)
+    assert str(lacking.value) == str(known.value)
+
+
+def test_what_is_stored_of_a_later_field_counts(monkeypatch):
+    monkeypatch.setitem(LATER, "data.flip", 0.25)
+    assert check_same(STORED, CONFIG) == []
+
+
+def test_a_later_field_that_is_not_fixed_is_announced_with_its_value_of_before(monkeypatch):
+    older = {name: value for name, value in STORED.items() if name != "init_from"}
+    monkeypatch.setitem(LATER, "init_from", "elsewhere")
+    assert check_same(older, CONFIG, fixed=()) == ["init_from: 'elsewhere' -> ''"]
+
+
+def test_the_stream_has_a_later_field_only_where_it_changes_something(monkeypatch):
+    before = stream_fields(CONFIG)
+    assert before["data.flip"] == 0.5
+    monkeypatch.setitem(LATER, "data.flip", 0.5)
+    assert stream_fields(CONFIG) == {path: value for path, value in before.items() if path != "data.flip"}
+    changed = resolve(recipe(data__flip=0.0))
+    assert stream_fields(changed) == before | {"data.flip": 0.0}
+
+
+def test_later_fields_are_fields_and_admit_their_value_of_before():
+    fields = {path.replace(".", "__"): value for path, value in LATER.items()}
+    assert LATER.items() <= dict(flatten(to_dict(resolve(recipe(**fields))))).items()
