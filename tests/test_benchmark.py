@@ -86,9 +86,9 @@ def test_infer(capsys):
 def test_data_decodes_an_image_for_each_of_its_places_in_the_stream(capsys, monkeypatch):
     decoded = []
 
-    def counting(image):
+    def counting(image, **options):
         decoded.append(image)
-        return decode(image)
+        return decode(image, **options)
 
     monkeypatch.setattr("deit_jax.data.pipeline.decode", counting)
     result = run(capsys, "data", CONFIG, "--batches=30", "--config.data.threads=1")

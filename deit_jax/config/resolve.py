@@ -13,12 +13,14 @@ from typing import Any, Literal
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.base.rules import first_match
 from deit_jax.config.schema import UNITS, AttentionKind, Config, Distillation, DType, Duration
+from deit_jax.data.policy import parse_policy
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
 
 # What a resume may not change, and why. Everything else may change, and is announced.
 _FIXED = [
     (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^mixing\.", STREAM),
+    (r"^data\.(crop|crop_aspect|interpolation|augment|color_jitter|repeats|exif)$", STREAM),
     (r"^model\.(name|patch_size|width|depth|heads|global_pool|stem)$", SHAPE),
     (r"^optim\.trainable$|^ema\.decay$", SHAPE),  # the average: on or off, that is
     (r"^init_from$", BEGINNING),
@@ -27,7 +29,15 @@ _FIXED = [
 
 # Fields that came later than some run, with the value that means "as it was before there was the field": so that
 # checkpoints and recordings which lack it go on.
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {
+    "data.crop": "random_resized",
+    "data.crop_aspect": (3 / 4, 4 / 3),
+    "data.interpolation": "bicubic",
+    "data.augment": "",
+    "data.color_jitter": 0.0,
+    "data.repeats": 1,
+    "data.exif": True,
+}
 
 _POSITIVE = 1e-12
 
@@ -41,12 +51,13 @@ _RANGES = [
         math.inf,
     ),
     (r"(_steps|_epochs|_examples)$", 0, math.inf),
-    (r"(batch_size|image_size|group|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$", 1, math.inf),
+    (r"(batch_size|image_size|repeats|group|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$", 1, math.inf),
     (r"\.(learning_rate|eps|tau|std\.\d)$", _POSITIVE, math.inf),
-    (r"\.(probability|switch_probability|flip|max_corrupt|alpha)$", 0, 1),
+    (r"\.(probability|switch_probability|flip|color_jitter|max_corrupt|alpha)$", 0, 1),
     (r"\.(label_smoothing|drop_path|decay|b1|b2)$", 0, 1 - 1e-9),
     (r"\.crop_ratio$", 1 / 16, 1),  # below, images become large before they are cut
     (r"\.(crop_scale\.\d|layer_decay)$", 1e-3, 1),
+    (r"\.crop_aspect\.\d$", 1e-2, 100),
     (r"", -math.inf, math.inf),
 ]
 
@@ -113,15 +124,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def stream_fields(config: Config) -> dict[str, Any]:
-    """The fields that decide which images a run trains on, in which order, cut and mixed how; by path.
+    """The fields that decide which images a run trains on, in which order, cut and mixed how; by path."""
+    return {path: value for path, value in recorded_fields(config).items() if first_match(_FIXED, path) == STREAM}
 
-    Those of `LATER` at their value of before are left out: a recording made before there was the field still fits.
-    """
-    return {
-        path: value
-        for path, value in flatten(to_dict(config))
-        if first_match(_FIXED, path) == STREAM and not (path in LATER and value == LATER[path])
-    }
+
+def recorded_fields(config: Config) -> dict[str, Any]:
+    """All fields by path but those of `LATER` at their value of before: what was recorded before them still fits."""
+    fields = flatten(to_dict(config))
+    return {path: value for path, value in fields if not (path in LATER and value == LATER[path])}
 
 
 def check_same(
@@ -261,9 +271,11 @@ def _check_contradictions(config: Config) -> None:
     for name in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, name) == 0 or getattr(config.mesh, name) < -1:
             raise UserError(f"config.mesh.{name}: should be a number of devices, or -1 for mesh.data")
-    low, high = config.data.crop_scale
-    if low > high:
-        raise UserError(f"config.data.crop_scale: is {(low, high)}, should be (smallest, largest)")
+    for name in ("crop_scale", "crop_aspect"):
+        low, high = getattr(config.data, name)
+        if low > high:
+            raise UserError(f"config.data.{name}: is {(low, high)}, should be (smallest, largest)")
+    parse_policy(config.data.augment)
     if config.model.num_classes == 0 or config.model.num_classes < -1:
         raise UserError("config.model.num_classes: should be positive, or -1 for as many as the data has")
     if config.batch_size % config.optim.accumulation:
@@ -273,6 +285,12 @@ def _check_contradictions(config: Config) -> None:
     group = min(config.mixing.group, config.batch_size)
     if config.batch_size % group:
         raise UserError(f"config.mixing.group: {group} does not divide batch_size {config.batch_size}")
+    mixes = config.mixing.probability and (config.mixing.mixup or config.mixing.cutmix)
+    if mixes and config.batch_size // group < config.data.repeats:
+        raise UserError(
+            f"config.data.repeats: {config.data.repeats} copies of an image would mix with each other: a batch of "
+            f"{config.batch_size} has {config.batch_size // group} group(s) of mixing.group {group}; make that smaller"
+        )
     if config.loss.kind == "binary_cross_entropy" and config.loss.binarize and config.mixing.label_smoothing:
         raise UserError(
             "config.mixing.label_smoothing: with loss.binarize every smoothed class would count as present; "

@@ -19,7 +19,7 @@ from deit_jax.base.errors import UserError
 from deit_jax.base.rules import first_match
 from deit_jax.config import schema
 from deit_jax.config.schema import Config
-from deit_jax.data import Source, examples_per_epoch, open_source, train_batches
+from deit_jax.data import Source, TrainTransform, examples_per_epoch, open_source, train_batches
 from deit_jax.distill import Store
 from deit_jax.models import (
     Keys,
@@ -201,7 +201,7 @@ class Run:
         draw = functools.partial(
             mixing.draw,
             config.seed,
-            groups=batch_size // min(config.mixing.group, batch_size),
+            groups=mixing_groups(config),
             image_size=config.data.image_size,
             mixup=config.mixing.mixup,
             cutmix=config.mixing.cutmix,
@@ -244,7 +244,11 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     arguments = _model_arguments(config, classes)
     model = _model(config, arguments)
     rates = _rates(config, model)
-    in_steps = functools.partial(_in_steps, config.batch_size, len(source))
+    epoch = examples_per_epoch(len(source), config.batch_size, config.data.repeats)
+
+    def in_steps(duration: schema.Duration) -> int:
+        return duration.in_steps(config.batch_size, epoch / config.batch_size)
+
     total, warmup = in_steps(config.total), in_steps(config.optim.warmup)
     if total > MAX_STEPS:
         raise UserError(
@@ -278,7 +282,7 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
             floor=config.optim.min_learning_rate,
             total=total,
             warmup=warmup,
-            epoch_steps=max(1, len(source) // config.batch_size) if config.optim.schedule_per_epoch else None,
+            epoch_steps=max(1, epoch // config.batch_size) if config.optim.schedule_per_epoch else None,
         ),
         total=total,
         warmup=warmup,
@@ -345,12 +349,32 @@ def stream(
         rows=rows,
         first_step=first_step,
         total_steps=total_steps,
-        image_size=config.data.image_size,
-        crop_scale=config.data.crop_scale,
-        flip=config.data.flip,
+        transform=train_transform(config.data),
+        repeats=config.data.repeats,
+        groups=mixing_groups(config),
+        exif=config.data.exif,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
+
+
+def train_transform(data: schema.Data) -> TrainTransform:
+    """What the training images of a config go through."""
+    return TrainTransform(
+        image_size=data.image_size,
+        crop=data.crop,
+        crop_scale=data.crop_scale,
+        crop_aspect=data.crop_aspect,
+        interpolation=data.interpolation,
+        flip=data.flip,
+        augment=data.augment,
+        color_jitter=data.color_jitter,
+    )
+
+
+def mixing_groups(config: Config) -> int:
+    """In how many groups a batch mixes: a group is never wider than it."""
+    return config.batch_size // min(config.mixing.group, config.batch_size)
 
 
 def peak_learning_rate(config: Config) -> float:
@@ -388,10 +412,6 @@ def _state_of(
     params = {path: variables[path] for path in flatten(model, nnx.Param)}
     stats = {path: variables[path] for path in flatten(model, nnx.BatchStat)}
     return init_state(params, stats, optimizer.init({path: params[path] for path in trained}), keep_ema=keep_ema)
-
-
-def _in_steps(batch_size: int, examples: int, duration: schema.Duration) -> int:
-    return duration.in_steps(batch_size, examples_per_epoch(examples, batch_size) / batch_size)
 
 
 def _model_arguments(config: Config, num_classes: int) -> dict[str, Any]:

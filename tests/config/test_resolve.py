@@ -154,6 +154,8 @@ def test_a_name_like_no_other_gets_all_that_are_known():
         ("model__dtype", "float16", "one of 'auto', 'float32', 'bfloat16'"),
         ("model__attention", "flash", "one of 'auto', 'einsum', 'xla', 'cudnn'"),
         ("model__global_pool", "max", "one of '', 'token', 'avg'"),
+        ("data__crop", "center", "one of 'random_resized', 'simple', 'pad'"),
+        ("data__interpolation", "nearest", "one of 'bicubic', 'bilinear', 'random'"),
         ("loss__kind", "mse", "one of 'cross_entropy', 'binary_cross_entropy'"),
         ("distillation__kind", "feature", "one of 'none', 'soft', 'hard'"),
         ("distillation__kl_reduction", "mean", "one of 'numel', 'batchmean'"),
@@ -203,6 +205,7 @@ POSITIVE = [
     "batch_size",
     "eval__batch_size",
     "data__image_size",
+    "data__repeats",
     "mixing__group",
     "optim__accumulation",
     "checkpoint__keep",
@@ -215,6 +218,7 @@ SHARES = [
     "mixing__probability",
     "mixing__switch_probability",
     "data__flip",
+    "data__color_jitter",
     "data__max_corrupt",
     "distillation__alpha",
 ]
@@ -235,6 +239,8 @@ BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim
         ("data__crop_ratio", 1.5, "from 0.0625 to 1"),
         ("data__crop_scale", (0.0, 1.0), "from 0.001 to 1"),
         ("data__crop_scale", (0.08, 1.2), "from 0.001 to 1"),
+        ("data__crop_aspect", (0.0, 1.0), "from 0.01 to 100"),
+        ("data__crop_aspect", (1.0, 101.0), "from 0.01 to 100"),
         ("data__std", (0.2, 0.0, 0.2), "positive"),
     ],
 )
@@ -299,6 +305,10 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"batch_size": 1000}, ["mixing.group", "batch_size"]),
         ({"loss__kind": "binary_cross_entropy", "loss__binarize": True}, ["label_smoothing", "loss.binarize"]),
         ({"data__crop_scale": (0.9, 0.1)}, ["data.crop_scale"]),
+        ({"data__crop_aspect": (4 / 3, 3 / 4)}, ["data.crop_aspect"]),
+        ({"data__augment": "rand-m9-x3"}, ["data.augment", "'x3'"]),
+        ({"data__repeats": 5}, ["data.repeats", "5 copies", "batch of 1024 has 4 group(s)", "mixing.group 256"]),
+        ({"data__repeats": 3, "batch_size": 64}, ["data.repeats", "batch of 64 has 1 group(s)", "mixing.group 64"]),
         ({"model__num_classes": 0}, ["model.num_classes"]),
         ({"model__num_classes": -2}, ["model.num_classes"]),
         ({"mesh__data": 0}, ["mesh.data"]),
@@ -329,6 +339,10 @@ def test_what_only_looks_like_a_contradiction_passes():
     binary = recipe(loss__kind="binary_cross_entropy", loss__binarize=True, mixing__label_smoothing=0)
     assert resolve(binary).loss.binarize
     assert resolve(recipe(loss__binarize=True)).loss.binarize  # cross-entropy does not look at it
+    assert (
+        resolve(recipe(data__repeats=4)).data.repeats == 4
+    )  # as many as there are groups; no batch need be a multiple
+    assert resolve(recipe(data__repeats=5, mixing__probability=0)).data.repeats == 5  # nothing mixes
 
 
 # Durations.
@@ -394,6 +408,13 @@ CHANGES: dict[str, Any] = {
     "data__image_size": 192,
     "data__crop_scale": (0.5, 1.0),
     "data__flip": 0.0,
+    "data__crop": "simple",
+    "data__crop_aspect": (0.5, 2.0),
+    "data__interpolation": "random",
+    "data__augment": "rand-m9-mstd0.5-inc1",
+    "data__color_jitter": 0.3,
+    "data__repeats": 3,
+    "data__exif": False,
     "mixing__mixup": 0.1,
     "mixing__cutmix": 0.0,
     "mixing__probability": 0.5,
