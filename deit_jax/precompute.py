@@ -245,6 +245,7 @@ def _centre_crops(run: Run, start: int, stop: int) -> Generator[Any, None, None]
         steps=range(start, stop),
         image_size=data.image_size,
         crop_ratio=data.crop_ratio,
+        exif=data.exif,
         threads=data.threads,
         prefetch=data.prefetch,
     )

@@ -13,12 +13,14 @@ from typing import Any, Literal
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.base.rules import first_match
 from deit_jax.config.schema import UNITS, AttentionKind, Config, Distillation, DType, Duration
+from deit_jax.data.policy import parse_policy
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
 
 # What a resume may not change, and why. Everything else may change, and is announced.
 _FIXED = [
     (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^(mixing|erasing)\.", STREAM),
+    (r"^data\.(crop|crop_aspect|interpolation|augment|color_jitter|repeats|exif)$", STREAM),
     (r"^model\.(name|patch_size|width|depth|heads|global_pool|stem)$", SHAPE),
     (r"^optim\.(trainable|name)$|^ema\.decay$", SHAPE),  # the average: on or off, that is
     (r"^init_from$", BEGINNING),
@@ -44,6 +46,13 @@ LATER: dict[str, Any] = {
     "mixing.mode": "batch",
     "mixing.cutmix_minmax": (0.0, 0.0),
     **{f"mixing.off_{unit}": 0 for unit in UNITS},
+    "data.crop": "random_resized",
+    "data.crop_aspect": (3 / 4, 4 / 3),
+    "data.interpolation": "bicubic",
+    "data.augment": "",
+    "data.color_jitter": 0.0,
+    "data.repeats": 1,
+    "data.exif": True,
 }
 
 _POSITIVE = 1e-12
@@ -59,16 +68,20 @@ _RANGES = [
     ),
     (r"(_steps|_epochs|_examples)$", 0, math.inf),
     (
-        r"(batch_size|image_size|group|min_count|max_count|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$",
+        r"(batch_size|image_size|repeats|group|min_count|max_count|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$",
         1,
         math.inf,
     ),
     (r"\.(learning_rate|eps|tau|std\.\d)$", _POSITIVE, math.inf),
-    (r"\.(probability|switch_probability|flip|max_corrupt|alpha|cutmix_minmax\.\d)$|^cosub\.weight$", 0, 1),
+    (
+        r"\.(probability|switch_probability|flip|color_jitter|max_corrupt|alpha|cutmix_minmax\.\d)$|^cosub\.weight$",
+        0,
+        1,
+    ),
     (r"\.(label_smoothing|drop_path|decay|b1|b2|momentum)$", 0, 1 - 1e-9),
     (r"\.crop_ratio$", 1 / 16, 1),  # below, images become large before they are cut
     (r"\.(crop_scale\.\d|area\.\d|layer_decay|decay_rate)$", 1e-3, 1),
-    (r"\.aspect\.\d$", 1e-2, 1e2),
+    (r"\.(aspect|crop_aspect)\.\d$", 1e-2, 1e2),
     (r"", -math.inf, math.inf),
 ]
 
@@ -138,15 +151,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def stream_fields(config: Config) -> dict[str, Any]:
-    """The fields that decide which images a run trains on, in which order, cut and mixed how; by path.
+    """The fields that decide which images a run trains on, in which order, cut and mixed how; by path."""
+    return {path: value for path, value in recorded_fields(config).items() if first_match(_FIXED, path) == STREAM}
 
-    Those of `LATER` at their value of before are left out: a recording made before there was the field still fits.
-    """
-    return {
-        path: value
-        for path, value in flatten(to_dict(config))
-        if first_match(_FIXED, path) == STREAM and not (path in LATER and value == LATER[path])
-    }
+
+def recorded_fields(config: Config) -> dict[str, Any]:
+    """All fields by path but those of `LATER` at their value of before: what was recorded before them still fits."""
+    fields = flatten(to_dict(config))
+    return {path: value for path, value in fields if not (path in LATER and value == LATER[path])}
 
 
 def check_same(
@@ -293,6 +305,7 @@ def _check_contradictions(config: Config) -> None:
     for name in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, name) == 0 or getattr(config.mesh, name) < -1:
             raise UserError(f"config.mesh.{name}: should be a number of devices, or -1 for mesh.data")
+    parse_policy(config.data.augment)
     if config.model.num_classes == 0 or config.model.num_classes < -1:
         raise UserError("config.model.num_classes: should be positive, or -1 for as many as the data has")
     if config.batch_size % config.optim.accumulation:
@@ -307,7 +320,7 @@ def _check_contradictions(config: Config) -> None:
 
 
 def _check_images(config: Config) -> None:
-    pairs = {"data.crop_scale": config.data.crop_scale}
+    pairs = {f"data.{name}": getattr(config.data, name) for name in ("crop_scale", "crop_aspect")}
     pairs |= {f"erasing.{name}": getattr(config.erasing, name) for name in ("area", "aspect")}
     for path, (low, high) in pairs.items():
         if low > high:
@@ -326,6 +339,13 @@ def _check_images(config: Config) -> None:
     group = min(config.mixing.group, config.batch_size)
     if config.batch_size % group:
         raise UserError(f"config.mixing.group: {group} does not divide batch_size {config.batch_size}")
+    mixing = config.mixing
+    mixes = mixing.probability and (mixing.mixup or mixing.cutmix or any(mixing.cutmix_minmax))
+    if mixes and config.batch_size // group < config.data.repeats:
+        raise UserError(
+            f"config.data.repeats: {config.data.repeats} copies of an image would mix with each other: a batch of "
+            f"{config.batch_size} has {config.batch_size // group} group(s) of mixing.group {group}; make that smaller"
+        )
 
 
 def _check_cosub(config: Config) -> None:

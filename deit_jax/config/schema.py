@@ -51,9 +51,16 @@ class Data:
     train_split: str
     eval_split: str
     image_size: int
-    crop_scale: tuple[float, float]  # area of the training crop, as shares of the image
+    crop: Literal["random_resized", "simple", "pad"]  # simple, pad: a random part of the image with a border
+    crop_scale: tuple[float, float]  # area of the random_resized crop, as shares of the image
+    crop_aspect: tuple[float, float]  # its width over its height
+    interpolation: Literal["bicubic", "bilinear", "random"]  # of training crops and warps; evaluation's is bicubic
     crop_ratio: float  # side of the evaluation's centre crop over the resized short side
     flip: float
+    augment: str  # timm's names: rand-m9-mstd0.5-inc1, 3a, original, v0, ...; "": none
+    color_jitter: float  # strength in brightness, contrast and saturation; 0: none
+    repeats: int  # copies of an image in a row, for repeated augmentation
+    exif: bool  # turn photos as their EXIF orientation says, which torchvision does not
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     threads: int

@@ -211,7 +211,11 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     arguments = model_arguments(config, len(source.class_names))
     model = model_of(config, arguments)
     rates = rates_of(config, model)
-    in_steps = functools.partial(_in_steps, config.batch_size, len(source))
+    epoch = examples_per_epoch(len(source), config.batch_size, config.data.repeats)
+
+    def in_steps(duration: schema.Duration) -> int:
+        return duration.in_steps(config.batch_size, epoch / config.batch_size)
+
     total, warmup = in_steps(config.total), in_steps(config.optim.warmup)
     if total > MAX_STEPS:
         raise UserError(
@@ -232,7 +236,7 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         loss=training_loss(config.loss, config.distillation, config.cosub),
         optimizer=optimizer,
         rates=rates,
-        learning_rate=schedule_of(config, in_steps, epoch_steps=max(1, len(source) // config.batch_size)),
+        learning_rate=schedule_of(config, in_steps, epoch_steps=max(1, epoch // config.batch_size)),
         total=total,
         warmup=warmup,
         log_every=in_steps(config.log.every),
@@ -265,7 +269,3 @@ def _state_of(
     params = {path: variables[path] for path in flatten(model, nnx.Param)}
     stats = {path: variables[path] for path in flatten(model, nnx.BatchStat)}
     return init_state(params, stats, optimizer.init({path: params[path] for path in trained}), keep_ema=keep_ema)
-
-
-def _in_steps(batch_size: int, examples: int, duration: schema.Duration) -> int:
-    return duration.in_steps(batch_size, examples_per_epoch(examples, batch_size) / batch_size)

@@ -130,6 +130,7 @@ class Evaluator:
             rows=parallel.local_rows(self._mesh, self._batch_size),
             image_size=self._data.image_size,
             crop_ratio=self._data.crop_ratio,
+            exif=self._data.exif,
             threads=self._data.threads,
             prefetch=self._data.prefetch,
         )

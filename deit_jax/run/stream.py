@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
+from deit_jax.config import schema
 from deit_jax.config.schema import Config
-from deit_jax.data import Source, open_source, train_batches
+from deit_jax.data import Source, TrainTransform, open_source, train_batches
 from deit_jax.distill import Store
 from deit_jax.step import erasing, mixing
 from deit_jax.step.step import Batch
@@ -57,12 +58,32 @@ def stream(
         rows=rows,
         first_step=first_step,
         total_steps=total_steps,
-        image_size=config.data.image_size,
-        crop_scale=config.data.crop_scale,
-        flip=config.data.flip,
+        transform=train_transform(config.data),
+        repeats=config.data.repeats,
+        groups=mixing_groups(config),
+        exif=config.data.exif,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
+
+
+def train_transform(data: schema.Data) -> TrainTransform:
+    """What the training images of a config go through."""
+    return TrainTransform(
+        image_size=data.image_size,
+        crop=data.crop,
+        crop_scale=data.crop_scale,
+        crop_aspect=data.crop_aspect,
+        interpolation=data.interpolation,
+        flip=data.flip,
+        augment=data.augment,
+        color_jitter=data.color_jitter,
+    )
+
+
+def mixing_groups(config: Config) -> int:
+    """In how many groups a batch mixes: a group is never wider than it."""
+    return config.batch_size // min(config.mixing.group, config.batch_size)
 
 
 def device_batches(
@@ -86,12 +107,12 @@ def device_batches(
     """
     batch_size = config.batch_size
     rows = parallel.local_rows(mesh, batch_size)
-    group = min(config.mixing.group, batch_size)
+    groups = mixing_groups(config)
     draw = functools.partial(
         mixing.draw,
         config.seed,
-        groups=batch_size // group,
-        members=group,
+        groups=groups,
+        members=batch_size // groups,
         image_size=config.data.image_size,
         mixup=config.mixing.mixup,
         cutmix=config.mixing.cutmix,

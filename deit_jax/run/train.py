@@ -15,7 +15,7 @@ from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json
 from deit_jax.config.resolve import check_same, to_dict
 from deit_jax.config.schema import Config
-from deit_jax.data import Source, describe_data
+from deit_jax.data import Source, describe_data, examples_per_epoch
 from deit_jax.distill.teaching import open_teaching
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, open_mesh
@@ -203,6 +203,7 @@ def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState
         "compute": f"{config.model.dtype}, {config.model.attention} attention",
         "weights": "of the checkpoint" if start else config.init_from or "new",
         "steps": f"{start:,} to {total:,}, {config.batch_size} images each",
+        **({"epoch": _epoch_of(run)} if config.data.repeats > 1 else {}),
         "learning rate": f"{peak_learning_rate(config):.3g} after {run.warmup:,} steps of warm-up{short}",
         "workdir": str(workdir.root),
     }
@@ -222,6 +223,13 @@ def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState
     }
     workdir.write_json("config.json", to_dict(config))
     workdir.write_json("run.json", facts)
+
+
+def _epoch_of(run: Run) -> str:
+    """What an epoch is under repeated augmentation, in words."""
+    repeats, examples = run.config.data.repeats, len(run.source)
+    images = examples_per_epoch(examples, run.config.batch_size, repeats)
+    return f"{images:,} images, of {-(-images // repeats):,} of the {examples:,} examples, {repeats} times each"
 
 
 def _progress_of(stored: Meta) -> Progress:

@@ -155,6 +155,8 @@ def test_a_name_like_no_other_gets_all_that_are_known():
         ("model__dtype", "float16", "one of 'auto', 'float32', 'bfloat16'"),
         ("model__attention", "flash", "one of 'auto', 'einsum', 'xla', 'cudnn'"),
         ("model__global_pool", "max", "one of '', 'token', 'avg'"),
+        ("data__crop", "center", "one of 'random_resized', 'simple', 'pad'"),
+        ("data__interpolation", "nearest", "one of 'bicubic', 'bilinear', 'random'"),
         ("loss__kind", "mse", "one of 'cross_entropy', 'binary_cross_entropy'"),
         ("distillation__kind", "feature", "one of 'none', 'soft', 'hard'"),
         ("distillation__kl_reduction", "mean", "one of 'numel', 'batchmean'"),
@@ -207,6 +209,7 @@ POSITIVE = [
     "batch_size",
     "eval__batch_size",
     "data__image_size",
+    "data__repeats",
     "mixing__group",
     "erasing__min_count",
     "erasing__max_count",
@@ -222,6 +225,7 @@ SHARES = [
     "mixing__probability",
     "mixing__switch_probability",
     "data__flip",
+    "data__color_jitter",
     "data__max_corrupt",
     "distillation__alpha",
     "cosub__weight",
@@ -243,6 +247,8 @@ BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim
         ("data__crop_ratio", 1.5, "from 0.0625 to 1"),
         ("data__crop_scale", (0.0, 1.0), "from 0.001 to 1"),
         ("data__crop_scale", (0.08, 1.2), "from 0.001 to 1"),
+        ("data__crop_aspect", (0.0, 1.0), "from 0.01 to 100"),
+        ("data__crop_aspect", (1.0, 101.0), "from 0.01 to 100"),
         ("data__std", (0.2, 0.0, 0.2), "positive"),
         ("mixing__cutmix_minmax", (0.2, 1.1), "from 0 to 1"),
         ("optim__decay_rate", 0.0, "from 0.001 to 1"),
@@ -318,6 +324,10 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"erasing__area": (0.9, 0.1)}, ["erasing.area"]),
         ({"erasing__aspect": (2.0, 0.5)}, ["erasing.aspect"]),
         ({"erasing__min_count": 3, "erasing__max_count": 2}, ["erasing.min_count", "erasing.max_count"]),
+        ({"data__crop_aspect": (4 / 3, 3 / 4)}, ["data.crop_aspect"]),
+        ({"data__augment": "rand-m9-x3"}, ["data.augment", "'x3'"]),
+        ({"data__repeats": 5}, ["data.repeats", "5 copies", "batch of 1024 has 4 group(s)", "mixing.group 256"]),
+        ({"data__repeats": 3, "batch_size": 64}, ["data.repeats", "batch of 64 has 1 group(s)", "mixing.group 64"]),
         ({"model__num_classes": 0}, ["model.num_classes"]),
         ({"model__num_classes": -2}, ["model.num_classes"]),
         ({"mesh__data": 0}, ["mesh.data"]),
@@ -356,6 +366,10 @@ def test_what_only_looks_like_a_contradiction_passes():
     binary = recipe(loss__kind="binary_cross_entropy", loss__binarize=True, mixing__label_smoothing=0)
     assert resolve(binary).loss.binarize
     assert resolve(recipe(loss__binarize=True)).loss.binarize  # cross-entropy does not look at it
+    assert (
+        resolve(recipe(data__repeats=4)).data.repeats == 4
+    )  # as many as there are groups; no batch need be a multiple
+    assert resolve(recipe(data__repeats=5, mixing__probability=0)).data.repeats == 5  # nothing mixes
 
 
 # Durations.
@@ -427,6 +441,13 @@ CHANGES: dict[str, Any] = {
     "erasing__max_count": 3,
     "erasing__area": (0.1, 0.2),
     "erasing__aspect": (0.5, 2.0),
+    "data__crop": "simple",
+    "data__crop_aspect": (0.5, 2.0),
+    "data__interpolation": "random",
+    "data__augment": "rand-m9-mstd0.5-inc1",
+    "data__color_jitter": 0.3,
+    "data__repeats": 3,
+    "data__exif": False,
     "mixing__mixup": 0.1,
     "mixing__cutmix": 0.0,
     "mixing__probability": 0.5,
