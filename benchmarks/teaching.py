@@ -33,7 +33,8 @@ from deit_jax.config.schema import Config
 from deit_jax.data import Source
 from deit_jax.distill.teaching import open_teaching
 from deit_jax.models import create_model, entry, flatten
-from deit_jax.run.build import build, open_mesh, train_source
+from deit_jax.run.build import build, open_mesh
+from deit_jax.run.stream import train_source
 from deit_jax.weights import Card, Weights
 
 WARM_UP = 2  # steps, of which the first compiles

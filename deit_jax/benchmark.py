@@ -31,10 +31,13 @@ from deit_jax.base.errors import UserError, nearest
 from deit_jax.config import recipes
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
+from deit_jax.data import Source
 from deit_jax.data.memory import MemorySource
 from deit_jax.models import VisionTransformer, abstract_model, bind, forward_flops, list_models, training_flops
 from deit_jax.parallel.peak import seconds
-from deit_jax.run.build import Run, build, open_mesh, peak_learning_rate, stream, train_source
+from deit_jax.run.build import Run, build, open_mesh
+from deit_jax.run.learning import peak_learning_rate
+from deit_jax.run.stream import stream, train_source
 from deit_jax.step.state import TrainState
 
 CLASSES = 1000  # ImageNet-1k's
@@ -106,10 +109,20 @@ def data(argv: Sequence[str]) -> tuple[Result, str]:
     Images per second are those of the whole stream, from asking for its first batch until the last one is there: the
     threads finish their batches in bursts, so that the time between two batches alone would mislead. Take several
     times as many batches as the config has threads.
+
+    `--compare` also tells how many times the CPU time of crop and flip alone the whole augmentation takes, decoding
+    included: the stream is drawn anew with and without the rest, in turn.
     """
-    given, tree, name = cli.parse_with_config(inspect.getdoc(data) or "", _define_common, argv)
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_boolean("compare", False, "with crop and flip alone, see above", flag_values=values)
+        _define_common(values)
+
+    given, tree, name = cli.parse_with_config(inspect.getdoc(data) or "", define, argv)
     _check(given, "batches")
     config = resolve(tree)
+    if given.compare and not (config.data.augment or config.data.color_jitter):
+        raise UserError("--compare: the config has no augmentation beside crop and flip; set config.data.augment")
     source = train_source(config)
     batches = stream(config, source, slice(0, config.batch_size), first_step=0, total_steps=given.batches)
     facts = {"benchmark": "data", "config": name, "data": config.data.name, "examples": len(source)}
@@ -126,8 +139,22 @@ def data(argv: Sequence[str]) -> tuple[Result, str]:
         "batch_ms": round(1e3 * statistics.median(np.diff(stamps).tolist()), 3),
         "replaced": replaced,
     }
+    if given.compare:
+        measured["times_crop_and_flip"] = round(_times_crop_and_flip(config, source, given.batches), 3)
     _show(measured)
     return measured | facts, given.output
+
+
+def _times_crop_and_flip(config: Config, source: Source, batches: int) -> float:
+    """CPU time of a config's stream over that of the same with crop and flip alone, batch by batch in turn."""
+    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, augment="", color_jitter=0.0))
+    spent = [0.0, 0.0]
+    for step in range(batches):
+        for turn, each in enumerate((config, plain)):
+            start = time.process_time()  # of all threads
+            next(stream(each, source, slice(0, config.batch_size), first_step=step, total_steps=step + 1))
+            spent[turn] += time.process_time() - start
+    return spent[0] / spent[1]
 
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], tuple[Result, str]]] = {"train": train, "infer": infer, "data": data}

@@ -41,9 +41,10 @@ from deit_jax.config.schema import Config
 from deit_jax.data import eval_batches
 from deit_jax.distill import Header, Rows, Store, Writer, expand, read_header, summarize, teaching
 from deit_jax.distill.open import FIELD, open_teacher
-from deit_jax.run.build import Run, build, eval_source, open_mesh, train_source
+from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.evaluate import teacher_note
 from deit_jax.run.interrupt import Interrupt
+from deit_jax.run.stream import eval_source, train_source
 from deit_jax.step.step import teacher_step
 
 CHUNK_ROWS = 8192  # at most about so many rows; 10 logits with their classes are then a third of a megabyte
@@ -244,6 +245,7 @@ def _centre_crops(run: Run, start: int, stop: int) -> Generator[Any, None, None]
         steps=range(start, stop),
         image_size=data.image_size,
         crop_ratio=data.crop_ratio,
+        exif=data.exif,
         threads=data.threads,
         prefetch=data.prefetch,
     )

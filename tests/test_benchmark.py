@@ -86,9 +86,9 @@ def test_infer(capsys):
 def test_data_decodes_an_image_for_each_of_its_places_in_the_stream(capsys, monkeypatch):
     decoded = []
 
-    def counting(image):
+    def counting(image, **options):
         decoded.append(image)
-        return decode(image)
+        return decode(image, **options)
 
     monkeypatch.setattr("deit_jax.data.pipeline.decode", counting)
     result = run(capsys, "data", CONFIG, "--batches=30", "--config.data.threads=1")
@@ -97,6 +97,15 @@ def test_data_decodes_an_image_for_each_of_its_places_in_the_stream(capsys, monk
     assert result["images_per_second"] > 0
     assert result["replaced"] == 0
     assert len(decoded) == 30 * result["batch_size"] > result["examples"]
+
+
+def test_data_is_compared_with_crop_and_flip_alone(capsys):
+    settings = ["--batches=4", "--compare", "--config.data.threads=1", "--config.data.image_size=64"]
+    result = run(capsys, "data", CONFIG, *settings, "--config.data.augment=rand-n8-p1")
+    assert result.keys() == DATA_FIELDS | {"times_crop_and_flip"}
+    assert result["times_crop_and_flip"] > 2  # eight operations of 15 cost more than enlarging an 8 x 8 picture
+    with pytest.raises(UserError, match=r"--compare: .* set config\.data\.augment"):
+        run(capsys, "data", CONFIG, *settings)
 
 
 @pytest.mark.parametrize(("name", "gmacs"), [("tiny", 1.26), ("small", 4.61), ("base", 17.58)])

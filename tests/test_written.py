@@ -18,8 +18,9 @@ from deit_jax.distill import Store, summarize
 from deit_jax.distill.open import open_teacher
 from deit_jax.distill.teaching import open_teaching
 from deit_jax.main import main
-from deit_jax.run.build import build, train_source
+from deit_jax.run.build import build
 from deit_jax.run.metrics import read_rows
+from deit_jax.run.stream import train_source
 from deit_jax.step.step import teacher_step
 from deit_jax.weights import open_model
 

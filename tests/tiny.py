@@ -15,7 +15,8 @@ from deit_jax.config.schema import Config
 from deit_jax.data import eval_batches
 from deit_jax.data.memory import MemorySource
 from deit_jax.models import abstract_model, bind, flatten
-from deit_jax.run.build import Run, build, open_mesh, train_source
+from deit_jax.run.build import Run, build, open_mesh
+from deit_jax.run.stream import train_source
 from deit_jax.weights.orbax import write_variables
 
 

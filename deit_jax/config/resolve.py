@@ -13,17 +13,47 @@ from typing import Any, Literal
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.base.rules import first_match
 from deit_jax.config.schema import UNITS, AttentionKind, Config, Distillation, DType, Duration
+from deit_jax.data.policy import parse_policy
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
 
 # What a resume may not change, and why. Everything else may change, and is announced.
 _FIXED = [
-    (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^mixing\.", STREAM),
+    (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^(mixing|erasing)\.", STREAM),
+    (r"^data\.(crop|crop_aspect|interpolation|augment|color_jitter|repeats|exif)$", STREAM),
     (r"^model\.(name|patch_size|width|depth|heads|global_pool|stem)$", SHAPE),
-    (r"^optim\.trainable$|^ema\.decay$", SHAPE),  # the average: on or off, that is
+    (r"^optim\.(trainable|name)$|^ema\.decay$", SHAPE),  # the average: on or off, that is
     (r"^init_from$", BEGINNING),
     (r"", None),
 ]
+
+# Fields that came later than some run, with the value that means "as it was before there was the field": so that
+# checkpoints and recordings which lack it go on.
+LATER: dict[str, Any] = {
+    "erasing.probability": 0.0,
+    "erasing.mode": "pixel",
+    "erasing.min_count": 1,
+    "erasing.max_count": 1,
+    "erasing.area": (0.02, 1 / 3),
+    "erasing.aspect": (0.3, 1 / 0.3),
+    "cosub.weight": 0.0,
+    "optim.name": "adamw",
+    "optim.scale_by_batch": True,
+    "optim.schedule": "cosine",
+    **{f"optim.{name}_{unit}": 0 for name in ("cooldown", "decay") for unit in UNITS},
+    "optim.decay_rate": 0.1,
+    "optim.momentum": 0.9,
+    "mixing.mode": "batch",
+    "mixing.cutmix_minmax": (0.0, 0.0),
+    **{f"mixing.off_{unit}": 0 for unit in UNITS},
+    "data.crop": "random_resized",
+    "data.crop_aspect": (3 / 4, 4 / 3),
+    "data.interpolation": "bicubic",
+    "data.augment": "",
+    "data.color_jitter": 0.0,
+    "data.repeats": 1,
+    "data.exif": True,
+}
 
 _POSITIVE = 1e-12
 
@@ -37,12 +67,21 @@ _RANGES = [
         math.inf,
     ),
     (r"(_steps|_epochs|_examples)$", 0, math.inf),
-    (r"(batch_size|image_size|group|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$", 1, math.inf),
+    (
+        r"(batch_size|image_size|repeats|group|min_count|max_count|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$",
+        1,
+        math.inf,
+    ),
     (r"\.(learning_rate|eps|tau|std\.\d)$", _POSITIVE, math.inf),
-    (r"\.(probability|switch_probability|flip|max_corrupt|alpha)$", 0, 1),
-    (r"\.(label_smoothing|drop_path|decay|b1|b2)$", 0, 1 - 1e-9),
+    (
+        r"\.(probability|switch_probability|flip|color_jitter|max_corrupt|alpha|cutmix_minmax\.\d)$|^cosub\.weight$",
+        0,
+        1,
+    ),
+    (r"\.(label_smoothing|drop_path|decay|b1|b2|momentum)$", 0, 1 - 1e-9),
     (r"\.crop_ratio$", 1 / 16, 1),  # below, images become large before they are cut
-    (r"\.(crop_scale\.\d|layer_decay)$", 1e-3, 1),
+    (r"\.(crop_scale\.\d|area\.\d|layer_decay|decay_rate)$", 1e-3, 1),
+    (r"\.(aspect|crop_aspect)\.\d$", 1e-2, 1e2),
     (r"", -math.inf, math.inf),
 ]
 
@@ -53,6 +92,7 @@ _LIMITS = [
     (r"_epochs$", 1e6),
     (r"_examples$", 2**53),
     (r"^model\.depth$", 256),
+    (r"_count$", 64),
     (r"^model\.(heads|patch_size)$", 1024),
     (r"^model\.width$", 16_384),
     (r"image_size$", 8192),
@@ -67,6 +107,8 @@ def resolve(config: Any) -> Config:
     resolved = _build(Config, tree, "")
     _check_ranges(resolved)
     _check_contradictions(resolved)
+    _check_images(resolved)
+    _check_cosub(resolved)
     _check_distillation(resolved.distillation)
     return resolved
 
@@ -110,7 +152,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def stream_fields(config: Config) -> dict[str, Any]:
     """The fields that decide which images a run trains on, in which order, cut and mixed how; by path."""
-    return {path: value for path, value in flatten(to_dict(config)) if first_match(_FIXED, path) == STREAM}
+    return {path: value for path, value in recorded_fields(config).items() if first_match(_FIXED, path) == STREAM}
+
+
+def recorded_fields(config: Config) -> dict[str, Any]:
+    """All fields by path but those of `LATER` at their value of before: what was recorded before them still fits."""
+    fields = flatten(to_dict(config))
+    return {path: value for path, value in fields if not (path in LATER and value == LATER[path])}
 
 
 def check_same(
@@ -118,13 +166,15 @@ def check_same(
 ) -> list[str]:
     """What differs from the config `stored` in a checkpoint, a line each.
 
+    A field of `LATER` that `stored` lacks had its value of before.
+
     Args:
         fixed: what must be the same, of `STREAM`, `SHAPE` and `BEGINNING`.
 
     Raises:
         UserError: a field that decides something fixed differs.
     """
-    before = dict(flatten(stored))
+    before = LATER | dict(flatten(stored))
     changes = []
     for path, value in flatten(to_dict(config)):
         if path not in before:
@@ -236,6 +286,9 @@ def _check_contradictions(config: Config) -> None:
         "checkpoint.every": config.checkpoint.every,
         "eval.every": config.eval.every,
         "optim.warmup": config.optim.warmup,
+        "optim.cooldown": config.optim.cooldown,
+        "optim.decay": config.optim.decay,
+        "mixing.off": config.mixing.off,
     }
     for path, duration in durations.items():
         units = [unit for unit in UNITS if getattr(duration, unit)]
@@ -243,27 +296,70 @@ def _check_contradictions(config: Config) -> None:
             raise UserError(
                 f"config.{path}_{units[0]} and config.{path}_{units[1]}: both are set; set one of them to 0"
             )
-        if not units and path != "optim.warmup":
+        if not units and path in ("total", "log.every", "checkpoint.every", "eval.every"):
             raise UserError(f"config.{path}_steps: no unit of {path} is set; set _steps, _epochs or _examples")
+    if config.optim.schedule in ("wsd", "step") and not any(dataclasses.astuple(config.optim.decay)):
+        raise UserError(
+            f"config.optim.decay_epochs: missing for optim.schedule={config.optim.schedule!r}; set how long a decay is"
+        )
     for name in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, name) == 0 or getattr(config.mesh, name) < -1:
             raise UserError(f"config.mesh.{name}: should be a number of devices, or -1 for mesh.data")
-    low, high = config.data.crop_scale
-    if low > high:
-        raise UserError(f"config.data.crop_scale: is {(low, high)}, should be (smallest, largest)")
+    parse_policy(config.data.augment)
     if config.model.num_classes == 0 or config.model.num_classes < -1:
         raise UserError("config.model.num_classes: should be positive, or -1 for as many as the data has")
     if config.batch_size % config.optim.accumulation:
         raise UserError(
             f"config.optim.accumulation: {config.optim.accumulation} does not divide batch_size {config.batch_size}"
         )
-    group = min(config.mixing.group, config.batch_size)
-    if config.batch_size % group:
-        raise UserError(f"config.mixing.group: {group} does not divide batch_size {config.batch_size}")
     if config.loss.kind == "binary_cross_entropy" and config.loss.binarize and config.mixing.label_smoothing:
         raise UserError(
             "config.mixing.label_smoothing: with loss.binarize every smoothed class would count as present; "
             "set one of the two to 0"
+        )
+
+
+def _check_images(config: Config) -> None:
+    pairs = {f"data.{name}": getattr(config.data, name) for name in ("crop_scale", "crop_aspect")}
+    pairs |= {f"erasing.{name}": getattr(config.erasing, name) for name in ("area", "aspect")}
+    for path, (low, high) in pairs.items():
+        if low > high:
+            raise UserError(f"config.{path}: is {(low, high)}, should be (smallest, largest)")
+    if config.erasing.min_count > config.erasing.max_count:
+        raise UserError(
+            f"config.erasing.min_count: is {config.erasing.min_count}, more than erasing.max_count, "
+            f"{config.erasing.max_count}; set it lower"
+        )
+    low, high = (int(share * config.data.image_size) for share in config.mixing.cutmix_minmax)
+    if low >= high and any(config.mixing.cutmix_minmax):
+        raise UserError(
+            f"config.mixing.cutmix_minmax: {config.mixing.cutmix_minmax} of {config.data.image_size} pixels leave no "
+            f"side, at least {low} and below {high}; set (smallest, largest), or (0.0, 0.0) for none"
+        )
+    group = min(config.mixing.group, config.batch_size)
+    if config.batch_size % group:
+        raise UserError(f"config.mixing.group: {group} does not divide batch_size {config.batch_size}")
+    mixing = config.mixing
+    mixes = mixing.probability and (mixing.mixup or mixing.cutmix or any(mixing.cutmix_minmax))
+    if mixes and config.batch_size // group < config.data.repeats:
+        raise UserError(
+            f"config.data.repeats: {config.data.repeats} copies of an image would mix with each other: a batch of "
+            f"{config.batch_size} has {config.batch_size // group} group(s) of mixing.group {group}; make that smaller"
+        )
+
+
+def _check_cosub(config: Config) -> None:
+    if not config.cosub.weight:
+        return
+    if config.distillation.kind != "none":
+        raise UserError(
+            f"config.cosub.weight: two copies learn from one another, or both from a teacher, and distillation.kind is "
+            f"{config.distillation.kind!r}; set one of them to 0 or 'none'"
+        )
+    if not config.model.drop_path or config.optim.trainable == "head":
+        raise UserError(
+            "config.cosub.weight: the copies of an image differ by stochastic depth alone, of which there is none; set "
+            "model.drop_path, with optim.trainable other than head, or the weight to 0"
         )
 
 

@@ -51,14 +51,31 @@ class Data:
     train_split: str
     eval_split: str
     image_size: int
-    crop_scale: tuple[float, float]  # area of the training crop, as shares of the image
+    crop: Literal["random_resized", "simple", "pad"]  # simple, pad: a random part of the image with a border
+    crop_scale: tuple[float, float]  # area of the random_resized crop, as shares of the image
+    crop_aspect: tuple[float, float]  # its width over its height
+    interpolation: Literal["bicubic", "bilinear", "random"]  # of training crops and warps; evaluation's is bicubic
     crop_ratio: float  # side of the evaluation's centre crop over the resized short side
     flip: float
+    augment: str  # timm's names: rand-m9-mstd0.5-inc1, 3a, original, v0, ...; "": none
+    color_jitter: float  # strength in brightness, contrast and saturation; 0: none
+    repeats: int  # copies of an image in a row, for repeated augmentation
+    exif: bool  # turn photos as their EXIF orientation says, which torchvision does not
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     threads: int
     prefetch: int  # batches decoded ahead
     max_corrupt: float  # share of an epoch that may fail to decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Erasing:
+    probability: float
+    mode: Literal["pixel", "rand", "const"]
+    min_count: int
+    max_count: int
+    area: tuple[float, float]  # of all boxes together, as shares of the image
+    aspect: tuple[float, float]  # height over width of a box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +86,20 @@ class Mixing:
     switch_probability: float
     label_smoothing: float
     group: int
+    mode: Literal["batch", "pair", "elem"]  # who has a lambda of its own: a group, each pair in it, or each image
+    cutmix_minmax: tuple[float, float]  # sides of cutmix's box, as shares of the image's; (0, 0): by its lambda
+    off: Duration  # after so long nothing is mixed; none: never
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
     kind: Literal["cross_entropy", "binary_cross_entropy"]
     binarize: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosub:
+    weight: float  # of what the copies of an image learn from one another; 0: there is one copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +124,22 @@ class Distillation:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    learning_rate: float  # for a batch of 512; scaled linearly
+    name: Literal["adamw", "lamb", "sgd", "muon"]
+    learning_rate: float
+    scale_by_batch: bool  # learning_rate is for a batch of 512, and is scaled linearly
     warmup_learning_rate: float
     min_learning_rate: float
+    schedule: Literal["cosine", "wsd", "step", "constant"]
     warmup: Duration
+    cooldown: Duration  # of the run's end, at min_learning_rate
+    decay: Duration  # of wsd: what falls before the cool-down; of step: from one fall to the next
+    decay_rate: float  # of step: factor of a fall
     schedule_per_epoch: bool
     weight_decay: float
     b1: float
     b2: float
     eps: float
+    momentum: float  # of sgd and muon
     clip_norm: float  # 0: no clipping
     accumulation: int
     gradient_dtype: Literal["float32", "bfloat16"]  # that devices exchange gradients of bfloat16 layers in
@@ -165,8 +197,10 @@ class Config:
     init_from: str  # weights to begin with, "pretrained" for the published ones; "": fresh ones
     model: Model
     data: Data
+    erasing: Erasing
     mixing: Mixing
     loss: Loss
+    cosub: Cosub
     distillation: Distillation
     optim: Optim
     ema: Ema

@@ -1,9 +1,9 @@
 """Encoded images to uint8 RGB.
 
 Colours are those of `PIL.Image.convert("RGB")`, which drops transparency, as torchvision's loader does. Unlike it, the
-EXIF orientation is applied (phones store photos rotated), and 16-bit grey keeps its range. Plain JPEGs take a
-faster way, simplejpeg, that gives the same pixels. All threads together take a bounded memory, however large the
-pictures are.
+EXIF orientation is applied unless told otherwise (phones store photos rotated), and 16-bit grey keeps its range. Plain
+JPEGs take a faster way, simplejpeg, that gives the same pixels. All threads together take a bounded memory, however
+large the pictures are.
 """
 
 import contextlib
@@ -68,12 +68,13 @@ class _Allowance:
 _MEMORY = _Allowance(MEMORY)
 
 
-def decode(data: bytes | np.ndarray) -> np.ndarray:
+def decode(data: bytes | np.ndarray, *, exif: bool = True) -> np.ndarray:
     """Decodes an image file, or widens an array, to uint8 `[height, width, 3]`.
 
     Args:
         data: a JPEG, PNG, WebP, GIF (its first frame) or BMP file, or uint8 `[height, width]` or `[height, width, 3]`.
             The sides of a file's picture of more than 67 megapixels are divided by four.
+        exif: apply a file's EXIF orientation; without, the pixels stay as they are stored.
 
     Raises:
         CorruptImage: unknown format, truncated or damaged data, or more than Pillow's limit of about 180 megapixels;
@@ -87,7 +88,7 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
         image.info.update(texts)
         needed = image.width * image.height * BYTES.get(image.format or "", OTHERS)
         with _MEMORY.take(needed), contextlib.closing(image):  # which frees the pixels, before others take the memory
-            return _upright(_pixels(image, lean), _orientation(image))
+            return _upright(_pixels(image, lean), _orientation(image) if exif else 1)
     except UnidentifiedImageError as error:
         what = containers.unread(data)
         raise CorruptImage(what or f"these {len(data)} bytes are no JPEG, PNG, WebP, GIF or BMP image") from error

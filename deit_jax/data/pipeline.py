@@ -19,7 +19,8 @@ from deit_jax.base.text import printable
 from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.index import example_index
 from deit_jax.data.records import Record, Source
-from deit_jax.data.transforms import eval_transform, random_flip, random_resized_crop
+from deit_jax.data.train_transform import TrainTransform
+from deit_jax.data.transforms import eval_transform
 
 MAX_NEIGHBOURS = 16
 WAITS = (0.1, 1.0, 5.0, 20.0)  # seconds after each try to read a record
@@ -46,9 +47,10 @@ def train_batches(
     rows: slice,
     first_step: int,
     total_steps: int,
-    image_size: int,
-    crop_scale: tuple[float, float],
-    flip: float,
+    transform: TrainTransform,
+    repeats: int = 1,
+    groups: int = 1,
+    exif: bool = True,
     threads: int,
     prefetch: int,
 ) -> Iterator[Batch]:
@@ -61,9 +63,10 @@ def train_batches(
         rows: those that this host makes.
         first_step: where to start; no earlier batch is computed.
         total_steps: where to end.
-        image_size: side of the images in pixels.
-        crop_scale: bounds of the random crop's area, as fractions of the image's.
-        flip: probability of mirroring.
+        transform: what the images go through.
+        repeats: how often each example comes in a row.
+        groups: parts of a batch that copies of an example are dealt to.
+        exif: turn photos as their EXIF orientation says.
         threads: how many build batches, each a whole one; 0 builds them in the caller.
         prefetch: batches made ahead of the caller (at least one for each thread).
 
@@ -80,9 +83,10 @@ def train_batches(
         source,
         seed=seed,
         batch_size=batch_size,
-        image_size=image_size,
-        crop_scale=crop_scale,
-        flip=flip,
+        transform=transform,
+        repeats=repeats,
+        groups=groups,
+        exif=exif,
     )
     return _batches(example, range(first_step, total_steps), range(batch_size)[rows], batch_size, threads, prefetch)
 
@@ -93,16 +97,33 @@ def train_example(
     *,
     seed: int,
     batch_size: int,
-    image_size: int,
-    crop_scale: tuple[float, float],
-    flip: float,
+    transform: TrainTransform,
+    repeats: int = 1,
+    groups: int = 1,
+    exif: bool = True,
 ) -> Example:
-    """The augmented example at a position of the stream: one row of `train_batches`."""
-    image, label, index, replaced = _readable(source, position, seed=seed, batch_size=batch_size)
-    generator = rng.generator(seed, "augment", position)
-    image = random_resized_crop(image, generator, size=image_size, scale=crop_scale)
-    image = random_flip(image, generator, probability=flip)
-    return {"image": image, "label": np.int32(label), "index": np.int32(index), "replaced": np.bool_(replaced)}
+    """The augmented example at a position of the stream, or the next that can be read: one row of `train_batches`."""
+    place = partial(
+        example_index,
+        position,
+        seed=seed,
+        examples=len(source),
+        batch_size=batch_size,
+        repeats=repeats,
+        groups=groups,
+    )
+    for neighbour in range(MAX_NEIGHBOURS):
+        index = place(neighbour=neighbour)
+        try:
+            stored, label = _read(source, index, exif=exif)
+            image = transform(stored, rng.generator(seed, "augment", position))
+        except CorruptImage as error:
+            _warn_once(f"{error}; replaced by its neighbour")
+            reason = str(error)
+            continue
+        replaced = np.bool_(neighbour > 0)
+        return {"image": image, "label": np.int32(label), "index": np.int32(index), "replaced": replaced}
+    raise UserError(f"config.data.dir: {MAX_NEIGHBOURS} neighbouring images cannot be decoded, the last: {reason}")
 
 
 def eval_batches(
@@ -112,6 +133,7 @@ def eval_batches(
     rows: slice,
     image_size: int,
     crop_ratio: float,
+    exif: bool = True,
     threads: int,
     prefetch: int,
     steps: range | None = None,
@@ -126,18 +148,18 @@ def eval_batches(
         (-1: padding), `mask` bool `[rows]` (False: padding or corrupt; image and label are then zeros), and `corrupt`
         bool `[rows]` (the image could not be read).
     """
-    example = partial(eval_example, source, image_size=image_size, crop_ratio=crop_ratio)
+    example = partial(eval_example, source, image_size=image_size, crop_ratio=crop_ratio, exif=exif)
     whole = range(-(-len(source) // batch_size))
     return _batches(example, whole if steps is None else steps, range(batch_size)[rows], batch_size, threads, prefetch)
 
 
-def eval_example(source: Source, position: int, *, image_size: int, crop_ratio: float) -> Example:
+def eval_example(source: Source, position: int, *, image_size: int, crop_ratio: float, exif: bool = True) -> Example:
     """The example at a position of the split, or padding beyond its end: one row of `eval_batches`."""
     image, label = np.zeros((image_size, image_size, 3), np.uint8), 0
     exists, corrupt = position < len(source), False
     if exists:
         try:
-            stored, label = _read(source, position)
+            stored, label = _read(source, position, exif=exif)
             image = eval_transform(stored, size=image_size, crop_ratio=crop_ratio)
         except CorruptImage as error:
             corrupt = True
@@ -174,18 +196,6 @@ def _batches(
             yield batch
 
 
-def _readable(source: Source, position: int, *, seed: int, batch_size: int) -> tuple[np.ndarray, int, int, bool]:
-    """Image, label and index at a position, or of the next one whose image can be read; whether it was replaced."""
-    for neighbour in range(MAX_NEIGHBOURS):
-        index = example_index(position + neighbour, seed=seed, examples=len(source), batch_size=batch_size)
-        try:
-            return *_read(source, index), index, neighbour > 0
-        except CorruptImage as error:
-            _warn_once(f"{error}; replaced by its neighbour")
-            reason = str(error)
-    raise UserError(f"config.data.dir: {MAX_NEIGHBOURS} neighbouring images cannot be decoded, the last: {reason}")
-
-
 def readable(source: Source, index: int) -> bool:
     """Whether an image of a source can be decoded; says so where it cannot. Errors as of the batches."""
     try:
@@ -196,7 +206,7 @@ def readable(source: Source, index: int) -> bool:
     return True
 
 
-def _read(source: Source, index: int) -> tuple[np.ndarray, int]:
+def _read(source: Source, index: int, *, exif: bool = True) -> tuple[np.ndarray, int]:
     """The decoded image and the label at an index.
 
     Raises:
@@ -206,7 +216,7 @@ def _read(source: Source, index: int) -> tuple[np.ndarray, int]:
     """
     record = _fetch(source, index)
     try:
-        return decode(record.image), record.label
+        return decode(record.image, exif=exif), record.label
     except CorruptImage as error:
         raise CorruptImage(f"{record.name}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Geometric transforms of uint8 images, on the host, with torchvision's arithmetic and Pillow's bicubic filter."""
+"""Cutting and resizing of uint8 images, on the host, with torchvision's arithmetic and Pillow's filters."""
 
 import math
 
@@ -6,38 +6,9 @@ import numpy as np
 from PIL import Image
 
 from deit_jax.data.decode import CorruptImage
+from deit_jax.data.operations import RESAMPLING
 
 MAX_PIXELS = 2**27  # of a resized image: 400 MB
-
-
-def random_resized_crop(
-    image: np.ndarray,
-    generator: np.random.Generator,
-    *,
-    size: int,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> np.ndarray:
-    """A random part of the image resized to a square (Inception's augmentation, arXiv:1409.4842, section 6).
-
-    Args:
-        image: uint8 `[height, width, 3]`.
-        generator: source of the randomness.
-        size: side of the result in pixels.
-        scale: bounds of the part's area, as fractions of the image's.
-        ratio: bounds of its width / height, drawn log-uniformly.
-
-    Returns:
-        uint8 `[size, size, 3]`.
-    """
-    top, left, height, width = random_box(image.shape[0], image.shape[1], generator, scale, ratio)
-    # Cut before resizing, so that the filter sees no pixel outside the box.
-    return _resize(image[top : top + height, left : left + width], size, size)
-
-
-def random_flip(image: np.ndarray, generator: np.random.Generator, *, probability: float) -> np.ndarray:
-    """Mirrors left and right with a probability in `0..1`."""
-    return image[:, ::-1] if generator.random() < probability else image
 
 
 def eval_transform(image: np.ndarray, *, size: int, crop_ratio: float) -> np.ndarray:
@@ -54,19 +25,38 @@ def eval_transform(image: np.ndarray, *, size: int, crop_ratio: float) -> np.nda
     Raises:
         CorruptImage: the image is so long and thin that resized it would not fit into memory.
     """
-    height, width = image.shape[:2]
-    short = int(size / crop_ratio)
+    resized = resize(image, *short_side_shape(*image.shape[:2], short=int(size / crop_ratio)), "bicubic")
+    return _centre_crop(np.asarray(resized), size)
+
+
+def short_side_shape(height: int, width: int, *, short: int) -> tuple[int, int]:
+    """Height and width of an image whose short side is made `short` pixels, the long one truncated as torchvision's.
+
+    Raises:
+        CorruptImage: the image is so long and thin that it would not fit into memory.
+    """
     long = int(short * max(height, width) / min(height, width))
     if short * long > MAX_PIXELS:
         raise CorruptImage(f"{width} x {height} pixels: too thin to be resized to {short} on the short side; cut it")
-    resized = _resize(image, short, long) if height <= width else _resize(image, long, short)
-    return _centre_crop(resized, size)
+    return (short, long) if height <= width else (long, short)
 
 
 def random_box(
     height: int, width: int, generator: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the part: ten tries, then the largest centred one of an allowed shape."""
+    """A random part of an image (Inception's augmentation, arXiv:1409.4842, section 6).
+
+    Ten tries, then the largest centred part of an allowed shape.
+
+    Args:
+        height, width: of the image in pixels.
+        generator: source of the randomness.
+        scale: bounds of the part's area, as fractions of the image's.
+        ratio: bounds of its width / height, drawn log-uniformly.
+
+    Returns:
+        Its top, left, height and width.
+    """
     for _ in range(10):
         area = height * width * generator.uniform(*scale)
         aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -82,8 +72,9 @@ def random_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> Image.Image:
+    """A uint8 `[height, width, 3]` image in another size; `interpolation` is "bilinear" or "bicubic", antialiased."""
+    return Image.fromarray(image).resize((width, height), RESAMPLING[interpolation])
 
 
 def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
-from deit_jax.config.resolve import flatten, stream_fields, to_dict
+from deit_jax.config.resolve import recorded_fields, stream_fields
 from deit_jax.config.schema import Config
 from deit_jax.data import IMAGES_VERSION, Source
 from deit_jax.data.records import fingerprint as digest
@@ -24,7 +24,7 @@ from deit_jax.distill.teacher import Teacher
 
 # What decides which images a teacher is shown, beside the data: of centre crops these fields, of the stream all those
 # of `stream_fields` but these.
-CENTRE_CROPS = ("data.name", "data.image_size", "data.crop_ratio")
+CENTRE_CROPS = ("data.name", "data.image_size", "data.crop_ratio", "data.exif")
 NOT_SHOWN = ("data.train_split", "mixing.label_smoothing")
 
 
@@ -109,8 +109,7 @@ def fingerprint(config: Config, source: Source, teacher: Teacher | None, views: 
         views: "stream", for augmented and mixed images by position, or "one", for centre crops by example.
     """
     if views == "one":
-        fields = dict(flatten(to_dict(config)))
-        chosen = {name: fields[name] for name in CENTRE_CROPS}
+        chosen = {name: value for name, value in recorded_fields(config).items() if name in CENTRE_CROPS}
     else:
         chosen = {name: value for name, value in stream_fields(config).items() if name not in NOT_SHOWN}
     chosen |= {"data": source.fingerprint, "classes": list(source.class_names), "images": IMAGES_VERSION}
@@ -130,7 +129,8 @@ def _notes(header: Header, config: Config) -> tuple[str, ...]:
     notes = []
     if header.views == "one":
         notes.append("the recorded teacher saw each image's centre crop, not what the student sees: an approximation")
-        if config.mixing.probability and (config.mixing.mixup or config.mixing.cutmix):
+        mixing = config.mixing
+        if mixing.probability and (mixing.mixup or mixing.cutmix or any(mixing.cutmix_minmax)):
             notes.append("of a mixed image it tells its first part alone; without, config.mixing.probability=0")
     if config.distillation.kind == "soft" and header.top < header.classes:
         notes.append(

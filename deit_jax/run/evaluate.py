@@ -21,8 +21,9 @@ from deit_jax.config.resolve import BEGINNING, SHAPE, check_same
 from deit_jax.config.schema import Config
 from deit_jax.data import Source, eval_batches, readable
 from deit_jax.run import plots
-from deit_jax.run.build import Run, build, eval_source, open_mesh, read_init
+from deit_jax.run.build import Run, build, open_mesh, read_init
 from deit_jax.run.checkpoint import has_steps
+from deit_jax.run.stream import eval_source
 from deit_jax.run.workdir import CHECKPOINTS
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.step.step import eval_step
@@ -129,6 +130,7 @@ class Evaluator:
             rows=parallel.local_rows(self._mesh, self._batch_size),
             image_size=self._data.image_size,
             crop_ratio=self._data.crop_ratio,
+            exif=self._data.exif,
             threads=self._data.threads,
             prefetch=self._data.prefetch,
         )

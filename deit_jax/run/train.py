@@ -15,10 +15,10 @@ from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json
 from deit_jax.config.resolve import check_same, to_dict
 from deit_jax.config.schema import Config
-from deit_jax.data import Source, describe_data
+from deit_jax.data import Source, describe_data, examples_per_epoch
 from deit_jax.distill.teaching import open_teaching
 from deit_jax.run import plots
-from deit_jax.run.build import Run, build, eval_source, open_mesh, peak_learning_rate, train_source
+from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.checkpoint import Checkpoints, has_steps
 from deit_jax.run.evaluate import (
     Evaluator,
@@ -31,8 +31,10 @@ from deit_jax.run.evaluate import (
     weights_of,
 )
 from deit_jax.run.interrupt import Interrupt, Interrupted
+from deit_jax.run.learning import peak_learning_rate
 from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows, require_wandb
 from deit_jax.run.rollback import Rollbacks
+from deit_jax.run.stream import eval_source, train_source
 from deit_jax.run.workdir import Workdir, own
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.weights.orbax import CorruptCheckpoint, Meta
@@ -206,6 +208,7 @@ def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState
         "compute": f"{config.model.dtype}, {config.model.attention} attention",
         "weights": "of the checkpoint" if start else config.init_from or "new",
         "steps": f"{start:,} to {total:,}, {config.batch_size} images each",
+        **({"epoch": _epoch_of(run)} if config.data.repeats > 1 else {}),
         "learning rate": f"{peak_learning_rate(config):.3g} after {run.warmup:,} steps of warm-up{short}",
         "workdir": str(workdir.root),
     }
@@ -225,6 +228,13 @@ def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState
     }
     workdir.write_json("config.json", to_dict(config))
     workdir.write_json("run.json", facts)
+
+
+def _epoch_of(run: Run) -> str:
+    """What an epoch is under repeated augmentation, in words."""
+    repeats, examples = run.config.data.repeats, len(run.source)
+    images = examples_per_epoch(examples, run.config.batch_size, repeats)
+    return f"{images:,} images, of {-(-images // repeats):,} of the {examples:,} examples, {repeats} times each"
 
 
 def _progress_of(stored: Meta) -> Progress:

@@ -31,6 +31,35 @@ def binary_cross_entropy(
     return -jnp.mean(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits))
 
 
+def cosub_loss(
+    logits: Float[Array, "copies classes"],
+    targets: Float[Array, "copies classes"],
+    *,
+    weight: float,
+    criterion: Callable[[Array, Array], Array],
+    agreement: Callable[[Array, Array], Array],
+    probabilities: Callable[[Array], Array],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Co-training of submodels (arXiv:2212.04884, section 3): `(1 - weight) criterion + weight agreement`.
+
+    Each image is there twice, in neighbouring rows, with a draw of stochastic depth each. A copy learns the targets,
+    and what its twin says, to whom no gradient goes. facebook's engine.py has a quarter of each of the four terms,
+    which is a `weight` of 1/2, and binary cross-entropy for all; it binarizes the targets, not what the twin says.
+
+    Args:
+        weight: in [0, 1].
+        criterion, agreement: means over the batch of (logits, targets), and of (logits, the twin's probabilities).
+        probabilities: of logits.
+
+    Returns:
+        The loss, and its weighted terms `base` and `cosub`, which sum to it.
+    """
+    twins = logits.reshape(-1, 2, logits.shape[-1])[:, ::-1].reshape(logits.shape)
+    said = probabilities(jax.lax.stop_gradient(twins).astype(jnp.float32))
+    terms = {"base": (1 - weight) * criterion(logits, targets), "cosub": weight * agreement(logits, said)}
+    return terms["base"] + terms["cosub"], terms
+
+
 def distillation_loss(
     *,
     cls_logits: Float[Array, "batch classes"],

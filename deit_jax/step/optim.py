@@ -1,19 +1,26 @@
-"""The learning-rate schedule and the optimizer.
+"""The optimizers, what they train how fast, and the moving average.
 
-The schedule is a function of `state.step`, not of the optimizer's own count: a skipped update does not shift it.
+The learning rate is in none of them: `params - learning_rate * updates` is the step.
 """
 
+import math
 import re
 from collections.abc import Iterable
 
+import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from deit_jax.base.rules import first_match, match_all
 
 # facebook's and timm's rule: no decay on vectors (biases, norms, layer scales), tokens and the position embedding.
 DECAY_RULES = [(r"(^|\.)(bias|scale|gamma|cls_token|dist_token|pos_embed)$", False), (r"", True)]
+
+# What Muon orthogonalises: the matrices of the blocks, qkv as one. Embeddings and heads are not for it
+# (arXiv:2502.16982, section 2.2; its author's readme, too).
+MUON_RULES = [(r"^blocks\..*\.kernel$", True), (r"", False)]
 
 # Whose gradients may travel between devices in bfloat16: of the dense layers that compute in it, almost all there is.
 # Normalisation and heads compute in float32.
@@ -26,36 +33,6 @@ TRAINABLE_RULES = {
     "attention": [(r"\.attn\.|^pos_embed$|^head(_dist)?\.", True), (r"", False)],
     "head": [(r"^(head(_dist)?|fc|classifier)\.", True), (r"", False)],
 }
-
-
-def learning_rate(
-    step: Int[Array, ""],
-    *,
-    peak: float,
-    start: float,
-    floor: float,
-    total: int,
-    warmup: int,
-    epoch_steps: int | None = None,
-) -> Float[Array, ""]:
-    """Linear warm-up from `start` to `peak`, then a cosine from `peak` at step 0 to `floor` at step `total`.
-
-    With t the step, `start + t / warmup * (peak - start)` while t < warmup, then
-    `floor + (peak - floor) / 2 * (1 + cos(pi * t / total))`: the cosine does not begin anew after the warm-up,
-    as in timm's CosineLRScheduler, which DeiT uses.
-
-    Args:
-        step: updates done before this one, from 0.
-        peak, start, floor: learning rates, already scaled by the batch size where they should be.
-        epoch_steps: if given, t stands still within an epoch of so many steps and lags one epoch behind, so that the
-            first two epochs share the rate `start`: facebook's main.py calls `lr_scheduler.step(epoch)` after epoch
-            `epoch`.
-    """
-    t = step.astype(jnp.float32)
-    if epoch_steps:
-        t = jnp.maximum(step // epoch_steps - 1, 0).astype(jnp.float32) * epoch_steps
-    cosine = floor + (peak - floor) / 2 * (1 + jnp.cos(jnp.pi * jnp.minimum(t / total, 1)))
-    return jnp.where(t < warmup, start + (peak - start) * t / max(warmup, 1), cosine)
 
 
 def ema_decay(step: Int[Array, ""], *, decay: float, warmup: bool) -> Float[Array, ""] | float:
@@ -78,8 +55,6 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW (arXiv:1711.05101), torch's: `m / (sqrt(v) + eps)` after bias correction, plus decoupled decay.
 
-    The learning rate is not in it: `params - learning_rate * updates` is the step.
-
     Args:
         paths: the parameters' dotted paths, which decide who decays (`DECAY_RULES`).
     """
@@ -87,6 +62,66 @@ def adamw(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=match_all(DECAY_RULES, paths)),
     )
+
+
+def lamb(
+    paths: Iterable[str], *, b1: float, b2: float, eps: float, weight_decay: float, max_norm: float = 1.0
+) -> optax.GradientTransformation:
+    """LAMB (arXiv:1904.00962) as timm's, which DeiT-III trains with (facebook's is apex's, which clips alike).
+
+    `u = adam(g) + weight_decay * p` for gradients that are clipped first, and `u * |p| / |u|` tensor by tensor, where
+    neither norm is 0; tensors that do not decay take `adam(g)` alone. qkv is one tensor.
+
+    Args:
+        paths: as for `adamw`.
+        max_norm: of all gradients together; longer ones are cut to it before the moments see them.
+    """
+    decayed = match_all(DECAY_RULES, paths)
+    return optax.chain(
+        optax.clip_by_global_norm(max_norm),
+        adamw(decayed, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+        optax.masked(optax.scale_by_trust_ratio(), decayed) if weight_decay else optax.identity(),
+    )
+
+
+def sgd(paths: Iterable[str], *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """SGD with Nesterov's momentum, torch's and timm's `--opt sgd`: with `d = g + weight_decay * p` and
+    `m = momentum * m + d`, the update is `d + momentum * m`. The decay is part of the gradient, not decoupled from it.
+
+    Args:
+        paths: as for `adamw`.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=match_all(DECAY_RULES, paths)),
+        optax.trace(momentum, nesterov=True),
+    )
+
+
+def muon(
+    paths: Iterable[str], *, momentum: float, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al., https://kellerjordan.github.io/posts/muon) of optax for the blocks' matrices, AdamW for all
+    else.
+
+    An orthogonalised update of a matrix [m, n] is multiplied by `0.2 sqrt(max(m, n))`, by which it is about as long as
+    AdamW's (arXiv:2502.16982, section 2.2): one learning rate and decay are for both.
+
+    Args:
+        paths: as for `adamw`; `MUON_RULES` tells the matrices.
+        momentum: of Muon, Nesterov's; the others are AdamW's.
+    """
+    paths = list(paths)
+    labels = {path: "muon" if matrix else "adamw" for path, matrix in match_all(MUON_RULES, paths).items()}
+    matrix = optax.contrib.MuonDimensionNumbers()
+    orthogonal = optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=momentum, weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: matrix, updates)
+        ),
+        optax.stateless(lambda updates, _: jax.tree.map(lambda u: 0.2 * math.sqrt(max(u.shape)) * u, updates)),
+        optax.add_decayed_weights(weight_decay),
+    )
+    others = adamw(paths, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    return optax.partition({"muon": orthogonal, "adamw": others}, labels)
 
 
 def learning_rates(paths: Iterable[str], *, trainable: str, layer_decay: float) -> dict[str, float]:

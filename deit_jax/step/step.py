@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8, UInt32
 
 from deit_jax.base import rng
 from deit_jax.models import bind, flatten
-from deit_jax.step import mixing
+from deit_jax.step import erasing, mixing
 from deit_jax.step.state import TrainState, Variables
 
 Batch = dict[str, Any]
@@ -56,12 +56,14 @@ def train_step(
     accumulation: int,
     clip_norm: float,
     ema_decay: Callable[[Array], Any],
+    copies: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update from one global batch.
 
     Args:
-        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], `mix`, what `mixing.draw` drew, and
-            `teacher`, what was recorded of a teacher, a row an example; empty without one.
+        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], `mix`, what `mixing.draw` drew,
+            `erasing`, what `erasing.draw` drew, if it did, and `teacher`, what was recorded of a teacher, a row an
+            example; empty without one.
         seed: the run's; an argument, not a constant, so that another seed needs no compilation.
         model: the abstract model that parameters are bound to; those that it has in another type are cast to it.
         teacher: logits [batch, classes] of (`teacher_variables`, the student's images in [0, 1], what was recorded).
@@ -73,6 +75,8 @@ def train_step(
         accumulation: micro-batches that the batch is cut into; it is mixed before.
         clip_norm: bound of the gradient's global norm; 0 for none.
         ema_decay: of the step: what the moving average keeps of itself.
+        copies: rows that each image becomes, neighbours in what `loss` gets, with a draw of stochastic depth each; more
+            than 1 are for training without a teacher.
 
     Returns:
         The next state, and scalar metrics. With a non-finite loss or gradient only the step and the counters advance.
@@ -89,6 +93,8 @@ def train_step(
         images, targets, recorded = rows
         bound = bind(model, params | trained | stats)
         taught = None if teacher is None else teacher(teacher_variables, normalize.undo(images), recorded)
+        # Neighbours, so that the copies of an image are on its device.
+        images, targets = (jnp.repeat(x, copies, axis=0) if copies > 1 else x for x in (images, targets))
         value, terms = loss(bound.head_logits(images, key=None if frozen_backbone else key), targets, taught)
         return value, (flatten(bound, nnx.BatchStat), terms)
 
@@ -129,8 +135,14 @@ def train_step(
 
 def student_images(batch: Batch, normalize: Normalization) -> Float[Array, "batch height width channels"]:
     """What the student sees of a training batch, normalised: what a teacher is asked about, beside it or recorded."""
-    images, mix = batch["image"], batch["mix"]
-    return mixing.mix_images(normalize(images), normalize(mixing.partners(images, mix)), mix)
+    mix = batch["mix"]
+
+    def seen(image: Array, erased: Mapping[str, Array]) -> Array:
+        return erasing.erase(normalize(image), erased) if erased else normalize(image)
+
+    own = batch["image"], batch.get("erasing", {})
+    others = jax.tree.map(lambda rows: mixing.partners(rows, mix), own)
+    return mixing.mix_images(seen(*own), seen(*others), mix)
 
 
 def _accumulate(

@@ -23,7 +23,8 @@ from deit_jax import parallel
 from deit_jax.models import bind, flatten
 from deit_jax.models.attention import Attention
 from deit_jax.parallel.mesh import BATCH
-from deit_jax.run.build import Run, build, open_mesh, train_source
+from deit_jax.run.build import Run, build, open_mesh
+from deit_jax.run.stream import train_source
 
 pytestmark = pytest.mark.compilers
 

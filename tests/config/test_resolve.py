@@ -13,7 +13,16 @@ import deit_jax
 from deit_jax import cli
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.config import recipes
-from deit_jax.config.resolve import check_same, field_paths, flatten, for_platform, resolve, to_dict
+from deit_jax.config.resolve import (
+    LATER,
+    check_same,
+    field_paths,
+    flatten,
+    for_platform,
+    resolve,
+    stream_fields,
+    to_dict,
+)
 from deit_jax.config.schema import UNITS, Config, Duration
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -72,13 +81,13 @@ def test_field_paths_are_the_leaves_of_a_config():
 
 
 def test_every_field_is_read_by_something():
-    """By the code below the door, as an attribute `section.field`, or by name where `build` takes what is set."""
+    """By code below the door, as an attribute `section.field`, or by name where a part of a run takes what is set."""
     package = Path(deit_jax.__file__).parent
     below = [path for path in package.rglob("*.py") if path.name not in ("schema.py", "resolve.py", "recipes.py")]
     nodes = [node for path in below for node in ast.walk(ast.parse(path.read_text()))]
     read = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
-    build = ast.parse((package / "run" / "build.py").read_text())
-    named = {node.value for node in ast.walk(build) if isinstance(node, ast.Constant)}
+    parts = [ast.parse((package / "run" / f"{part}.py").read_text()) for part in ("network", "learning")]
+    named = {node.value for part in parts for node in ast.walk(part) if isinstance(node, ast.Constant)}
     unread = set()
     for path in field_paths():
         stem, _, unit = path.rpartition("_")
@@ -142,9 +151,12 @@ def test_a_name_like_no_other_gets_all_that_are_known():
         ("data__crop_scale", (0.1, 0.5, 1.0), "2 numbers"),
         ("data__mean", "abc", "3 numbers"),
         ("data__mean", (0.5, 0.5, "a"), "of type float"),
+        ("optim__name", "adam", "one of 'adamw', 'lamb', 'sgd', 'muon'"),
         ("model__dtype", "float16", "one of 'auto', 'float32', 'bfloat16'"),
         ("model__attention", "flash", "one of 'auto', 'einsum', 'xla', 'cudnn'"),
         ("model__global_pool", "max", "one of '', 'token', 'avg'"),
+        ("data__crop", "center", "one of 'random_resized', 'simple', 'pad'"),
+        ("data__interpolation", "nearest", "one of 'bicubic', 'bilinear', 'random'"),
         ("loss__kind", "mse", "one of 'cross_entropy', 'binary_cross_entropy'"),
         ("distillation__kind", "feature", "one of 'none', 'soft', 'hard'"),
         ("distillation__kl_reduction", "mean", "one of 'numel', 'batchmean'"),
@@ -175,6 +187,9 @@ NOT_NEGATIVE = [
     "eval__every_epochs",
     "checkpoint__every_examples",
     "optim__warmup_steps",
+    "mixing__off_epochs",
+    "optim__cooldown_steps",
+    "optim__decay_epochs",
     "data__threads",
     "data__prefetch",
     "model__patch_size",
@@ -194,7 +209,10 @@ POSITIVE = [
     "batch_size",
     "eval__batch_size",
     "data__image_size",
+    "data__repeats",
     "mixing__group",
+    "erasing__min_count",
+    "erasing__max_count",
     "optim__accumulation",
     "checkpoint__keep",
     "guard__max_skipped",
@@ -203,13 +221,16 @@ POSITIVE = [
 ]
 POSITIVE_REAL = ["optim__learning_rate", "optim__eps", "distillation__tau"]
 SHARES = [
+    "erasing__probability",
     "mixing__probability",
     "mixing__switch_probability",
     "data__flip",
+    "data__color_jitter",
     "data__max_corrupt",
     "distillation__alpha",
+    "cosub__weight",
 ]
-BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim__b1", "optim__b2"]
+BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim__b1", "optim__b2", "optim__momentum"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +247,14 @@ BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim
         ("data__crop_ratio", 1.5, "from 0.0625 to 1"),
         ("data__crop_scale", (0.0, 1.0), "from 0.001 to 1"),
         ("data__crop_scale", (0.08, 1.2), "from 0.001 to 1"),
+        ("data__crop_aspect", (0.0, 1.0), "from 0.01 to 100"),
+        ("data__crop_aspect", (1.0, 101.0), "from 0.01 to 100"),
         ("data__std", (0.2, 0.0, 0.2), "positive"),
+        ("mixing__cutmix_minmax", (0.2, 1.1), "from 0 to 1"),
+        ("optim__decay_rate", 0.0, "from 0.001 to 1"),
+        ("erasing__area", (0.0, 0.3), "from 0.001 to 1"),
+        ("erasing__area", (0.1, 1.3), "from 0.001 to 1"),
+        ("erasing__aspect", (0.3, 101.0), "from 0.01 to 100"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name, value, wanted):
@@ -288,8 +316,18 @@ def test_the_ends_of_ranges_are_admitted(name, value):
     [
         ({"batch_size": 1022, "optim__accumulation": 4, "mixing__group": 1}, ["optim.accumulation", "batch_size"]),
         ({"batch_size": 1000}, ["mixing.group", "batch_size"]),
+        ({"mixing__cutmix_minmax": (0.8, 0.2)}, ["mixing.cutmix_minmax", "(0.0, 0.0) for none"]),
+        ({"mixing__cutmix_minmax": (0.5, 0.503)}, ["mixing.cutmix_minmax", "of 224 pixels", "below 112"]),
+        ({"mixing__off_epochs": 2.0, "mixing__off_steps": 3}, ["mixing.off_steps", "mixing.off_epochs"]),
         ({"loss__kind": "binary_cross_entropy", "loss__binarize": True}, ["label_smoothing", "loss.binarize"]),
         ({"data__crop_scale": (0.9, 0.1)}, ["data.crop_scale"]),
+        ({"erasing__area": (0.9, 0.1)}, ["erasing.area"]),
+        ({"erasing__aspect": (2.0, 0.5)}, ["erasing.aspect"]),
+        ({"erasing__min_count": 3, "erasing__max_count": 2}, ["erasing.min_count", "erasing.max_count"]),
+        ({"data__crop_aspect": (4 / 3, 3 / 4)}, ["data.crop_aspect"]),
+        ({"data__augment": "rand-m9-x3"}, ["data.augment", "'x3'"]),
+        ({"data__repeats": 5}, ["data.repeats", "5 copies", "batch of 1024 has 4 group(s)", "mixing.group 256"]),
+        ({"data__repeats": 3, "batch_size": 64}, ["data.repeats", "batch of 64 has 1 group(s)", "mixing.group 64"]),
         ({"model__num_classes": 0}, ["model.num_classes"]),
         ({"model__num_classes": -2}, ["model.num_classes"]),
         ({"mesh__data": 0}, ["mesh.data"]),
@@ -300,6 +338,14 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"eval__every_examples": 3}, ["eval.every_epochs", "eval.every_examples"]),
         ({"checkpoint__every_epochs": 0}, ["checkpoint.every_steps"]),
         ({"optim__warmup_steps": 3}, ["optim.warmup_steps", "optim.warmup_epochs"]),
+        ({"optim__schedule": "wsd"}, ["optim.decay_epochs", "optim.schedule='wsd'"]),
+        ({"optim__schedule": "step"}, ["optim.decay_epochs", "optim.schedule='step'"]),
+        ({"cosub__weight": 0.5, "model__drop_path": 0.0}, ["cosub.weight", "model.drop_path"]),
+        ({"cosub__weight": 0.5, "optim__trainable": "head"}, ["cosub.weight", "optim.trainable"]),
+        (
+            {"cosub__weight": 0.5, "distillation__kind": "hard", "distillation__teacher__name": "regnety_160"},
+            ["cosub.weight", "distillation.kind is 'hard'"],
+        ),
         ({"distillation__top_k": 0}, ["distillation.top_k"]),
         ({"distillation__top_k": -2}, ["distillation.top_k"]),
         ({"distillation__store": "store"}, ["distillation.kind", "'none'", "set soft or hard", "leave the store out"]),
@@ -320,6 +366,10 @@ def test_what_only_looks_like_a_contradiction_passes():
     binary = recipe(loss__kind="binary_cross_entropy", loss__binarize=True, mixing__label_smoothing=0)
     assert resolve(binary).loss.binarize
     assert resolve(recipe(loss__binarize=True)).loss.binarize  # cross-entropy does not look at it
+    assert (
+        resolve(recipe(data__repeats=4)).data.repeats == 4
+    )  # as many as there are groups; no batch need be a multiple
+    assert resolve(recipe(data__repeats=5, mixing__probability=0)).data.repeats == 5  # nothing mixes
 
 
 # Durations.
@@ -385,23 +435,43 @@ CHANGES: dict[str, Any] = {
     "data__image_size": 192,
     "data__crop_scale": (0.5, 1.0),
     "data__flip": 0.0,
+    "erasing__probability": 0.25,
+    "erasing__mode": "const",
+    "erasing__min_count": 2,
+    "erasing__max_count": 3,
+    "erasing__area": (0.1, 0.2),
+    "erasing__aspect": (0.5, 2.0),
+    "data__crop": "simple",
+    "data__crop_aspect": (0.5, 2.0),
+    "data__interpolation": "random",
+    "data__augment": "rand-m9-mstd0.5-inc1",
+    "data__color_jitter": 0.3,
+    "data__repeats": 3,
+    "data__exif": False,
     "mixing__mixup": 0.1,
     "mixing__cutmix": 0.0,
     "mixing__probability": 0.5,
     "mixing__switch_probability": 0.1,
     "mixing__label_smoothing": 0.0,
     "mixing__group": 64,
+    "mixing__mode": "elem",
+    "mixing__cutmix_minmax": (0.2, 0.9),
+    "mixing__off_epochs": 200.0,
     "ema__decay": 0.0,
     "init_from": "pretrained",
     "optim__trainable": "head",
+    "optim__name": "lamb",
 }
+
+
+COMPANIONS = {"erasing__min_count": {"erasing__max_count": 2}}  # without which a field would contradict another
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_resume_may_not_change_the_stream_or_the_state(name):
     path, value = name.replace("__", "."), CHANGES[name]
     with pytest.raises(UserError) as error:
-        check_same(STORED, resolve(recipe(**{name: value})))
+        check_same(STORED, resolve(recipe(**{name: value}, **COMPANIONS.get(name, {}))))
     message = str(error.value)
     assert message.startswith(f"config.{path}: is {value!r}, ")
     assert repr(dict(flatten(to_dict(CONFIG)))[path]) in message
@@ -429,6 +499,13 @@ FREE: dict[str, Any] = {
     "optim__warmup_learning_rate": 1e-5,
     "optim__min_learning_rate": 0.0,
     "optim__warmup_epochs": 3.0,
+    "cosub__weight": 0.5,
+    "optim__scale_by_batch": False,
+    "optim__schedule": "constant",
+    "optim__cooldown_epochs": 10.0,
+    "optim__decay_epochs": 30.0,
+    "optim__decay_rate": 0.5,
+    "optim__momentum": 0.95,
     "optim__schedule_per_epoch": False,
     "optim__weight_decay": 0.1,
     "optim__b1": 0.8,
@@ -612,3 +689,52 @@ def test_there_are_configs():
 def test_a_field_that_came_after_the_run_is_announced():
     older = {name: value for name, value in STORED.items() if name != "init_from"}
     assert check_same(older, CONFIG) == ["init_from: '', which the run did not know yet"]
+
+
+# `data.flip` stands for a field that came later: a checkpoint of before lacks it, and trained as with 0.5.
+
+
+def without_flip() -> dict[str, Any]:
+    older = copy.deepcopy(STORED)
+    del older["data"]["flip"]
+    return older
+
+
+def test_a_later_field_at_its_value_of_before_resumes_in_silence(monkeypatch):
+    monkeypatch.setitem(LATER, "data.flip", 0.5)
+    assert check_same(without_flip(), CONFIG) == []
+
+
+def test_a_later_field_at_another_value_is_refused_as_any_other(monkeypatch):
+    changed = resolve(recipe(data__flip=0.25))
+    with pytest.raises(UserError) as known:
+        check_same(STORED, changed)
+    monkeypatch.setitem(LATER, "data.flip", 0.5)
+    with pytest.raises(UserError) as lacking:
+        check_same(without_flip(), changed)
+    assert str(lacking.value) == str(known.value)
+
+
+def test_what_is_stored_of_a_later_field_counts(monkeypatch):
+    monkeypatch.setitem(LATER, "data.flip", 0.25)
+    assert check_same(STORED, CONFIG) == []
+
+
+def test_a_later_field_that_is_not_fixed_is_announced_with_its_value_of_before(monkeypatch):
+    older = {name: value for name, value in STORED.items() if name != "init_from"}
+    monkeypatch.setitem(LATER, "init_from", "elsewhere")
+    assert check_same(older, CONFIG, fixed=()) == ["init_from: 'elsewhere' -> ''"]
+
+
+def test_the_stream_has_a_later_field_only_where_it_changes_something(monkeypatch):
+    before = stream_fields(CONFIG)
+    assert before["data.flip"] == 0.5
+    monkeypatch.setitem(LATER, "data.flip", 0.5)
+    assert stream_fields(CONFIG) == {path: value for path, value in before.items() if path != "data.flip"}
+    changed = resolve(recipe(data__flip=0.0))
+    assert stream_fields(changed) == before | {"data.flip": 0.0}
+
+
+def test_later_fields_are_fields_and_admit_their_value_of_before():
+    fields = {path.replace(".", "__"): value for path, value in LATER.items()}
+    assert LATER.items() <= dict(flatten(to_dict(resolve(recipe(**fields))))).items()

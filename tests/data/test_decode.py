@@ -72,6 +72,16 @@ def test_exif_orientation(kind, orientation, photo, encode) -> None:
     assert (pixels == by_pillow(data)).all()
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_exif_orientation_may_be_left_alone(orientation, photo, encode) -> None:
+    """As torchvision's loader reads a photo."""
+    data = encode(photo(37, 53), "JPEG", exif=exif(orientation))
+    with Image.open(io.BytesIO(data)) as image:
+        stored = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode(data, exif=False), stored)
+    assert not np.array_equal(decode(data), stored)
+
+
 def test_damaged_exif_does_not_cost_the_image(photo, encode) -> None:
     data = encode(photo(37, 53), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff garbage")
     with pytest.warns(UserWarning, match="Corrupt EXIF"):

@@ -6,18 +6,26 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deit_jax.base import rng
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.data import pipeline
-from deit_jax.data.decode import CorruptImage, decode
+from deit_jax.data.decode import ORIENTATION_TAG, CorruptImage, decode
 from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
-from deit_jax.data.pipeline import MAX_NEIGHBOURS, MOST_TOLD, eval_batches, train_batches, train_example
+from deit_jax.data.pipeline import MAX_NEIGHBOURS, MOST_TOLD, eval_batches, eval_example, train_batches, train_example
 from deit_jax.data.records import Record
-from deit_jax.data.transforms import eval_transform, random_flip, random_resized_crop
+from deit_jax.data.train_transform import TrainTransform
+from deit_jax.data.transforms import eval_transform
 
-AUGMENT = {"image_size": 11, "crop_scale": (0.08, 1.0), "flip": 0.5}
+AUGMENT = {"transform": TrainTransform(image_size=11)}
+# All that there is; of batches of 5, each row is a mixing group.
+EVERYTHING = {
+    "transform": TrainTransform(11, interpolation="random", augment="rand-m9-n3-mstd0.5-inc1", color_jitter=0.3),
+    "repeats": 3,
+    "groups": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,7 @@ def train(source, first: int = 0, last: int = 9, rows: slice = slice(0, 5), thre
     return list(start_training(source, first, last, rows, threads, **options))
 
 
-def start_training(source, first=0, last=9, rows=slice(0, 5), threads=0, seed=7, prefetch=2):
+def start_training(source, first=0, last=9, rows=slice(0, 5), threads=0, seed=7, prefetch=2, augment=AUGMENT):
     return train_batches(
         source,
         seed=seed,
@@ -65,7 +73,7 @@ def start_training(source, first=0, last=9, rows=slice(0, 5), threads=0, seed=7,
         total_steps=last,
         threads=threads,
         prefetch=prefetch,
-        **AUGMENT,
+        **augment,
     )
 
 
@@ -101,6 +109,70 @@ def test_shapes_and_types(source) -> None:
 def test_threads_change_nothing(source, threads: int, prefetch: int) -> None:
     assert_equal(train(source, threads=threads, prefetch=prefetch), train(source))
     assert_equal(evaluate(source, threads=threads), evaluate(source))
+
+
+def test_the_stream_is_pure_with_everything_on(source) -> None:
+    """For any threads, hosts and start, and a batch drawn twice in another order."""
+    whole = train(source, augment=EVERYTHING)
+    assert not np.array_equal(whole[3]["image"], train(source)[3]["image"])
+    for threads in (1, 3):
+        assert_equal(train(source, threads=threads, augment=EVERYTHING), whole)
+    parts = [train(source, rows=rows, threads=2, augment=EVERYTHING) for rows in (slice(0, 2), slice(2, 5))]
+    assert_equal([{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)], whole)
+    for step in (7, 2, 8, 2):
+        assert_equal(train(source, first=step, last=step + 1, augment=EVERYTHING), whole[step : step + 1])
+
+
+def test_copies_of_an_image_are_augmented_differently(source) -> None:
+    views = [
+        (int(batch["index"][row]), batch["image"][row].tobytes())
+        for batch in train(source, last=4, augment=EVERYTHING | {"repeats": 5})
+        for row in range(5)
+    ]
+    assert len({index for index, _ in views}) == 4
+    assert len(set(views)) == 20
+
+
+def test_a_bad_image_is_replaced_in_all_its_copies(source) -> None:
+    settings = {"seed": 7, "batch_size": 5, **EVERYTHING}
+    index, after = (
+        example_index(10, seed=7, examples=23, batch_size=5, repeats=3, groups=5, neighbour=n) for n in (0, 1)
+    )
+    broken = Broken(source, {index: b"no image"})
+    found = train_example(broken, 10, **settings)
+    assert (found["index"], bool(found["replaced"])) == (after, True)
+    assert broken.reads == [index, after]
+
+
+def test_what_only_the_crop_finds_wrong_is_replaced_too(photo) -> None:
+    images = [np.zeros((1, 20_000, 3), np.uint8), photo(13, 17)]
+
+    class Thin(Broken):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Record:
+            return Record(images[index], index, f"{index}.png")
+
+    transform = TrainTransform(224, crop="simple")
+    found = [train_example(Thin(None, {}), p, seed=7, batch_size=2, transform=transform) for p in range(2)]
+    assert sorted(bool(example["replaced"]) for example in found) == [False, True]
+    assert {int(example["index"]) for example in found} == {1}
+
+
+@pytest.mark.parametrize("exif", [True, False])
+def test_photos_are_turned_only_where_asked_for(photo, encode, exif) -> None:
+    turned = Image.Exif()
+    turned[ORIENTATION_TAG] = 6
+    data = encode(photo(13, 17), exif=turned)
+    one = Broken(MemorySource(photo(13, 17)[None], np.array([0]), ["a"]), {0: data})
+    transform = TrainTransform(11)
+    trained = train_example(one, 4, seed=7, batch_size=1, transform=transform, exif=exif)
+    upright = decode(data, exif=exif)
+    assert upright.shape[:2] == ((17, 13) if exif else (13, 17))
+    assert np.array_equal(trained["image"], transform(upright, rng.generator(7, "augment", 4)))
+    shown = eval_example(one, 0, image_size=11, crop_ratio=0.875, exif=exif)
+    assert np.array_equal(shown["image"], eval_transform(upright, size=11, crop_ratio=0.875))
 
 
 def test_every_thread_has_work_even_where_little_is_prefetched(source) -> None:
@@ -181,10 +253,10 @@ def test_a_bad_image_is_replaced_by_its_neighbour(source, fault) -> None:
         position = step * 5 + row
         neighbour = example_index(position + 1, seed=7, examples=23, batch_size=5)
         generator = rng.generator(7, "augment", position)
-        crop = random_resized_crop(decode(source[neighbour].image), generator, size=11)
+        expected = AUGMENT["transform"](decode(source[neighbour].image), generator)
         assert found[step]["replaced"][row]
         assert found[step]["label"][row] == neighbour
-        assert np.array_equal(found[step]["image"][row], random_flip(crop, generator, probability=0.5))
+        assert np.array_equal(found[step]["image"][row], expected)
 
 
 class Moody(Broken):

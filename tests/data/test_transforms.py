@@ -1,4 +1,4 @@
-"""Random resized crop, flip and the evaluation transform."""
+"""Random boxes and the evaluation transform."""
 
 import math
 
@@ -8,7 +8,7 @@ from golden_files import assert_close, load
 from PIL import Image
 
 from deit_jax.data.decode import CorruptImage, decode
-from deit_jax.data.transforms import eval_transform, random_box, random_flip, random_resized_crop
+from deit_jax.data.transforms import eval_transform, random_box
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -55,32 +55,6 @@ def test_fallback_is_the_largest_centred_box(height: int, width: int, box: tuple
     # Whole area and a shape that fits: hardly ever for 7 x 6, never for the others.
     found = {tuple(map(int, found)) for found in boxes(height, width, 5, scale=(1.0, 1.0))}
     assert found == {box}
-
-
-def test_crop_resizes_its_box_and_sees_nothing_outside() -> None:
-    image = np.full((61, 7, 3), 255, np.uint8)
-    image[26:35] = 0
-    generator = np.random.default_rng(0)
-    assert not random_resized_crop(image, generator, size=32, scale=(1.0, 1.0)).any()
-
-
-def test_crop_is_pillows_bicubic(photo) -> None:
-    image = photo(37, 53)
-    for seed in range(5):
-        top, left, height, width = random_box(37, 53, np.random.default_rng(seed), SCALE, RATIO)
-        part = Image.fromarray(image).crop((left, top, left + width, top + height))
-        expected = np.asarray(part.resize((32, 32), Image.Resampling.BICUBIC))
-        found = random_resized_crop(image, np.random.default_rng(seed), size=32)
-        assert found.dtype == np.uint8
-        assert (found == expected).all()
-
-
-def test_flip(photo) -> None:
-    image, generator = photo(5, 7), np.random.default_rng(0)
-    assert (random_flip(image, generator, probability=1.0) == image[:, ::-1]).all()
-    assert (random_flip(image, generator, probability=0.0) == image).all()
-    flipped = [(random_flip(image, generator, probability=0.3) != image).any() for _ in range(2000)]
-    assert np.mean(flipped) == pytest.approx(0.3, abs=0.03)
 
 
 # torchvision, for a shorter side s and a longer side l:

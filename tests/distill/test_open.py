@@ -19,7 +19,7 @@ from deit_jax.distill.open import open_teacher
 from deit_jax.distill.teaching import fingerprint
 from deit_jax.export import describe, export_model
 from deit_jax.models import Preprocessing, abstract_model, flatten
-from deit_jax.run.build import train_source
+from deit_jax.run.stream import train_source
 from deit_jax.trained import Trained
 from deit_jax.weights import Card, open_model
 from deit_jax.weights.orbax import read_variables, write_variables
@@ -499,6 +499,9 @@ def test_a_fingerprint_tells_networks_of_the_same_variables_apart(workdir, tmp_p
         ("", {"batch_size": 40}, ["stream"]),
         ("data", {"flip": 0.5}, ["stream"]),
         ("data", {"crop_scale": (0.7, 1.0)}, ["stream"]),
+        ("data", {"augment": "3a"}, ["stream"]),
+        ("data", {"repeats": 3}, ["stream"]),
+        ("data", {"exif": False}, ["stream", "one"]),
         ("data", {"crop_ratio": 0.9}, ["one"]),
         ("data", {"image_size": 12}, ["stream", "one"]),
         ("data", {"train_split": "train[:900]"}, ["stream", "one"]),

@@ -10,9 +10,10 @@ from tiny import replace, tiny_config
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
-from deit_jax.run.build import build, eval_source, train_source
+from deit_jax.run.build import build
 from deit_jax.run.evaluate import Evaluator, weights_of
-from deit_jax.step import mixing
+from deit_jax.run.stream import eval_source, train_source
+from deit_jax.step import erasing, mixing
 from deit_jax.step.step import Normalization, student_images
 
 STEPS = 20
@@ -105,17 +106,24 @@ def test_mesh_that_does_not_fit():
         parallel.check_batch(parallel.make_mesh(8), 20, 2)
 
 
-def test_mixing_partners_travel_as_uint8():
-    """Between the devices that share a group: read off the compiled program."""
+@pytest.mark.parametrize("erased", [False, True])
+def test_mixing_partners_travel_as_uint8(erased):
+    """Between the devices that share a group: read off the compiled program. What erases in them is whole numbers, too,
+    and both show the same as on one device."""
     mesh = parallel.make_mesh(8)
     mix = mixing.draw(0, 0, groups=1, image_size=8, mixup=0.8, cutmix=1.0, probability=1.0, switch_probability=0.5)
     images = np.random.default_rng(0).integers(256, size=(16, 8, 8, 3), dtype=np.uint8)
     batch = {**parallel.put_batch({"image": images}, mesh), "mix": parallel.put_replicated(mix, mesh)}
     see = jax.jit(functools.partial(student_images, normalize=Normalization((0.5,) * 3, (0.2,) * 3)))
+    if erased:
+        where = {"area": (0.02, 1 / 3), "aspect": (0.3, 1 / 0.3), "min_count": 1, "max_count": 2, "probability": 0.7}
+        drawn = erasing.draw(0, 0, batch_size=16, image_size=8, mode="pixel", **where)
+        batch["erasing"] = parallel.put_batch(drawn, mesh)
     lines = see.lower(batch).compile().as_text().splitlines()
     moving = [line for line in lines if re.search(r" (collective-permute|all-to-all|all-gather)(-start)?\(", line)]
     assert moving
-    assert [line for line in moving if "u8[" not in line] == []
+    assert [line for line in moving if not re.search(r" = \(?(u8|s32|u32)\[" if erased else r" = \(?u8\[", line)] == []
+    np.testing.assert_allclose(see(batch), see(jax.tree.map(np.asarray, batch)), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 from tiny import distilled_config, replace, tiny_config, tiny_run, write_random_weights, write_teacher
 
-from deit_jax import precompute
+from deit_jax import parallel, precompute
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config import resolve, schema
 from deit_jax.config.resolve import to_dict
 from deit_jax.config.schema import Duration
 from deit_jax.parallel import peak
-from deit_jax.run import build, train
+from deit_jax.run import learning, stream, train
 from deit_jax.run.evaluate import Evaluator, evaluate
 from deit_jax.run.interrupt import Interrupted
 from deit_jax.run.metrics import Monitor, read_rows
@@ -76,7 +76,8 @@ def test_every_field_of_the_config_is_read(finished, tmp_path, monkeypatch):
     taught = distilled_config(tmp_path / "teacher", distillation__kind="soft")
     at_step(monkeypatch, 1, lambda: 1 / 0)  # what a distilled run reads, it reads before
     with reads_recorded():
-        build.training_loss(other.loss, other.distillation)
+        learning.training_loss(other.loss, other.distillation, other.cosub)
+        learning.optimizer_of(replace(CONFIG, "optim", name="sgd"), [])
         precompute.Recording(taught, "stream")
         with pytest.raises(ZeroDivisionError):
             train.train(taught, tmp_path / "run")
@@ -134,13 +135,13 @@ def test_what_a_run_leaves(finished):
 
 def test_evaluate_gives_what_the_run_gave(finished, monkeypatch):
     workdir, result = finished
-    opened = build.open_source
+    opened = stream.open_source
 
     def open_source(*, field, **given):
         assert field == "config.data.eval_split"
         return opened(field=field, **given)
 
-    monkeypatch.setattr(build, "open_source", open_source)
+    monkeypatch.setattr(stream, "open_source", open_source)
     top1 = {row["step"]: row["eval_ema/top1"] for row in read_rows(workdir / "metrics.jsonl") if "eval/top1" in row}
     best = max(top1, key=lambda step: (top1[step], step))
     ours = evaluate(CONFIG, workdir)
@@ -203,7 +204,7 @@ def test_another_run_in_the_workdir_is_refused(finished, changed, field):
 
 
 def test_changed_data_is_refused(finished, monkeypatch):
-    source = build.train_source(CONFIG)
+    source = stream.train_source(CONFIG)
     monkeypatch.setattr(train, "train_source", lambda config: source)
     monkeypatch.setattr(source, "fingerprint", "another")
     with pytest.raises(UserError, match=r"config\.data\.dir"):
@@ -255,6 +256,9 @@ def test_utilisation_is_told_where_it_is_asked_for(tmp_path, monkeypatch):
     seconds = run.image_seconds()
     assert seconds > 0
     assert tiny_run(CONFIG).image_seconds() == 0  # auto: not on CPU
+    monkeypatch.setattr(parallel, "matmul_peak", lambda *given: lambda: 1e9)
+    twice = tiny_run(tiny_config(log__utilisation="on", cosub__weight=0.5))
+    assert twice.image_seconds() == 2 * run.image_seconds()
     fields = dict.fromkeys(("patch_size", "width", "depth", "heads", "drop_path"), 0) | {"name": "regnety_002"}
     convnet = {f"model__{name}": value for name, value in fields.items()} | {"distillation__token": False}
     with pytest.raises(UserError, match=r"config\.log\.utilisation: .*regnety_002"):
@@ -445,7 +449,7 @@ def test_a_full_disk_at_the_end_is_one_line_and_the_result(finished, tmp_path, m
 
 
 def test_an_evaluation_split_that_cannot_be_decoded_is_refused_before_the_first_step(tmp_path, monkeypatch):
-    opened = build.open_source
+    opened = stream.open_source
 
     def open_source(*, field, **given):
         source = opened(field=field, **given)
@@ -453,7 +457,7 @@ def test_an_evaluation_split_that_cannot_be_decoded_is_refused_before_the_first_
             monkeypatch.setattr(source, "_images", [b"version https://git-lfs.github.com/spec/v1"] * len(source))
         return source
 
-    monkeypatch.setattr(build, "open_source", open_source)
+    monkeypatch.setattr(stream, "open_source", open_source)
     with pytest.raises(UserError, match=r"config\.data\.eval_split: 360 of its 360 images cannot be decoded"):
         train.train(CONFIG, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

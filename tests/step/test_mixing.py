@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import assert_close, load
 
 from deit_jax.step import mixing
 
@@ -256,3 +257,114 @@ def test_images_and_labels_mix_with_the_same_partner_by_the_same_weight():
     mixed = mix_images(images, mix)[:, 0, 0]
     targets = mixing.mix_targets(jnp.array(labels), mix, num_classes=5, smoothing=0.0)
     np.testing.assert_allclose(mixed, targets, atol=1e-7)
+
+
+# Modes: who has numbers of its own.
+
+GOLDEN = load("mixing.npz")
+CASES = [f"{mode}-{box}" for mode in ("batch", "pair", "elem") for box in ("alpha", "minmax")]
+
+
+def golden(case: str, name: str) -> np.ndarray:
+    return GOLDEN[f"{case}/{name}"]
+
+
+def as_drawn(case: str) -> dict:
+    """What timm drew, as if it had been drawn here: for "pair" the second half of the rows mirrors the first."""
+    weight = np.where(golden(case, "cutmix"), 1, golden(case, "lambda"))
+    drawn = {"image_weight": weight, "box": golden(case, "box"), "label_weight": golden(case, "label_weight")}
+    if case.startswith("pair"):
+        drawn = {name: np.concatenate([value, value[::-1]]) for name, value in drawn.items()}
+    mix = {name: value if case.startswith("batch") else value[None] for name, value in drawn.items()}
+    return given(*mix.values())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_batches_mix_as_timms(case):
+    assert golden(case, "cutmix").any()
+    mix = as_drawn(case)
+    assert_close(mix_images(jnp.array(GOLDEN["images"]), mix), golden(case, "mixed"), "mixing.npz", "images")
+    targets = mixing.mix_targets(jnp.array(GOLDEN["labels"], jnp.int32), mix, num_classes=5, smoothing=0.1)
+    assert_close(targets, golden(case, "targets"), "mixing.npz", "targets")
+
+
+class Replay(np.random.Generator):
+    """Gives the whole numbers that timm drew."""
+
+    def __init__(self, numbers: np.ndarray):
+        super().__init__(np.random.PCG64())
+        self.numbers = list(numbers)
+
+    def integers(self, *bounds, size=None):
+        drawn = np.stack([self.numbers.pop(0), self.numbers.pop(0)])
+        low, high = (0, *bounds)[-2:]
+        assert (drawn >= low).all()
+        assert (drawn < high).all()
+        return drawn
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_boxes_are_timms(case):
+    pasted = golden(case, "whole")[:, 0] >= 0
+    replay, count = Replay(golden(case, "whole")[pasted].T), int(pasted.sum())
+    if case.endswith("minmax"):
+        boxes = mixing._inner_boxes(replay, 11, (int(0.2 * 11), int(0.9 * 11)), count)
+    else:
+        boxes = mixing._boxes(replay, 11, golden(case, "lambda")[pasted])
+    np.testing.assert_array_equal(boxes, golden(case, "box")[pasted])
+    assert not replay.numbers
+
+
+def reference(images, labels, mix, classes):
+    """Row by row, from the facts: the partner is the unmixed row that mirrors it in the group."""
+    groups, members = mix["label_weight"].shape
+    mixed, targets = images.copy(), np.zeros((len(images), classes))
+    for group in range(groups):
+        for row in range(members):
+            own, other = group * members + row, group * members + members - 1 - row
+            y0, y1, x0, x1 = mix["box"][group, row]
+            weight = mix["image_weight"][group, row]
+            mixed[own] = weight * images[own] + (1 - weight) * images[other]
+            mixed[own, y0:y1, x0:x1] = images[other, y0:y1, x0:x1]
+            targets[own, labels[own]] += mix["label_weight"][group, row]
+            targets[own, labels[other]] += 1 - mix["label_weight"][group, row]
+    return mixed, targets
+
+
+@pytest.mark.parametrize("mode", ["pair", "elem"])
+@pytest.mark.parametrize("members", [4, 5])
+@pytest.mark.parametrize("minmax", [(0.0, 0.0), (0.3, 0.8)])
+def test_pairs_and_elements_mix_as_a_reference_row_by_row(mode, members, minmax):
+    mix = draw(2, groups=3, members=members, mode=mode, cutmix_minmax=minmax, probability=0.8)
+    assert mix["box"].shape == (3, members, 4)
+    images = np.random.default_rng(0).normal(size=(3 * members, SIZE, SIZE, 3)).astype(np.float32)
+    labels = np.random.default_rng(1).integers(7, size=3 * members)
+    mixed, targets = reference(images, labels, mix, 7)
+    np.testing.assert_allclose(mix_images(jnp.array(images), on_device(mix)), mixed, atol=1e-6)
+    ours = mixing.mix_targets(jnp.array(labels), on_device(mix), num_classes=7, smoothing=0.0)
+    np.testing.assert_allclose(ours, targets, atol=1e-6)
+    mirrored = {name: (value == value[:, ::-1]).all() for name, value in mix.items()}
+    assert set(mirrored.values()) == {mode == "pair"}
+    assert len(np.unique(mix["label_weight"])) > 5
+
+
+@pytest.mark.parametrize("mode", ["pair", "elem"])
+def test_every_pair_and_element_draws_its_own(mode):
+    weights = draw(groups=2, members=10, mode=mode, cutmix=0)["label_weight"]
+    assert len(np.unique(weights)) == 2 * {"pair": 5, "elem": 10}[mode]
+    np.testing.assert_array_equal(draw(groups=1, members=10, mode=mode, cutmix=0)["label_weight"], weights[:1])
+
+
+@pytest.mark.parametrize("mode", ["batch", "elem"])
+def test_sides_between_bounds_are_uniform_and_their_boxes_inside(mode):
+    mix = draw(groups=4000, members=1, mode=mode, mixup=0, cutmix=0, cutmix_minmax=(0.2, 0.5))
+    y0, y1, x0, x1 = mix["box"].reshape(-1, 4).T
+    for low, high in ((y0, y1), (x0, x1)):
+        sides, counts = np.unique(high - low, return_counts=True)
+        assert sides.tolist() == list(range(4, 11))  # int(0.2 * 23) to int(0.5 * 23), excluded
+        assert abs(counts / 4000 - 1 / 7).max() < 5 * np.sqrt(1 / 7 * 6 / 7 / 4000)
+        corners = low[high - low == 4]
+        assert (corners.min(), corners.max()) == (0, SIZE - 4)  # the last row and column are reached
+    assert np.corrcoef(y1 - y0, x1 - x0)[0, 1] == pytest.approx(0, abs=4 / np.sqrt(4000))
+    kept = 1 - (y1 - y0) * (x1 - x0) / SIZE**2
+    np.testing.assert_allclose(mix["label_weight"].ravel(), kept, rtol=1e-6)

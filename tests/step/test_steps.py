@@ -45,7 +45,7 @@ def criterion(logits, targets, taught):
 
 
 @functools.cache
-def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75, rates=None, frozen_backbone=False):
+def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75, rates=None, frozen_backbone=False, copies=1):
     return jax.jit(
         functools.partial(
             steps.train_step,
@@ -56,6 +56,7 @@ def jitted(accumulation=1, clip_norm=0.0, ema_decay=0.75, rates=None, frozen_bac
             learning_rate=lambda step: 0.01 * (step + 1),
             rates=dict(rates) if rates else dict.fromkeys(flatten(NET, nnx.Param), 1.0),
             frozen_backbone=frozen_backbone,
+            copies=copies,
             num_classes=CLASSES,
             label_smoothing=0.1,
             accumulation=accumulation,
@@ -229,3 +230,13 @@ def test_eval_step(classes):
     np.testing.assert_allclose(out["probability"], np.exp(log_probs.max(axis=1)), rtol=1e-5)
     np.testing.assert_array_equal(out["heads"], logits.argmax(axis=-1))
     assert out.keys() == {"loss", "top", "probability", "heads", "label", "mask"}
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_copies_are_neighbours_and_alike_where_nothing_is_drawn(accumulation):
+    """Two of each image, in each micro-batch, teach what one does: means and statistics are the same."""
+    one, told = jitted(accumulation=accumulation)(first_state(), a_batch(), SEED)
+    two, told_twice = jitted(accumulation=accumulation, copies=2)(first_state(), a_batch(), SEED)
+    np.testing.assert_allclose(told_twice["loss"], told["loss"], rtol=1e-6)
+    np.testing.assert_allclose(told_twice["grad_norm"], told["grad_norm"], rtol=1e-5)
+    assert_close(two.stats, one.stats, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,158 @@
+"""The data of a run: the splits that a config names, and the training stream, on the host and on the devices."""
+
+import functools
+from collections.abc import Generator, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from deit_jax import parallel
+from deit_jax.base.errors import UserError
+from deit_jax.config import schema
+from deit_jax.config.schema import Config
+from deit_jax.data import Source, TrainTransform, open_source, train_batches
+from deit_jax.distill import Store
+from deit_jax.step import erasing, mixing
+from deit_jax.step.step import Batch
+
+
+def train_source(config: Config) -> Source:
+    """The training split; `UserError` where it has one class alone, or not as many as the model was told to have."""
+    data = config.data
+    source = open_source(name=data.name, directory=data.dir, split=data.train_split, field="config.data.train_split")
+    classes = len(source.class_names)
+    if classes < 2:
+        raise UserError(
+            f"config.data.train_split: all {len(source)} photos, such as {source.name(0)}, are of one class, "
+            f"{source.class_names[0]!r}, and there is nothing to tell apart; add another class"
+        )
+    if config.model.num_classes not in (-1, classes):
+        raise UserError(
+            f"config.model.num_classes: is {config.model.num_classes}, the data has {classes} classes; "
+            f"set --config.model.num_classes=-1 to take the data's"
+        )
+    return source
+
+
+def eval_source(config: Config, class_names: tuple[str, ...] | None) -> Source:
+    """The evaluation split, its labels counted by `class_names` (None: by its own)."""
+    data = config.data
+    return open_source(
+        name=data.name,
+        directory=data.dir,
+        split=data.eval_split,
+        class_names=class_names,
+        field="config.data.eval_split",
+    )
+
+
+def stream(
+    config: Config, source: Source, rows: slice, *, first_step: int, total_steps: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The training batches of a config on the host, see `train_batches`."""
+    return train_batches(
+        source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rows=rows,
+        first_step=first_step,
+        total_steps=total_steps,
+        transform=train_transform(config.data),
+        repeats=config.data.repeats,
+        groups=mixing_groups(config),
+        exif=config.data.exif,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+
+
+def train_transform(data: schema.Data) -> TrainTransform:
+    """What the training images of a config go through."""
+    return TrainTransform(
+        image_size=data.image_size,
+        crop=data.crop,
+        crop_scale=data.crop_scale,
+        crop_aspect=data.crop_aspect,
+        interpolation=data.interpolation,
+        flip=data.flip,
+        augment=data.augment,
+        color_jitter=data.color_jitter,
+    )
+
+
+def mixing_groups(config: Config) -> int:
+    """In how many groups a batch mixes: a group is never wider than it."""
+    return config.batch_size // min(config.mixing.group, config.batch_size)
+
+
+def device_batches(
+    config: Config,
+    mesh: Mesh,
+    source: Source,
+    start: int,
+    stop: int,
+    store: Store | None = None,
+    *,
+    unmixed_from: int | None = None,
+) -> Generator[tuple[Batch, int], None, None]:
+    """The device batches of the steps from `start` to `stop`, each with how many of its images were corrupt.
+
+    Args:
+        store: what a teacher said of them, if that was recorded.
+        unmixed_from: the first step whose images are not mixed; None: all are.
+
+    Raises:
+        UserError: more images than `data.max_corrupt` allows could not be decoded.
+    """
+    batch_size = config.batch_size
+    rows = parallel.local_rows(mesh, batch_size)
+    groups = mixing_groups(config)
+    draw = functools.partial(
+        mixing.draw,
+        config.seed,
+        groups=groups,
+        members=batch_size // groups,
+        image_size=config.data.image_size,
+        mixup=config.mixing.mixup,
+        cutmix=config.mixing.cutmix,
+        switch_probability=config.mixing.switch_probability,
+        mode=config.mixing.mode,
+        cutmix_minmax=config.mixing.cutmix_minmax,
+    )
+    erase = functools.partial(
+        erasing.draw,
+        seed=config.seed,
+        batch_size=batch_size,
+        image_size=config.data.image_size,
+        mode=config.erasing.mode,
+        probability=config.erasing.probability,
+        min_count=config.erasing.min_count,
+        max_count=config.erasing.max_count,
+        area=config.erasing.area,
+        aspect=config.erasing.aspect,
+    )
+    corrupt, allowed = 0, config.data.max_corrupt
+    hosts = stream(config, source, rows, first_step=start, total_steps=stop)
+    for step, host in enumerate(hosts, start):
+        replaced = int(host.pop("replaced").sum())
+        corrupt += replaced
+        # Of an epoch at least, so that one bad file among many does not stop the run by coming early.
+        seen = max((step + 1 - start) * (rows.stop - rows.start), len(source) // jax.process_count())
+        if corrupt > allowed * seen:
+            raise UserError(
+                f"config.data.max_corrupt: {corrupt} of {seen} images could not be decoded, {allowed:.2%} are "
+                f"allowed; mend the files that the log names, or raise it"
+            )
+        probability = config.mixing.probability if unmixed_from is None or step < unmixed_from else 0.0
+        examples, first = host.pop("index"), step * batch_size
+        taught = store.read(slice(first + rows.start, first + rows.stop), examples) if store else {}
+        device: Batch = {
+            **parallel.put_batch(host, mesh),
+            "mix": parallel.put_replicated(draw(step, probability=probability), mesh),
+            "teacher": parallel.put_batch(taught, mesh),
+        }
+        if config.erasing.probability:
+            drawn = {name: value[rows] for name, value in erase(step=step).items()}
+            device["erasing"] = parallel.put_batch(drawn, mesh)
+        yield device, replaced

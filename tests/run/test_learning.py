@@ -1,0 +1,84 @@
+"""How a run learns, field by field of the config."""
+
+import dataclasses
+import re
+import shutil
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config, tiny_run
+
+from deit_jax.base.errors import UserError
+from deit_jax.config import schema
+from deit_jax.models import bind
+from deit_jax.run import train
+from deit_jax.run.learning import peak_learning_rate, training_loss
+from deit_jax.run.metrics import read_rows
+
+KINDS = typing.get_args(typing.get_type_hints(schema.Loss)["kind"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_loss_is_one_of_its_own(kind):
+    config = tiny_config()
+    logits, targets = jnp.array([[0.5, -1.0, 2.0]]), jnp.array([[0.1, 0.2, 0.7]])
+
+    def value(kind: str) -> float:
+        loss = training_loss(dataclasses.replace(config.loss, kind=kind), config.distillation, config.cosub)
+        return float(loss((logits,), targets, None)[0])
+
+    assert np.isfinite(value(kind))
+    assert [value(other) == value(kind) for other in KINDS].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"optim__schedule": "wsd", "optim__decay_steps": 10}, r"decay_epochs: .* 3 \+ 10 \+ 0 steps, and .* 12;"),
+        ({"optim__schedule": "wsd", "optim__decay_steps": 5, "optim__cooldown_steps": 5}, r"3 \+ 5 \+ 5 steps"),
+        ({"optim__cooldown_steps": 12}, r"config\.optim\.cooldown_epochs: 12 steps, and the run has 12"),
+        ({"optim__name": "muon", "optim__trainable": "head"}, r"config\.optim\.name: muon is for the matrices"),
+    ],
+)
+def test_what_does_not_fit_the_run_is_refused(fields, named):
+    with pytest.raises(UserError, match=named):
+        tiny_run(tiny_config(**fields))
+
+
+def test_the_peak_is_for_512_images_or_as_it_is_given():
+    assert peak_learning_rate(tiny_config(batch_size=256)) == pytest.approx(5e-3)
+    assert peak_learning_rate(tiny_config(batch_size=256, optim__scale_by_batch=False)) == 1e-2
+
+
+@pytest.mark.parametrize(("name", "rate"), [("lamb", 0.05), ("sgd", 0.3), ("muon", 0.02)])
+def test_every_optimizer_goes_on_where_it_was(name, rate, tmp_path):
+    """On eight devices, over which some tensors are cut, a run that is ended and goes on is the whole one."""
+    fields = {"optim__name": name, "mesh__fsdp": 2, "optim__schedule": "wsd", "optim__decay_steps": 4}
+    fields |= {"eval__every_steps": 12}
+    fields |= {"optim__learning_rate": rate, "optim__scale_by_batch": False}
+    config = tiny_config(**fields)
+    train.train(config, tmp_path / "whole")
+    rows = {row["step"]: row for row in read_rows(tmp_path / "whole" / "metrics.jsonl")}
+    assert rows[10]["train/learning_rate"] < rows[8]["train/learning_rate"] == pytest.approx(rate)
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "12")  # as if it had been interrupted after step 8
+    train.train(config, tmp_path / "whole")
+    again = {row["step"]: row for row in read_rows(tmp_path / "whole" / "metrics.jsonl")}
+    assert again.keys() == rows.keys()
+    assert [again[step]["train/loss"] for step in again] == [rows[step]["train/loss"] for step in again]
+
+
+def test_copies_stay_on_the_device_of_their_image_and_draw_their_own_depth():
+    fields = {"cosub__weight": 0.5, "mixing__group": 4, "model__drop_path": 0.4}
+    run = tiny_run(tiny_config(**fields))
+    batch, _ = next(run.batches(0, 1))
+    compiled = run.train_step().lower(run.target, batch, np.uint32(0), None).compile()
+    assert not re.search(r" (collective-permute|all-to-all|all-gather)(-start)?\(", compiled.as_text())
+    _, metrics = compiled(run.first_state(), batch, np.uint32(0), None)
+    assert metrics["loss"] == pytest.approx(float(metrics["loss_base"] + metrics["loss_cosub"]), rel=1e-6)
+    keys = jax.random.key(0)
+    seen = jnp.repeat(run.normalize(batch["image"][:3]), 2, axis=0)
+    (logits, _) = bind(run.model, run.first_state().params).head_logits(seen, key=keys)
+    assert len(np.unique(np.asarray(logits).round(6), axis=0)) > 3

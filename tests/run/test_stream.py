@@ -1,0 +1,98 @@
+"""The data of a run."""
+
+import numpy as np
+import pytest
+from tiny import tiny_config, tiny_run
+
+from deit_jax import precompute
+from deit_jax.base.errors import UserError
+from deit_jax.data import TrainTransform, train_batches
+from deit_jax.data.memory import MemorySource
+from deit_jax.run import evaluate, stream
+from deit_jax.run.stream import train_source
+from deit_jax.run.train import _epoch_of
+
+
+def test_one_class_is_nothing_to_train_on(monkeypatch, tmp_path):
+    """Whatever the source: its top-1 would be 100 % and its loss 0."""
+    source = MemorySource(np.zeros((5, 2, 2), np.uint8), np.zeros(5, int), ["flowers"], name="plants train")
+    monkeypatch.setattr(stream, "open_source", lambda **options: source)
+    with pytest.raises(
+        UserError, match=r"config\.data\.train_split: all 5 photos, such as plants train\[0\], are of one"
+    ):
+        train_source(tiny_config())
+    monkeypatch.undo()
+    for kind in ("rose", "tulip"):
+        (tmp_path / "flowers" / kind).mkdir(parents=True)
+        (tmp_path / "flowers" / kind / "0.jpg").touch()
+    with pytest.raises(UserError, match=f"give --config.data.dir={tmp_path}/flowers$"):
+        train_source(tiny_config(data__name="folder", data__dir=str(tmp_path)))
+
+
+def mixes(**fields):
+    run = tiny_run(tiny_config(**fields))
+    return [{name: np.asarray(value) for name, value in batch["mix"].items()} for batch, _ in run.batches(0, 4)]
+
+
+@pytest.mark.parametrize("off", [{"mixing__off_steps": 2}, {"mixing__off_examples": 64}])
+def test_mixing_ends_where_it_is_switched_off(off):
+    """From there on nothing is mixed; before, all is as without."""
+    for step, (usual, ending) in enumerate(zip(mixes(), mixes(**off), strict=True)):
+        assert (usual["label_weight"] < 1).any()
+        for name in usual:
+            unmixed = {"image_weight": 1, "label_weight": 1, "box": 0}[name]
+            np.testing.assert_array_equal(ending[name], usual[name] if step < 2 else unmixed)
+
+
+@pytest.mark.parametrize(("mode", "shape"), [("batch", (4,)), ("pair", (4, 8)), ("elem", (4, 8))])
+def test_the_mode_reaches_the_batch(mode, shape):
+    assert mixes(mixing__mode=mode)[0]["label_weight"].shape == shape
+
+
+AUGMENTED = {
+    "data__crop_scale": (0.3, 0.9),
+    "data__crop_aspect": (0.5, 2.0),
+    "data__interpolation": "random",
+    "data__flip": 0.4,
+    "data__augment": "rand-m9-mstd0.5-inc1",
+    "data__color_jitter": 0.2,
+    "data__repeats": 3,
+}
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "simple", "pad"])
+def test_the_stream_is_what_the_config_says(crop):
+    config = tiny_config(data__crop=crop, **AUGMENTED)
+    source = train_source(config)
+    transform = TrainTransform(8, (0.3, 0.9), 0.4, crop, (0.5, 2.0), "random", "rand-m9-mstd0.5-inc1", 0.2)
+    where = {"first_step": 5, "total_steps": 7}
+    order = {"seed": 0, "batch_size": 32, "repeats": 3, "groups": 4}
+    wanted = train_batches(source, rows=slice(0, 32), transform=transform, threads=0, prefetch=0, **where, **order)
+    for found, batch in zip(stream.stream(config, source, slice(0, 32), **where), wanted, strict=True):
+        assert all(np.array_equal(found[name], batch[name]) for name in batch)
+
+
+def test_an_epoch_of_repeats_is_the_same_to_all_that_counts_in_epochs():
+    """Of the 1,437 digits 1,280 positions, 40 steps of 32."""
+    config = tiny_config(data__repeats=3, total_steps=0, total_epochs=2, optim__schedule_per_epoch=True)
+    run = tiny_run(config)
+    assert run.total == 80
+    assert run.learning_rate.keywords["epoch_steps"] == 40
+    assert _epoch_of(run) == "1,280 images, of 427 of the 1,437 examples, 3 times each"
+    assert tiny_run(tiny_config(total_steps=0, total_epochs=2)).total == 88  # 1,408 of them
+
+
+@pytest.mark.parametrize("exif", [True, False])
+def test_evaluation_and_centre_crops_turn_photos_as_the_config_says(monkeypatch, exif):
+    config, told = tiny_config(data__exif=exif), []
+
+    def batches(source, **options):
+        told.append((options["exif"], options["crop_ratio"]))
+        return iter(())
+
+    monkeypatch.setattr(evaluate, "eval_batches", batches)
+    monkeypatch.setattr(precompute, "eval_batches", batches)
+    run = tiny_run(config)
+    evaluate.Evaluator(config, run.predict, run.source, run.mesh)({})
+    list(precompute._centre_crops(run, 0, 1))
+    assert told == [(exif, 1.0)] * 2
