@@ -1,5 +1,7 @@
 """What all commands share: flags of their own, configs with overrides, one-line errors, exit codes."""
 
+import contextlib
+import functools
 import gc
 import io
 import logging
@@ -80,10 +82,6 @@ def parse_with_config(usage: str, define: Define, argv: Sequence[str]) -> tuple[
     return values, config, Path(source.partition(":")[0]).stem
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs a command on the process's arguments, and ends the process.
 
@@ -94,47 +92,67 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     # When one array cannot be read or written it leaves the others on an event loop that it closes.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    sys.unraisablehook = _but_for_closed_loops
+    heard: list[int] = []  # the exit status that a signal asks for
+    sys.unraisablehook = functools.partial(_unraisable, heard)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names may be bytes that are no text
             stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(100_000)  # not 700: until the first step JAX makes a million objects that all stay
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here, see deit_jax/__init__.py
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def hear(number: int, frame: FrameType | None) -> NoReturn:
+        heard.append(128 + number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background has it
+            signal.signal(number, hear)
     try:
         status = main(sys.argv[1:]) or 0
         sys.stdout.flush()
-    except UserError as error:
-        status = _say(f"error: {error}", 2)
-    except (TryAgain, Interrupted) as reason:
-        status = _say(str(reason), 75)
-    except BrokenPipeError:
-        status = 141
-    except OSError as error:  # of a place that nobody has looked at before
-        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        status = _say(f"error: {where}{error.strerror or error}; see to it, or name another place", 2)
-    except KeyboardInterrupt as error:
-        status = 143 if isinstance(error, Terminated) else 130
+    except BaseException as error:
+        # What imports an extension module makes another exception of a signal's.
+        status = heard[0] if heard else _status_of(error)
     if status in (0, 2):
         sys.exit(status)
     # At once: a thread that waits for a file for ever would keep an ordinary exit waiting.
     os._exit(status)
 
 
+def _status_of(error: BaseException) -> int:
+    """The exit status for what ended a command, told in a line; raises what nobody has foreseen."""
+    match error:
+        case UserError():
+            return _say(f"error: {error}", 2)
+        case TryAgain() | Interrupted():
+            return _say(str(error), 75)
+        case BrokenPipeError():
+            return 141
+        case OSError():  # of a place that nobody has looked at before
+            where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+            return _say(f"error: {where}{error.strerror or error}; see to it, or name another place", 2)
+        case KeyboardInterrupt():
+            return 130
+        case _:
+            raise error
+
+
 def _say(line: str, status: int) -> int:
-    print(printable(" ".join(line.split())), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody may be reading any more
+        print(printable(" ".join(line.split())), file=sys.stderr, flush=True)
     return status
 
 
-def _but_for_closed_loops(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
+def _unraisable(heard: Sequence[int], unraisable: Any) -> None:
+    """Ends the process where a signal came while Python called back, and would be lost."""
+    if heard and isinstance(unraisable.exc_value, KeyboardInterrupt):
+        os._exit(heard[0])
+    # Of Orbax, see above; of a run, which looks again before it waits.
+    if str(unraisable.exc_value) != "Event loop is closed" and not isinstance(unraisable.exc_value, Interrupted):
         sys.__unraisablehook__(unraisable)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
 
 
 def local_path(given: str, flag: str) -> Path:

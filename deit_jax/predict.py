@@ -178,7 +178,8 @@ def _batches(
 
 def _show(found: Prediction, class_names: Sequence[str], top: int, *, as_json: bool) -> None:
     """Prints what there is to say of an image on stdout."""
-    best = np.argsort(-found.probabilities, kind="stable")[:top]
+    # No class where the head tells none, and the features alone are wanted.
+    best = np.argsort(-found.probabilities, kind="stable")[: min(top, len(class_names))]
     if as_json and found.error:
         print(json.dumps({"image": found.path, "error": found.error}), flush=True)
     elif as_json:

@@ -23,7 +23,8 @@ class Trained:
     Attributes:
         model: bound to float32 weights.
         name: of the model, as `list_models` has it.
-        class_names: one for each logit; the indices as text where the weights do not tell.
+        class_names: one for each logit; the indices as text where the weights do not tell, and none where the head
+            does not tell classes of which a photo has one.
         image_size: side of the square images that the model takes, in pixels.
         preprocessing: what the weights expect of images.
     """
@@ -83,15 +84,15 @@ def open_trained(given: flags.FlagValues, *, classifies: bool = True, **override
         raise UserError(
             f"--weights: {given.weights} has no classification head; fine-tune it, or take predict --features=FILE.npz"
         )
-    reason = card.no_classifier(model.num_classes) if classifies else ""
-    if reason:
+    reason = card.no_classifier(model.num_classes)
+    if classifies and reason:
         raise UserError(f"--weights: {given.weights}: {reason}; fine-tune it, or take predict --features=FILE.npz")
     if classifies and not card.class_names:
         print(f"note: {given.weights} does not name its classes, which are told by their numbers", file=sys.stderr)
     return Trained(
         model=model,
         name=card.model,
-        class_names=card.class_names or tuple(map(str, range(model.num_classes))),
+        class_names=() if reason else card.class_names or tuple(map(str, range(model.num_classes))),
         image_size=height,
         preprocessing=card.preprocessing or entry(card.model).preprocessing,
     )

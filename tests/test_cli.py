@@ -34,13 +34,15 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     monkeypatch.setattr(cli.os, "_exit", sys.exit)
-    logger, terminate, hook = logging.getLogger("absl"), signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     level = logger.level
     yield
     logger.setLevel(level)
     logging.getLogger("asyncio").setLevel(logging.NOTSET)
     sys.unraisablehook = hook
-    signal.signal(signal.SIGTERM, terminate)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -266,6 +268,66 @@ def test_a_reader_that_has_enough_ends_a_command_without_a_word():
     command = f'{sys.executable} -c "{printing}" | head -c 5'
     done = subprocess.run(["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("xxxxx141\n", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_may_be_closed(closed, tmp_path):
+    working = "from deit_jax import cli; cli.run(lambda argv: print('done') or open('written', 'w').close())"
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{working}" {closed}'], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "written").exists()
+
+
+def test_an_error_that_nobody_reads_keeps_its_status():
+    failing = "from deit_jax import cli; from deit_jax.base.errors import TryAgain as E; cli.run(lambda argv: 1 / 0)"
+    for error, status in (("TryAgain", 75), ("UserError", 2)):
+        code = failing.replace("TryAgain as E", f"{error} as E").replace("1 / 0", "(_ for _ in ()).throw(E('x'))")
+        done = subprocess.run(["bash", "-c", f'{sys.executable} -c "{code}" 2>/dev/full'], capture_output=True)
+        assert done.returncode == status
+
+
+LOST = """
+import gc, os, signal, sys, time
+from deit_jax import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def back(phase, info):  # an exception of it is lost
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(1)
+
+def main(argv):
+    gc.callbacks.append(back)
+    gc.collect()
+    time.sleep(30)
+    return 0
+
+cli.run(main)
+"""
+
+TAKEN = """
+import os, signal
+from deit_jax import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def main(argv):
+    try:
+        os.kill(os.getpid(), signal.{name})
+    except KeyboardInterrupt as error:
+        raise ImportError("cannot be initialised") from error
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("program", [LOST, TAKEN], ids=["in a callback", "in an import"])
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_is_heard_wherever_it_comes(program, name, status):
+    done = subprocess.run([sys.executable, "-c", program.format(name=name)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 def test_names_that_are_no_text_can_be_printed():

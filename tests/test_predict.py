@@ -1,5 +1,6 @@
 """Predicting: the right probabilities for every image, whatever the batch size, and what is said of bad ones."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,16 @@ def test_bad_images_are_reported_and_the_rest_predicted(run, photos, tmp_path) -
     assert err[0] == f"{tmp_path}/photos/b2.jpg: {errors['b2.jpg']}; left out"
     summary = json.loads(run("--batch_size=3", str(tmp_path / "photos"))[0][-1])
     assert (summary["images"], summary["failed"]) == (5, 2)
+
+
+def test_a_head_that_tells_no_classes_gives_features_and_no_probability(run, photos, tmp_path, monkeypatch) -> None:
+    stand_in(monkeypatch, MODEL, dataclasses.replace(CARD, problem_type="multi_label_classification"))
+    for arguments in ((), ("--json",)):
+        lines, _ = run(f"--features={tmp_path}/f.npz", *arguments, *photos[:2])
+        assert not any("%" in line or "probability" in line for line in lines)
+        assert sum(photos[0] in line for line in lines) == 1
+    with np.load(tmp_path / "f.npz") as saved:
+        assert list(saved["paths"]) == photos[:2]
 
 
 def test_nothing_but_bad_images(capsys, tmp_path) -> None:

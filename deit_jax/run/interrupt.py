@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
+LINE = "interrupted; the same command goes on"
+
 
 class Interrupted(BaseException):
     """The run was asked to stop; what it has done is saved, and the same command goes on from there.
@@ -31,6 +33,8 @@ class Interrupt:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.requested and isinstance(error, ImportError):  # which extension modules make of what they are told
+            raise Interrupted(LINE) from error
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -58,4 +62,4 @@ class Interrupt:
 
     def _check(self) -> None:
         if self.requested and self._raises:
-            raise Interrupted("interrupted; the same command goes on")
+            raise Interrupted(LINE)

@@ -1,5 +1,6 @@
 """What a run tells: rows in `metrics.jsonl` and TensorBoard, a progress bar, images per second and data wait."""
 
+import bisect
 import contextlib
 import dataclasses
 import importlib.util
@@ -9,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +126,30 @@ def read_rows(path: Path) -> list[Row]:
 
     A line torn by a kill is left out, and what else is no row with a warning.
     """
-    rows: list[Row] = []
-    lines = read_regular(path).split(b"\n") if path.exists() else [b""]
-    foreign = 0
-    for number, line in enumerate(lines, 1):
-        row = _row(line)
-        if row and (not rows or row["step"] > rows[-1]["step"]):
-            rows.append(row)
-        else:
-            foreign += bool(line) and number < len(lines)
+    *lines, last = read_regular(path).split(b"\n") if path.exists() else [b""]
+    rows = [_row(line) for line in (*lines, last)]
+    kept = _growing([row for row in rows if row])
+    foreign = sum(map(bool, lines)) + bool(rows[-1]) - len(kept)
     if foreign:
         logging.warning("%s: %d lines are no rows of a run; left out", path, foreign)
-    return rows
+    return kept
+
+
+def _growing(rows: Sequence[Row]) -> list[Row]:
+    """The most rows whose steps grow: one that is out of place costs no other."""
+    steps: list[int] = []  # for each length the smallest step that so many rows can end with, and which row has it
+    ends: list[int] = []
+    before: list[int] = []  # for each row the one before it in the longest that ends with it
+    for i, row in enumerate(rows):
+        length = bisect.bisect_left(steps, row["step"])
+        before.append(ends[length - 1] if length else -1)
+        if steps[length : length + 1] != [row["step"]]:  # of two rows of a step the first is kept
+            steps[length : length + 1], ends[length : length + 1] = [row["step"]], [i]
+    kept, i = [], ends[-1] if ends else -1
+    while i >= 0:
+        kept.append(rows[i])
+        i = before[i]
+    return kept[::-1]
 
 
 def _row(line: bytes) -> Row | None:
@@ -180,6 +193,21 @@ class Progress:
         return cls(corrupt, row)
 
 
+class _Screen:
+    """stderr, as long as it takes anything: a bar is worth no run."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
 class Monitor:
     """Follows the training loop: reads each step's metrics one step late, so that the device never waits for the host.
 
@@ -220,6 +248,7 @@ class Monitor:
             mininterval=often,
             dynamic_ncols=True,
             disable=not (show and writer),
+            file=_Screen(),
         )
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self.progress = progress or Progress()

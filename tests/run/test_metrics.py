@@ -170,6 +170,34 @@ def test_weights_and_biases_gets_the_config_and_the_rows(tmp_path, fake_wandb):
     assert fake_wandb[1][1:] == ({"train/loss": 0.5}, 5)
 
 
+@pytest.mark.parametrize(
+    "strange", [{30: [100_000]}, {0: [59]}, {0: [7, 8, 9], 12: [50], 13: [2], 60: [3, 4]}, {20: [20], 59: [999, 61]}]
+)
+def test_a_row_that_is_out_of_place_costs_no_other(tmp_path, strange, caplog):
+    good = [{"step": step, "train/loss": 0.5} for step in range(1, 61)]
+    lines = []
+    for at in range(61):
+        lines += [{"step": step, "train/loss": 9.0} for step in strange.get(at, [])] + good[at : at + 1]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    assert read_rows(tmp_path / "metrics.jsonl") == good
+    assert f"{sum(map(len, strange.values()))} lines are no rows" in caplog.text
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "full"), ValueError("closed file")])
+def test_a_screen_that_is_gone_costs_no_run(tmp_path, monkeypatch, error):
+    def fail(*given):
+        raise error
+
+    watch = monitor(tmp_path, show=True)
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=fail, flush=fail, isatty=lambda: True))
+    watch._bar.mininterval = 0
+    for step in range(1, 8):
+        watch.add(step, values(1))
+    watch.settle()
+    watch.close()
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 8))
+
+
 def test_weights_and_biases_that_is_asked_for_but_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"^config\.log\.wandb: .*pip install wandb"):
