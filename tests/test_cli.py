@@ -366,6 +366,11 @@ def test_help_says_how_to_launch_and_which_flags_there_are(capsys):
             assert text in out
 
 
+def test_help_and_mistakes_wait_for_no_jax():
+    code = "import sys, deit_jax.main; print(sorted({'jax', 'numpy', 'PIL', 'grain'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_commands_define_their_flags_nowhere_but_in_their_own_call(runs):
     for _ in range(2):  # absl refuses to define a flag twice in one place
         assert main.main([CONFIG, "--mode=evaluate"]) == 0

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.base.rules import first_match
 from deit_jax.config.schema import UNITS, AttentionKind, Config, Distillation, DType, Duration
-from deit_jax.data.policy import parse_policy
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
 
@@ -305,7 +304,10 @@ def _check_contradictions(config: Config) -> None:
     for name in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, name) == 0 or getattr(config.mesh, name) < -1:
             raise UserError(f"config.mesh.{name}: should be a number of devices, or -1 for mesh.data")
-    parse_policy(config.data.augment)
+    if config.data.augment:
+        from deit_jax.data.policy import parse_policy  # and JAX with it, which --help does not wait for
+
+        parse_policy(config.data.augment)
     if config.model.num_classes == 0 or config.model.num_classes < -1:
         raise UserError("config.model.num_classes: should be positive, or -1 for as many as the data has")
     if config.batch_size % config.optim.accumulation:
