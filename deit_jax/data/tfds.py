@@ -6,9 +6,11 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import read_regular
 from deit_jax.base.threads import map_in_threads
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.records import Record, fingerprint, nfc, relabel
@@ -123,6 +125,7 @@ def _look_into_files(examples: Any, files: Sequence[tuple[str, int, int]]) -> No
 
     def look(begin: int, name: str, skipped: int, end: int) -> str:
         try:
+            read_regular(Path(name), 1)  # a pipe would be waited for
             for index in (begin, end - 1):
                 examples.data_source[index]
         except Exception as error:

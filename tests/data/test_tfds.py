@@ -1,6 +1,7 @@
 """TFDS data sets, written here without TensorFlow."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -208,6 +209,15 @@ def test_a_file_that_is_cut_off_is_told_when_it_is_opened(prepare) -> None:
     assert len(open_toy(directory, "train")) == 13
     file.unlink()
     with pytest.raises(UserError, match="a file is damaged or not there"):
+        open_toy(directory, "test")
+
+
+def test_a_pipe_is_not_waited_for(prepare) -> None:
+    directory = prepare()
+    (file,) = Path(directory).rglob("toy-test*")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=rf"^config\.data\.dir: .*{file.name}: is no regular file; prepare it anew$"):
         open_toy(directory, "test")
 
 
