@@ -27,6 +27,7 @@ import tensorstore as ts
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
+from deit_jax.base.links import refuse_links
 from deit_jax.distill.summary import index_type
 
 HEADER, DONE = "store.json", "done"
@@ -85,7 +86,7 @@ class Writer:
     """Writes a store chunk by chunk, in any order and from several processes; goes on with one that was begun.
 
     Raises:
-        UserError: the folder cannot be written to, or holds something else, or a recording of something else.
+        UserError: the folder cannot be written to, or holds something else, a recording of something else, or links.
     """
 
     def __init__(self, folder: Path, header: Header):
@@ -101,6 +102,7 @@ class Writer:
             else:
                 with replacing(folder / HEADER) as fresh:
                     fresh.write_text(json.dumps(dataclasses.asdict(header), indent=2) + "\n")
+            refuse_links(folder.rglob("*"), flag="--output", folder="the store", writer="a recording")
             (folder / DONE).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--output: cannot write to {folder}: {error.strerror}; name a folder of yours") from error

@@ -131,6 +131,22 @@ def test_another_recording_may_not_go_on_with_it(copied, tmp_path):
     assert refused(Writer, tmp_path / "photos" / "cat.jpg", HEADER).startswith("--output: cannot write to ")
 
 
+@pytest.mark.parametrize("name", ["done", "labels", "labels/c", "values/c/1", "labels/zarr.json", "done/1"])
+def test_a_recording_writes_through_no_link(copied, tmp_path, name):
+    """What they lead to is not touched."""
+    (copied / name).rename(tmp_path / "elsewhere")
+    (copied / name).symlink_to(tmp_path / "elsewhere")
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    assert f"{copied / name} is a link, and a recording writes into its own" in refused(Writer, copied, HEADER)
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+    assert opened(copied).read(slice(6, 8), np.zeros(2, int))["labels"].tolist() == [6, 7]
+
+
+def test_the_folder_of_a_recording_may_be_a_link(copied, tmp_path):
+    (tmp_path / "link").symlink_to(copied)
+    assert record(tmp_path / "link", chunks=()).missing() == []
+
+
 def test_another_run_may_not_replay_it(whole):
     classes = [f"n{i:08d}" for i in range(1000)]
     message = refused(opened, whole, fingerprint=PRINT | {"mixing.mixup": 0.1, "classes": classes, "flip": 0.5})
