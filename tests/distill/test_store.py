@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -198,6 +199,29 @@ def test_a_damaged_chunk_is_one_line_and_can_be_recorded_anew(copied, name, chun
     (copied / "done" / str(chunk)).unlink()  # as the line says
     record(copied, chunks=(chunk,))
     np.testing.assert_array_equal(opened(copied).read(rows, np.zeros(2, int))[name], ROWS[name][rows])
+
+
+@pytest.mark.parametrize("name", ["labels/c/1", "values/c/1/0"])
+@pytest.mark.parametrize("place", ["an empty folder", "a folder", "a pipe"])
+def test_what_is_no_file_is_a_damaged_chunk(copied, name, place):
+    path = copied / name
+    path.unlink()
+    if place == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    if place == "a folder":
+        (path / "precious").write_text("mine")
+    message = refused(opened(copied).read, slice(6, 8), np.zeros(2, int))
+    assert f"chunk 1 of {copied} cannot be read: {path} is no regular file; run deit_jax.precompute again" in message
+    assert Writer(copied, HEADER).missing() == [1]
+    if place == "a folder":
+        assert f"{path} is a folder in the place of a file: Directory not empty; remove it, and" in refused(
+            record, copied, chunks=(1,)
+        )
+        shutil.rmtree(path)
+    assert record(copied, chunks=(1,)).missing() == []
+    np.testing.assert_array_equal(opened(copied).read(slice(6, 8), np.zeros(2, int))["values"], ROWS["values"][6:8])
 
 
 BAD_HEADERS = [
