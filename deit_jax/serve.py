@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others Pillow reads in part by starting other programs
 LARGE = 2**26  # pixels; the sides of larger pictures are divided by four
+MOST = 2**27  # pixels that a photo is resized to
 
 
 def main(directory: str, *paths: str) -> None:
@@ -51,14 +52,15 @@ def read_model(folder: Path) -> tuple[export.Exported, dict[str, Any]]:
             raise ValueError("model.jaxexport has not the checksum that preprocessing.json tells")
         model = export.deserialize(bytearray(program))
         model.mlir_module()  # what a newer jax has written fails here, as late
-        if not min(about["resize_short_side"], about["crop_size"], len(about["names"])) > 0:
-            raise ValueError("preprocessing.json has no sizes or no names")
-        if model.out_avals[0].shape[1:] != (len(about["names"]),):
-            raise ValueError("preprocessing.json names other classes than the model has")
-        return model, about
     except Exception as error:  # StableHLO's is a long one
         wrote = about.get("jax", "an unknown version")
         sys.exit(f"{folder}: jax {__version__} cannot read what jax {wrote} wrote, or it is damaged: {error!r:.99}")
+    short, size, names = (about.get(name) for name in ("resize_short_side", "crop_size", "names"))
+    if not isinstance(short, int) or not 0 < short <= MOST**0.5 or model.in_avals[0].shape[1:] != (size, size, 3):
+        sys.exit(f"{folder}: preprocessing.json has no sizes or other sizes than the model takes; export it anew")
+    if not isinstance(names, list) or model.out_avals[0].shape[1:] != (len(names),):
+        sys.exit(f"{folder}: preprocessing.json has no names or other classes than the model has; export it anew")
+    return model, about
 
 
 def read_photo(path: str, short: int, size: int) -> Image.Image:
@@ -75,7 +77,7 @@ def read_photo(path: str, short: int, size: int) -> Image.Image:
     photo = photo if photo.mode == "RGB" else photo.convert("RGB")
     photo = photo.reduce(4) if photo.width * photo.height > LARGE else photo
     width, height = (int(short * side / min(photo.size)) for side in photo.size)
-    if width * height > 2**27:
+    if width * height > MOST:
         raise ValueError(f"{photo.width} x {photo.height} pixels: too thin")
     left, top = round((width - size) / 2), round((height - size) / 2)
     return photo.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))

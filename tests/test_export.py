@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -159,6 +160,25 @@ def test_exports_of_before_have_no_checksum(folder, tmp_path) -> None:
     (tmp_path / "preprocessing.json").write_text(json.dumps(about))
     shutil.copy(folder / "model.jaxexport", tmp_path)
     assert serve.read_model(tmp_path)[1] == about
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        *(("crop_size", value, "other sizes") for value in (8, "16", None, [16], 16.5)),
+        *(("resize_short_side", value, "other sizes") for value in (0, -18, "18", None, 18.5, 10**9)),
+        *(("names", value, "other classes") for value in (None, [], ["a"], 3, "abc")),
+    ],
+)
+def test_a_description_of_another_model_is_one_line(folder, tmp_path, name, value, what) -> None:
+    about = json.loads((folder / "preprocessing.json").read_text()) | {name: value}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(about))
+    shutil.copy(folder / "model.jaxexport", tmp_path)
+    with pytest.raises(SystemExit) as end:
+        serve.read_model(tmp_path)
+    assert re.fullmatch(
+        rf"{tmp_path}: preprocessing\.json has no \w+ or {what} than the model \w+; export it anew", str(end.value)
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"names": []'])

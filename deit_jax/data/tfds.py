@@ -6,9 +6,11 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import read_json, read_regular
 from deit_jax.base.threads import map_in_threads
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.records import Record, fingerprint, nfc, relabel
@@ -88,7 +90,8 @@ def open_tfds(
     directory = os.path.expanduser(directory)
     try:
         builder = builder_from_files(name, data_dir=directory or None)
-    except ValueError:
+    except Exception as error:  # whatever descriptions of another form make TFDS and protobuf run into
+        _refuse_damaged(Path(directory or tfds.core.constants.DATA_DIR, re.split("[/:]", name)[0]), error)
         raise _not_prepared(name, directory, tfds.list_builders(with_community_datasets=False)) from None
     features = builder.info.features
     named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
@@ -117,12 +120,22 @@ def open_tfds(
     return TfdsSource(examples, files, name=full_name, found=found, class_names=class_names, field=field)
 
 
+def _refuse_damaged(folder: Path, error: Exception) -> None:
+    """`UserError` where what describes a data set, of whatever version, is damaged, and so TFDS met the error."""
+    for pattern in ("*/dataset_info.json", "*/features.json"):  # of versions, and those of a data set with configs
+        for path in sorted([*folder.glob(pattern), *folder.glob(f"*/{pattern}")]):
+            read_json(path, dict, mend="prepare it anew")
+    if not isinstance(error, ValueError):  # which TFDS has for what it does not find
+        raise UserError(f"{folder}: cannot be read by TFDS: {_first_line(error)}; prepare it anew") from error
+
+
 def _look_into_files(examples: Any, files: Sequence[tuple[str, int, int]]) -> None:
     """Reads the first and the last record that are wanted of every file: one that is cut off opens without a word."""
     begins = [0, *(end for _, _, end in files[:-1])]
 
     def look(begin: int, name: str, skipped: int, end: int) -> str:
         try:
+            read_regular(Path(name), 1)  # a pipe would be waited for
             for index in (begin, end - 1):
                 examples.data_source[index]
         except Exception as error:

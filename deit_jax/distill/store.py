@@ -27,6 +27,7 @@ import tensorstore as ts
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
+from deit_jax.base.links import refuse_links
 from deit_jax.distill.summary import index_type
 
 HEADER, DONE = "store.json", "done"
@@ -85,7 +86,7 @@ class Writer:
     """Writes a store chunk by chunk, in any order and from several processes; goes on with one that was begun.
 
     Raises:
-        UserError: the folder cannot be written to, or holds something else, or a recording of something else.
+        UserError: the folder cannot be written to, or holds something else, a recording of something else, or links.
     """
 
     def __init__(self, folder: Path, header: Header):
@@ -101,6 +102,7 @@ class Writer:
             else:
                 with replacing(folder / HEADER) as fresh:
                     fresh.write_text(json.dumps(dataclasses.asdict(header), indent=2) + "\n")
+            refuse_links(folder.rglob("*"), flag="--output", folder="the store", writer="a recording")
             (folder / DONE).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--output: cannot write to {folder}: {error.strerror}; name a folder of yours") from error
@@ -116,7 +118,7 @@ class Writer:
 
     def _whole(self, chunk: int) -> bool:
         try:
-            _read(self._arrays, self._header, chunk)
+            _read(self._folder, self._arrays, self._header, chunk)
         except (OSError, ValueError):
             return False
         return True
@@ -130,6 +132,7 @@ class Writer:
                 # Whole chunks replace what is there without reading it, which may be damaged.
                 whole = np.zeros((size, *rows[name].shape[1:]), rows[name].dtype)
                 whole[: len(rows[name])] = rows[name]
+                _make_way(_file(self._folder, name, array, chunk))
                 writes.append(array[start : start + size].write(whole))
             for write in writes:
                 write.result()
@@ -206,7 +209,7 @@ class Store:
     def _read(self, chunk: int) -> Rows:
         """The rows of a chunk."""
         try:
-            return _read(self._arrays, self.header, chunk)
+            return _read(self.folder, self._arrays, self.header, chunk)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{FIELD}: chunk {chunk} of {self.folder} cannot be read: {_why(error)}; "
@@ -214,8 +217,15 @@ class Store:
             ) from error
 
 
-def _read(arrays: Mapping[str, ts.TensorStore], header: Header, chunk: int) -> Rows:
+def _file(folder: Path, name: str, array: ts.TensorStore, chunk: int) -> Path:
+    """Of a chunk of an array, in the order of zarr's default keys."""
+    return folder.joinpath(name, "c", str(chunk), *["0"] * (array.rank - 1))
+
+
+def _read(folder: Path, arrays: Mapping[str, ts.TensorStore], header: Header, chunk: int) -> Rows:
     """The rows of a chunk; `OSError` or `ValueError` where they cannot be read, or were never written."""
+    for file in (_file(folder, name, array, chunk) for name, array in arrays.items()):
+        require(file.is_file() or not file.exists(), f"{file} is no regular file")  # a pipe would be waited for
     start = chunk * header.chunk
     stop = min(start + header.chunk, header.rows)
     reads = {name: array[start:stop].read() for name, array in arrays.items()}
@@ -256,6 +266,18 @@ def missing(folder: Path, header: Header) -> list[int]:
     """The chunks of a store that are not whole."""
     done = {path.name for path in (folder / DONE).iterdir()} if (folder / DONE).is_dir() else set()
     return [chunk for chunk in range(header.chunks) if str(chunk) not in done]
+
+
+def _make_way(file: Path) -> None:
+    """Removes an empty folder, onto which no file can be moved; `UserError` where it is not empty."""
+    if file.is_dir():
+        try:
+            file.rmdir()
+        except OSError as error:
+            raise UserError(
+                f"--output: {file} is a folder in the place of a file: {error.strerror}; remove it, and the same "
+                f"command goes on"
+            ) from error
 
 
 def _check_same(folder: Path, found: Header, wanted: Header) -> None:

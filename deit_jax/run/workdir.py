@@ -16,6 +16,7 @@ from typing import Any
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.forms import read_regular
+from deit_jax.base.links import refuse_links
 
 LOCK = ".lock"
 CHECKPOINTS, CORRUPT = "checkpoints", "corrupt"
@@ -126,12 +127,8 @@ def _refuse_others(root: Path) -> None:
     """`UserError` where something else is in the place of what a run writes: opening a pipe would wait for ever."""
     steps = [f"{folder}/{name}" for folder in FOLDERS[:2] for name in _names(root / folder)]
     items = [f"{step}/{name}" for step in steps for name in _names(root / step)]
-    for name in (*FOLDERS, *FILES, *steps, *items):
-        if (root / name).is_symlink():
-            raise UserError(
-                f"--workdir: {root / name} is a link, and a run writes into its own folder alone; put what it leads to "
-                f"in its place (the workdir itself may be a link)"
-            )
+    places = (root / name for name in (*FOLDERS, *FILES, *steps, *items))
+    refuse_links(places, flag="--workdir", folder="the workdir", writer="a run")
     for names, right, kind in ((FOLDERS, Path.is_dir, "folder"), (FILES, Path.is_file, "file")):
         for name in names:
             if (root / name).exists() and not right(root / name):

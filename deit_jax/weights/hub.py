@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from types import ModuleType
 
 from deit_jax.base.caches import cache_folder
 from deit_jax.base.errors import UserError
@@ -98,9 +99,7 @@ def own_folder() -> Path:
 
 def _cached(published: Pretrained) -> Path | None:
     """The weights in the cache of huggingface_hub, where they are there; of its main branch if not of the revision."""
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    import huggingface_hub as hub
-
+    hub = _library(published.repository)
     for revision in (published.revision, "main"):
         found = hub.try_to_load_from_cache(published.repository, published.file, revision=revision)
         if isinstance(found, str):
@@ -114,12 +113,10 @@ def _cached(published: Pretrained) -> Path | None:
 
 def _file(repository: str, revision: str | None, name: str, mend: str = "or name a file") -> Path | None:
     """A file of a repository in the cache, fetched where it is not there yet; None where the repository has none."""
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the reason of a failure is told below, once
-    # Not at the top: a second to import, and it fixes its cache by the environment of that moment.
-    import huggingface_hub as hub
+    at = f"{repository}@{revision}" if revision not in (None, "main") else repository
+    hub = _library(at)
     from huggingface_hub import errors
 
-    at = f"{repository}@{revision}" if revision not in (None, "main") else repository
     try:
         return Path(hub.hf_hub_download(repository, name, revision=revision))
     except errors.RemoteEntryNotFoundError:
@@ -137,6 +134,23 @@ def _file(repository: str, revision: str | None, name: str, mend: str = "or name
             f"{PREFIX}{at}: {name} is not in this machine's cache and cannot be fetched "
             f"({_reason(error)}); connect to the network, {mend}"
         ) from error
+
+
+def _library(repository: str) -> ModuleType:
+    """huggingface_hub; `UserError` where it has no place for its cache."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the reason of a failure is told by `_file`, once
+    # Not at the top: a second to import, and it fixes its cache by the environment of that moment.
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+
+    try:
+        Path(constants.HF_HUB_CACHE).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{PREFIX}{repository}: there is no home folder, and so no place for what is fetched; "
+            f"set HF_HOME to a folder, or name one with the weights"
+        ) from error
+    return hub
 
 
 def _reason(error: BaseException) -> str:

@@ -69,6 +69,8 @@ def read_pickle(path: Path, *, ema: bool | None = None) -> tuple[dict[str, np.nd
             what = "is no tensor" if isinstance(name, str) else "is no name"
             raise UserError(f"{path}: {name} {what}; save the model's state_dict() alone")
         kind = str(value.dtype).removeprefix("torch.")
+        if value.is_meta:
+            raise UserError(f"{path}: {name} is on the device meta, without its numbers; save the weights themselves")
         if value.layout is not torch.strided or kind not in FLOATING + WHOLE:
             sparse = "" if value.layout is torch.strided else "sparse "
             raise UserError(f"{path}: {name} is of type {sparse}{kind}; save it as plain float32 first")

@@ -1,6 +1,7 @@
 """TFDS data sets, written here without TensorFlow."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -208,6 +209,47 @@ def test_a_file_that_is_cut_off_is_told_when_it_is_opened(prepare) -> None:
     assert len(open_toy(directory, "train")) == 13
     file.unlink()
     with pytest.raises(UserError, match="a file is damaged or not there"):
+        open_toy(directory, "test")
+
+
+DESCRIPTIONS = {
+    "emptied": (lambda path: path.write_bytes(b""), r"{file}: is no JSON: .*"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"{file}: is no JSON: .*"),
+    "no text": (lambda path: path.write_bytes(b'{"name": "\xff"}'), r"{file}: is no UTF-8: .*"),
+    "a list": (lambda path: path.write_text("[1]"), r"{file}: is no JSON object"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), r"{file}: is no regular file"),
+    "of another form": (
+        lambda path: path.write_text('{"name": [{}], "pythonClassName": [{}]}'),
+        r"toy: cannot be read by TFDS: .*",
+    ),
+}
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", DESCRIPTIONS)
+def test_a_damaged_description_is_one_line(prepare, file: str, damage: str) -> None:
+    directory = prepare()
+    change, message = DESCRIPTIONS[damage]
+    change(Path(directory) / "toy" / "1.2.0" / file)
+    with pytest.raises(UserError, match=rf"^{directory}/.*{message.format(file=file)}; prepare it anew$") as error:
+        open_toy(directory)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_version_beside_is_nothing_to_others(prepare) -> None:
+    directory = prepare()
+    beside = Path(directory) / "toy" / "1.3.0.incomplete"
+    beside.mkdir()
+    (beside / "features.json").write_text("")
+    assert len(open_toy(directory)) == 13
+
+
+def test_a_pipe_is_not_waited_for(prepare) -> None:
+    directory = prepare()
+    (file,) = Path(directory).rglob("toy-test*")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=rf"^config\.data\.dir: .*{file.name}: is no regular file; prepare it anew$"):
         open_toy(directory, "test")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -131,6 +132,22 @@ def test_another_recording_may_not_go_on_with_it(copied, tmp_path):
     assert refused(Writer, tmp_path / "photos" / "cat.jpg", HEADER).startswith("--output: cannot write to ")
 
 
+@pytest.mark.parametrize("name", ["done", "labels", "labels/c", "values/c/1", "labels/zarr.json", "done/1"])
+def test_a_recording_writes_through_no_link(copied, tmp_path, name):
+    """What they lead to is not touched."""
+    (copied / name).rename(tmp_path / "elsewhere")
+    (copied / name).symlink_to(tmp_path / "elsewhere")
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    assert f"{copied / name} is a link, and a recording writes into its own" in refused(Writer, copied, HEADER)
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+    assert opened(copied).read(slice(6, 8), np.zeros(2, int))["labels"].tolist() == [6, 7]
+
+
+def test_the_folder_of_a_recording_may_be_a_link(copied, tmp_path):
+    (tmp_path / "link").symlink_to(copied)
+    assert record(tmp_path / "link", chunks=()).missing() == []
+
+
 def test_another_run_may_not_replay_it(whole):
     classes = [f"n{i:08d}" for i in range(1000)]
     message = refused(opened, whole, fingerprint=PRINT | {"mixing.mixup": 0.1, "classes": classes, "flip": 0.5})
@@ -182,6 +199,29 @@ def test_a_damaged_chunk_is_one_line_and_can_be_recorded_anew(copied, name, chun
     (copied / "done" / str(chunk)).unlink()  # as the line says
     record(copied, chunks=(chunk,))
     np.testing.assert_array_equal(opened(copied).read(rows, np.zeros(2, int))[name], ROWS[name][rows])
+
+
+@pytest.mark.parametrize("name", ["labels/c/1", "values/c/1/0"])
+@pytest.mark.parametrize("place", ["an empty folder", "a folder", "a pipe"])
+def test_what_is_no_file_is_a_damaged_chunk(copied, name, place):
+    path = copied / name
+    path.unlink()
+    if place == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    if place == "a folder":
+        (path / "precious").write_text("mine")
+    message = refused(opened(copied).read, slice(6, 8), np.zeros(2, int))
+    assert f"chunk 1 of {copied} cannot be read: {path} is no regular file; run deit_jax.precompute again" in message
+    assert Writer(copied, HEADER).missing() == [1]
+    if place == "a folder":
+        assert f"{path} is a folder in the place of a file: Directory not empty; remove it, and" in refused(
+            record, copied, chunks=(1,)
+        )
+        shutil.rmtree(path)
+    assert record(copied, chunks=(1,)).missing() == []
+    np.testing.assert_array_equal(opened(copied).read(slice(6, 8), np.zeros(2, int))["values"], ROWS["values"][6:8])
 
 
 BAD_HEADERS = [

@@ -120,6 +120,7 @@ def test_damage_is_told(path):
         ({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, "a is of type float8_e4m3fn; save it as plain float32"),
         ({"a": torch.zeros(2, dtype=torch.complex64)}, "a is of type complex64"),
         ({"a": torch.eye(2).to_sparse()}, "a is of type sparse float32; save it as plain"),
+        ({"a": torch.zeros(2, device="meta")}, "a is on the device meta, without its numbers; save the weights"),
     ],
 )
 def test_what_is_no_state_dict(path, content, message):

@@ -86,6 +86,20 @@ def test_without_a_network_the_message_is_the_same(monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_without_a_home_folder_it_says_what_to_set(monkeypatch):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")  # as the library has it then
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for origin, model in (("hf://a/b", ""), ("pretrained", TINY)):
+        with pytest.raises(
+            UserError, match=r"^hf://\S+: there is no home folder, .*; set HF_HOME to a folder, or name"
+        ):
+            read_weights(origin, model=model)
+
+
 def online(monkeypatch, cache):
     """Makes the hub have what the cache has, and nothing else."""
     real = huggingface_hub.hf_hub_download
