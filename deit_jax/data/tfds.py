@@ -136,7 +136,7 @@ def _look_into_files(examples: Any, files: Sequence[tuple[str, int, int]]) -> No
     def look(begin: int, name: str, skipped: int, end: int) -> str:
         try:
             if os.path.exists(name) and not os.path.isfile(name):  # a pipe would be waited for
-                raise ValueError("is no file")
+                raise ValueError("is no regular file")
             for index in (begin, end - 1):
                 examples.data_source[index]
         except Exception as error:
