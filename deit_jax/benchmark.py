@@ -126,7 +126,8 @@ def data(argv: Sequence[str]) -> tuple[Result, str]:
     source = train_source(config)
     batches = stream(config, source, slice(0, config.batch_size), first_step=0, total_steps=given.batches)
     facts = {"benchmark": "data", "config": name, "data": config.data.name, "examples": len(source)}
-    facts |= {"batch_size": config.batch_size, "batches": given.batches, "image_size": config.data.image_size}
+    facts |= {"batch_size": config.batch_size, "batches": given.batches}
+    facts |= {"image_size": config.data.image_size_schedule or config.data.image_size}
     facts |= {"threads": config.data.threads, "prefetch": config.data.prefetch, **_machine()}
     _show(facts)
     replaced, stamps = 0, [time.perf_counter()]

@@ -64,6 +64,7 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "train_split": train_split,
                 "eval_split": eval_split,
                 "image_size": published.arguments.get("image_size", 224),
+                "image_size_schedule": "",
                 "crop": "random_resized",
                 "crop_scale": (0.08, 1.0),
                 "crop_aspect": (3 / 4, 4 / 3),

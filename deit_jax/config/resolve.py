@@ -13,13 +13,14 @@ from typing import Any, Literal
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.base.rules import first_match
 from deit_jax.config.schema import UNITS, AttentionKind, Config, Distillation, DType, Duration
+from deit_jax.config.sizes import LARGEST, parse_sizes
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
 
 # What a resume may not change, and why. Everything else may change, and is announced.
 _FIXED = [
     (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^(mixing|erasing)\.", STREAM),
-    (r"^data\.(crop|crop_aspect|interpolation|augment|color_jitter|repeats|exif)$", STREAM),
+    (r"^data\.(image_size_schedule|crop|crop_aspect|interpolation|augment|color_jitter|repeats|exif)$", STREAM),
     (r"^model\.(name|patch_size|width|depth|heads|global_pool|stem)$", SHAPE),
     (r"^optim\.(trainable|name)$|^ema\.decay$", SHAPE),  # the average: on or off, that is
     (r"^init_from$", BEGINNING),
@@ -45,6 +46,7 @@ LATER: dict[str, Any] = {
     "mixing.mode": "batch",
     "mixing.cutmix_minmax": (0.0, 0.0),
     **{f"mixing.off_{unit}": 0 for unit in UNITS},
+    "data.image_size_schedule": "",
     "data.crop": "random_resized",
     "data.crop_aspect": (3 / 4, 4 / 3),
     "data.interpolation": "bicubic",
@@ -94,7 +96,7 @@ _LIMITS = [
     (r"_count$", 64),
     (r"^model\.(heads|patch_size)$", 1024),
     (r"^model\.width$", 16_384),
-    (r"image_size$", 8192),
+    (r"image_size$", LARGEST),
     (r"^data\.(threads|prefetch)$", 4096),
     (r"", 1e6),
 ]
@@ -332,10 +334,12 @@ def _check_images(config: Config) -> None:
             f"config.erasing.min_count: is {config.erasing.min_count}, more than erasing.max_count, "
             f"{config.erasing.max_count}; set it lower"
         )
-    low, high = (int(share * config.data.image_size) for share in config.mixing.cutmix_minmax)
+    scheduled = [size for size, _ in parse_sizes(config.data.image_size_schedule)]
+    smallest = min(scheduled or [config.data.image_size])
+    low, high = (int(share * smallest) for share in config.mixing.cutmix_minmax)
     if low >= high and any(config.mixing.cutmix_minmax):
         raise UserError(
-            f"config.mixing.cutmix_minmax: {config.mixing.cutmix_minmax} of {config.data.image_size} pixels leave no "
+            f"config.mixing.cutmix_minmax: {config.mixing.cutmix_minmax} of {smallest} pixels leave no "
             f"side, at least {low} and below {high}; set (smallest, largest), or (0.0, 0.0) for none"
         )
     group = min(config.mixing.group, config.batch_size)

@@ -50,7 +50,8 @@ class Data:
     dir: str
     train_split: str
     eval_split: str
-    image_size: int
+    image_size: int  # of the network and its evaluation
+    image_size_schedule: str  # training sizes, each from an epoch on: 128@0,160@90,224@180; "": image_size
     crop: Literal["random_resized", "simple", "pad"]  # simple, pad: a random part of the image with a border
     crop_scale: tuple[float, float]  # area of the random_resized crop, as shares of the image
     crop_aspect: tuple[float, float]  # its width over its height

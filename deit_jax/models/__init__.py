@@ -4,6 +4,7 @@ from deit_jax.models.convolution import ConvolutionalNetwork
 from deit_jax.models.flops import forward_flops, training_flops
 from deit_jax.models.keys import Keys
 from deit_jax.models.params import abstract_model, bind, check_fit, flatten, retype
+from deit_jax.models.positions import resize_positions
 from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models, resolve
 from deit_jax.models.vit import VisionTransformer
 
@@ -25,6 +26,7 @@ __all__ = [
     "flatten",
     "forward_flops",
     "list_models",
+    "resize_positions",
     "resolve",
     "retype",
     "training_flops",

@@ -289,6 +289,10 @@ class ConvolutionalNetwork(nnx.Module):
         x = self.features(jnp.asarray(images, self.dtype), scales, train=key is not None)
         return (x.mean(axis=(1, 2), dtype=jnp.float32),)
 
+    def set_input_size(self, image_size: tuple[int, int]) -> None:
+        """From now on takes images of this height and width."""
+        self.image_size = image_size
+
     def _scales(self, batch: int, key: Array) -> Sequence[Scale]:
         """For each block, 0 for an example with its rate as probability, else 1 / (1 - rate)."""
         keep = 1 - jnp.asarray(self.drop_path, jnp.float32)[:, None]

@@ -23,6 +23,7 @@ from deit_jax.models.layers import (
     drop_path_scales,
     weight_init,
 )
+from deit_jax.models.positions import resize_positions
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 Tokens = Float[Array, "batch tokens dim"]
@@ -78,6 +79,13 @@ def _run_block(
 
 def _scaled(branch: Tokens, layer_scale: LayerScale | None) -> Tokens:
     return branch if layer_scale is None else layer_scale(branch)
+
+
+def _grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches in an image of that height and width."""
+    if any(side < 1 or side % patch_size for side in size):
+        raise ValueError(f"image_size {size[0]} x {size[1]} is not divisible by patch_size {patch_size}")
+    return size[0] // patch_size, size[1] // patch_size
 
 
 class PreLogits(nnx.Module):
@@ -142,9 +150,8 @@ class VisionTransformer(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if any(side < 1 or side % patch_size for side in size):
-            raise ValueError(f"image_size {size[0]} x {size[1]} is not divisible by patch_size {patch_size}")
+        size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        grid = _grid(size, patch_size)
         if global_pool not in ("token", "avg"):
             raise ValueError(f"global_pool {global_pool!r} is none of token, avg")
         if global_pool == "token" and not class_token:
@@ -153,7 +160,7 @@ class VisionTransformer(nnx.Module):
             raise ValueError('distilled=True classifies two tokens: it excludes global_pool="avg" and pre_logits')
         self.image_size = size
         self.num_classes = num_classes
-        self.num_patches = math.prod(size) // patch_size**2
+        self.num_patches = math.prod(grid)
         self.num_prefix_tokens = class_token + distilled
         self.num_heads = 1 + (distilled and dist_head)
         self.class_position = class_position
@@ -220,6 +227,19 @@ class VisionTransformer(nnx.Module):
             run = partial(_run_block, first=first[i])
             x = (jax.checkpoint(run) if self.remat else run)(block, x, None if scales is None else scales[i])
         return self._pool(x)
+
+    def set_input_size(self, image_size: tuple[int, int]) -> None:
+        """From now on takes images of this height and width: the position embedding is resized to their grid.
+
+        Raises:
+            ValueError: the patches do not divide them.
+        """
+        before, after = (_grid(size, self.patch_embed.patch_size) for size in (self.image_size, image_size))
+        if before == after:
+            return
+        prefix = self.num_prefix_tokens if self.class_position else 0
+        self.pos_embed = nnx.Param(resize_positions(self.pos_embed[...], prefix, before, after))
+        self.image_size, self.num_patches = image_size, math.prod(after)
 
     def attention_maps(self, images: Images) -> Float[Array, "depth batch heads tokens tokens"]:
         """The attention weights of every block: row q of a map is the distribution of token q over all tokens."""

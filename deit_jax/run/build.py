@@ -31,7 +31,7 @@ from deit_jax.models import (
 )
 from deit_jax.run.learning import Loss, optimizer_of, rates_of, schedule_of, training_loss
 from deit_jax.run.network import card_of, model_arguments, model_of
-from deit_jax.run.stream import device_batches
+from deit_jax.run.stream import device_batches, image_sizes
 from deit_jax.step import optim
 from deit_jax.step.state import MAX_STEP, TrainState, Variables, init_state
 from deit_jax.step.step import Batch, Normalization, train_step
@@ -55,6 +55,7 @@ class Run:
         learning_rate: of the step.
         total, warmup, log_every, eval_every, save_every: lengths in steps.
         unmixed_from: the first step whose images are not mixed; None: all are.
+        sizes: (first step, side of the training images in pixels) of each stage, in order.
         fresh: `seed -> variables` of a model that has learnt nothing.
         predict: `variables, uint8 images -> logits of each head`.
         target: shapes and shardings of the state.
@@ -76,6 +77,7 @@ class Run:
     eval_every: int
     save_every: int
     unmixed_from: int | None
+    sizes: list[tuple[int, int]]
     fresh: Callable[[Array], Variables]
     predict: Callable[[Variables, Array], tuple[Array, ...]]
     target: TrainState
@@ -90,6 +92,10 @@ class Run:
         """Of each image in a training step."""
         return 2 if self.config.cosub.weight else 1
 
+    def size_at(self, step: int) -> int:
+        """Side in pixels of the images that a step trains on."""
+        return [size for first, size in self.sizes if first <= step][-1]
+
     def first_state(self, given: Variables | None = None) -> TrainState:
         """The state before the first step, on the mesh; the variables that are `given` are not drawn.
 
@@ -97,7 +103,8 @@ class Run:
             UserError: the devices have no room for it.
         """
         rows = parallel.local_rows(self.mesh, self.config.batch_size)
-        parallel.require_room(self.target, (rows.stop - rows.start) * 3 * self.config.data.image_size**2)
+        largest = max(size for _, size in self.sizes)
+        parallel.require_room(self.target, (rows.stop - rows.start) * 3 * largest**2)
 
         def first(seed: Array, given: Variables) -> TrainState:
             drawn = {} if given.keys() == flatten(self.model).keys() else self.fresh(seed)
@@ -169,8 +176,8 @@ class Run:
                 notes.append(f"they were trained with data.{name}={getattr(expected, name)}, which the config changes")
         return variables, notes
 
-    def image_seconds(self) -> float:
-        """What the model's part in training on one image would take at the speed of large matrix products.
+    def image_seconds(self) -> Callable[[int], float]:
+        """What the model's part in training on one image of a step would take at the speed of large matrix products.
 
         Images per second times this is the model-FLOPs utilisation. 0 where `log.utilisation` does not ask for it, or
         nobody counts the network's operations. The products take a moment, on all processes.
@@ -186,9 +193,11 @@ class Run:
                 f"{self.config.model.name}; set it to off"
             )
         if wanted == "off" or not counted or (wanted == "auto" and on_cpu):
-            return 0.0
+            return lambda step: 0.0
         count = forward_flops if self.config.optim.trainable == "head" else training_flops
-        return self.copies * count(self.model) / parallel.matmul_peak(self.mesh, self.config.model.dtype)()
+        peak = parallel.matmul_peak(self.mesh, self.config.model.dtype)()
+        seconds = {size: self.copies * count(self.model, (size, size)) / peak for _, size in self.sizes}
+        return lambda step: seconds[self.size_at(step)]
 
     def batches(self, start: int, stop: int, store: Store | None = None) -> Generator[tuple[Batch, int], None, None]:
         """See `device_batches`."""
@@ -241,6 +250,7 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         eval_every=in_steps(config.eval.every),
         save_every=in_steps(config.checkpoint.every),
         unmixed_from=in_steps(config.mixing.off) or None,
+        sizes=image_sizes(config, source),
         fresh=lambda seed: flatten(create_model(config.model.name, rngs=Keys(jax.random.key(seed)), **arguments)),
         predict=lambda variables, images: bind(model, variables).head_logits(normalize(images)),
         target=parallel.targets(state, mesh),

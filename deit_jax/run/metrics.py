@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,8 @@ class Monitor:
         batch_size: global.
         progress: of the steps done.
         show: draw a bar.
-        image_seconds: what an image would take at the speed of large matrix products; 0 where utilisation is not told.
+        image_seconds: what an image of a step would take at the speed of large matrix products; 0 where utilisation is
+            not told.
 
     Attributes:
         burst: most skipped updates in a row so far; set back by who has dealt with them.
@@ -235,7 +236,7 @@ class Monitor:
         batch_size: int,
         progress: Progress | None = None,
         show: bool = False,
-        image_seconds: float = 0.0,
+        image_seconds: Callable[[int], float] = lambda step: 0.0,
     ):
         self._writer, self._log_every, self._batch_size = writer, log_every, batch_size
         self._image_seconds = image_seconds
@@ -258,7 +259,7 @@ class Monitor:
         self._restart_clock(time.perf_counter())
 
     def _restart_clock(self, now: float) -> None:
-        self._since, self._waited, self._steps = now, 0.0, 0
+        self._since, self._waited, self._steps, self._needed = now, 0.0, 0, 0.0
 
     def wait_for(self, batches: Iterator[tuple[Batch, int]]) -> Batch:
         """The next batch, its corrupt images counted; the time spent here is the run's data wait."""
@@ -305,6 +306,7 @@ class Monitor:
             self._skipped = True
             logging.warning("step %d: its loss or gradient is not finite; updates like this are skipped", step)
         self._steps += 1
+        self._needed += self._batch_size * self._image_seconds(step - 1)  # the step is counted when it is done
         self._bar.update(step - self._bar.n)
         told = step % self._log_every == 0 or due
         if told:
@@ -316,7 +318,7 @@ class Monitor:
     def _tell(self, step: int, values: Mapping[str, float], elapsed: float, due: bool) -> None:
         speed, wait = self._steps * self._batch_size / elapsed, self._waited / elapsed
         text = f"loss {values['loss']:.3f}, {speed:.0f} images/s, data wait {wait:.0%}"
-        used = {"train/utilisation": speed * self._image_seconds} if self._image_seconds else {}
+        used = {"train/utilisation": self._needed / elapsed} if self._needed else {}
         text += "".join(f", utilisation {share:.1%}" for share in used.values())
         self._bar.set_postfix_str(text, refresh=False)
         row = {"step": step, **{f"train/{name}": value for name, value in values.items()}}

@@ -6,7 +6,8 @@ from typing import Any
 
 from deit_jax.base.errors import UserError
 from deit_jax.config.schema import Config
-from deit_jax.models import Preprocessing, abstract_model, entry
+from deit_jax.config.sizes import FIELD, parse_sizes
+from deit_jax.models import Preprocessing, VisionTransformer, abstract_model, entry
 from deit_jax.weights import Card
 
 
@@ -50,7 +51,21 @@ def model_of(config: Config, arguments: dict[str, Any]) -> Any:
             f"config.distillation.token: is {token}, and {name} has {heads} head(s); set it to "
             f"{not token}, or config.model.name to a model {'with' if token else 'without'} a distillation token"
         )
+    _check_sizes(config, network)
     return network
+
+
+def _check_sizes(config: Config, network: Any) -> None:
+    """Raises `UserError` where the network cannot be trained on images of the sizes that the config names."""
+    patch = network.patch_embed.patch_size if isinstance(network, VisionTransformer) else 1
+    for size, _ in parse_sizes(config.data.image_size_schedule):
+        if size % patch:
+            below = size // patch * patch
+            fitting = f"{below} or {below + patch}" if below else f"{patch}"
+            raise UserError(
+                f"{FIELD}: {config.data.image_size_schedule!r}: {size} is not divisible by the patch size {patch} of "
+                f"{config.model.name}; take {fitting}"
+            )
 
 
 def card_of(config: Config, class_names: Sequence[str]) -> Card:

@@ -1,6 +1,7 @@
 """The data of a run: the splits that a config names, and the training stream, on the host and on the devices."""
 
 import functools
+import itertools
 from collections.abc import Generator, Iterator
 
 import jax
@@ -11,7 +12,8 @@ from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.config import schema
 from deit_jax.config.schema import Config
-from deit_jax.data import Source, TrainTransform, open_source, train_batches
+from deit_jax.config.sizes import parse_sizes
+from deit_jax.data import Source, TrainTransform, examples_per_epoch, open_source, train_batches
 from deit_jax.distill import Store
 from deit_jax.step import erasing, mixing
 from deit_jax.step.step import Batch
@@ -50,27 +52,38 @@ def eval_source(config: Config, class_names: tuple[str, ...] | None) -> Source:
 def stream(
     config: Config, source: Source, rows: slice, *, first_step: int, total_steps: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The training batches of a config on the host, see `train_batches`."""
-    return train_batches(
-        source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        rows=rows,
-        first_step=first_step,
-        total_steps=total_steps,
-        transform=train_transform(config.data),
-        repeats=config.data.repeats,
-        groups=mixing_groups(config),
-        exif=config.data.exif,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
+    """The training batches of a config on the host, of images of the sizes that it names; see `train_batches`."""
+    for (first, size), (end, _) in itertools.pairwise([*image_sizes(config, source), (total_steps, 0)]):
+        start, stop = max(first, first_step), min(end, total_steps)
+        if start < stop:
+            yield from train_batches(
+                source,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                rows=rows,
+                first_step=start,
+                total_steps=stop,
+                transform=train_transform(config.data, size),
+                repeats=config.data.repeats,
+                groups=mixing_groups(config),
+                exif=config.data.exif,
+                threads=config.data.threads,
+                prefetch=config.data.prefetch,
+            )
 
 
-def train_transform(data: schema.Data) -> TrainTransform:
-    """What the training images of a config go through."""
+def image_sizes(config: Config, source: Source) -> list[tuple[int, int]]:
+    """(first step, side of its images in pixels) of each stage of the training stream; the first begins with step 0."""
+    data, batch_size = config.data, config.batch_size
+    epoch_steps = examples_per_epoch(len(source), batch_size, data.repeats) / batch_size
+    stages = parse_sizes(data.image_size_schedule) or ((data.image_size, 0.0),)
+    return [(schema.Duration(0, epoch, 0).in_steps(batch_size, epoch_steps), size) for size, epoch in stages]
+
+
+def train_transform(data: schema.Data, image_size: int) -> TrainTransform:
+    """What the training images of a config go through where they become so many pixels wide and high."""
     return TrainTransform(
-        image_size=data.image_size,
+        image_size=image_size,
         crop=data.crop,
         crop_scale=data.crop_scale,
         crop_aspect=data.crop_aspect,
@@ -113,7 +126,6 @@ def device_batches(
         config.seed,
         groups=groups,
         members=batch_size // groups,
-        image_size=config.data.image_size,
         mixup=config.mixing.mixup,
         cutmix=config.mixing.cutmix,
         switch_probability=config.mixing.switch_probability,
@@ -124,7 +136,6 @@ def device_batches(
         erasing.draw,
         seed=config.seed,
         batch_size=batch_size,
-        image_size=config.data.image_size,
         mode=config.erasing.mode,
         probability=config.erasing.probability,
         min_count=config.erasing.min_count,
@@ -145,14 +156,14 @@ def device_batches(
                 f"allowed; mend the files that the log names, or raise it"
             )
         probability = config.mixing.probability if unmixed_from is None or step < unmixed_from else 0.0
-        examples, first = host.pop("index"), step * batch_size
+        examples, first, size = host.pop("index"), step * batch_size, host["image"].shape[1]
         taught = store.read(slice(first + rows.start, first + rows.stop), examples) if store else {}
         device: Batch = {
             **parallel.put_batch(host, mesh),
-            "mix": parallel.put_replicated(draw(step, probability=probability), mesh),
+            "mix": parallel.put_replicated(draw(step, image_size=size, probability=probability), mesh),
             "teacher": parallel.put_batch(taught, mesh),
         }
         if config.erasing.probability:
-            drawn = {name: value[rows] for name, value in erase(step=step).items()}
+            drawn = {name: value[rows] for name, value in erase(step=step, image_size=size).items()}
             device["erasing"] = parallel.put_batch(drawn, mesh)
         yield device, replaced

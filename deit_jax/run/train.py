@@ -1,7 +1,7 @@
 """The whole story of a run, read top to bottom."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
@@ -209,6 +209,7 @@ def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState
         "weights": "of the checkpoint" if start else config.init_from or "new",
         "steps": f"{start:,} to {total:,}, {config.batch_size} images each",
         **({"epoch": _epoch_of(run)} if config.data.repeats > 1 else {}),
+        **({"image size": _sizes_of(run)} if config.data.image_size_schedule else {}),
         "learning rate": f"{peak_learning_rate(config):.3g} after {run.warmup:,} steps of warm-up{short}",
         "workdir": str(workdir.root),
     }
@@ -235,6 +236,11 @@ def _epoch_of(run: Run) -> str:
     repeats, examples = run.config.data.repeats, len(run.source)
     images = examples_per_epoch(examples, run.config.batch_size, repeats)
     return f"{images:,} images, of {-(-images // repeats):,} of the {examples:,} examples, {repeats} times each"
+
+
+def _sizes_of(run: Run) -> str:
+    """The sizes of the training images, in words."""
+    return ", ".join(f"{size} from step {first:,}" for first, size in run.sizes)
 
 
 def _progress_of(stored: Meta) -> Progress:
@@ -279,7 +285,7 @@ def _last_jax(workdir: Workdir) -> str:
 
 
 def _monitor(
-    run: Run, workdir: Workdir, start: int, image_seconds: float, progress: Progress, *, again: bool
+    run: Run, workdir: Workdir, start: int, image_seconds: Callable[[int], float], progress: Progress, *, again: bool
 ) -> Monitor:
     """On the first process with a writer, elsewhere silent; `again`: the row of `start` itself is still to come."""
     writer, log = None, run.config.log

@@ -65,7 +65,8 @@ def train_step(
             `erasing`, what `erasing.draw` drew, if it did, and `teacher`, what was recorded of a teacher, a row an
             example; empty without one.
         seed: the run's; an argument, not a constant, so that another seed needs no compilation.
-        model: the abstract model that parameters are bound to; those that it has in another type are cast to it.
+        model: the abstract model that parameters are bound to; those that it has in another type are cast to it. Images
+            may have another size than it takes.
         teacher: logits [batch, classes] of (`teacher_variables`, the student's images in [0, 1], what was recorded).
         loss: of (logits of each head, targets [batch, classes], the teacher's logits), with its terms by name.
         learning_rate: of the step.
@@ -92,6 +93,7 @@ def train_step(
     def loss_fn(trained: Variables, stats: Variables, rows: Any, key: Array) -> tuple[Array, tuple[Variables, Metrics]]:
         images, targets, recorded = rows
         bound = bind(model, params | trained | stats)
+        bound.set_input_size(images.shape[1:3])
         taught = None if teacher is None else teacher(teacher_variables, normalize.undo(images), recorded)
         # Neighbours, so that the copies of an image are on its device.
         images, targets = (jnp.repeat(x, copies, axis=0) if copies > 1 else x for x in (images, targets))

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from deit_jax.base.errors import UserError
-from deit_jax.models import abstract_model, check_fit, flatten
+from deit_jax.models import abstract_model, check_fit, flatten, resize_positions
 from deit_jax.weights.card import HEADS, Card, Weights
 from deit_jax.weights.imagenet import words
 
@@ -126,24 +125,6 @@ def traits(model: nnx.Module) -> dict[str, bool | int | float | str]:
         for name, value in vars(module).items()
         if name not in INCIDENTAL and isinstance(value, bool | int | float | str)
     }
-
-
-def resize_positions(
-    positions: Float[Array | np.ndarray, "1 tokens dim"], prefix: int, before: tuple[int, int], after: tuple[int, int]
-) -> Float[np.ndarray, "1 new_tokens dim"]:
-    """A position embedding for another grid of patches, as facebook's main.py resizes it.
-
-    Args:
-        prefix: leading tokens that are no patches (class, distillation): kept as they are.
-        before, after: rows and columns of patches.
-
-    Returns:
-        float32; the patches' part interpolated as by torch's bicubic (a = -0.75, corners not aligned, no antialiasing).
-    """
-    width = positions.shape[-1]
-    grid = np.asarray(positions[:, prefix:], np.float32).reshape(1, *before, width)
-    resized = jax.image.resize(grid, (1, *after, width), "cubic-pytorch", antialias=False)
-    return np.concatenate([positions[:, :prefix], np.asarray(resized).reshape(1, -1, width)], axis=1, dtype=np.float32)
 
 
 def _fit_positions(fitted: dict[str, Any], card: Card, model: Any) -> list[str]:

@@ -39,7 +39,7 @@ USUAL = {
     "optim__accumulation": 2,
     "erasing__probability": 0.5,
 }
-KINDS = {"hard": {}, "soft": USUAL}
+KINDS = {"hard": {}, "soft": {**USUAL, "data__image_size_schedule": "4@0,8@0.1"}}
 
 
 @pytest.fixture(scope="module")

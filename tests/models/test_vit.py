@@ -9,7 +9,7 @@ import pytest
 import vit_reference
 from flax import nnx
 
-from deit_jax.models import VisionTransformer, bind, flatten
+from deit_jax.models import VisionTransformer, bind, flatten, resize_positions
 
 # Every axis has a size of its own: batch 2, 5 x 7 patches of 3 x 3, 2 heads of 11, hidden width 33, 13 classes.
 SMALL = {
@@ -224,3 +224,37 @@ def test_contradictions_are_refused(options, message):
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"this model takes \(batch, 15, 21, 3\)"):
         model()(jnp.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "prefix"),
+    [({}, 1), ({"distilled": True}, 2), ({"class_position": False}, 0), ({"global_pool": "avg"}, 1)],
+    ids=["plain", "distilled", "patches", "avg"],
+)
+def test_another_input_size_is_the_model_of_that_size_with_positions_resized(options, prefix):
+    vit, images = model(**options), IMAGES[:, :12, :9]
+    positions = resize_positions(params(**options)["pos_embed"], prefix, (5, 7), (4, 3))
+    resized = {name: jnp.asarray(value) for name, value in params(**options).items()} | {"pos_embed": positions}
+    vit.set_input_size((12, 9))
+    expected = bind(abstract(image_size=(12, 9), **options), resized)
+    np.testing.assert_array_equal(vit(images), expected(images))
+    assert (vit.image_size, vit.num_patches) == (expected.image_size, expected.num_patches)
+    with pytest.raises(ValueError, match=r"\(batch, 12, 9, 3\)"):
+        vit(IMAGES)
+    with pytest.raises(ValueError, match=r"image_size 12 x 8 is not divisible by patch_size 3"):
+        vit.set_input_size((12, 8))
+
+
+def test_positions_learn_through_their_resizing():
+    """It is linear: the gradient is the transposed of the matrix whose columns are resized unit vectors."""
+    count, weight = 2 + 5 * 7, jax.random.normal(jax.random.key(1), (2 + 4 * 3, 1))
+
+    def resized(column):
+        return resize_positions(column.reshape(1, count, 1), 2, (5, 7), (4, 3)).reshape(-1)
+
+    matrix = np.stack([resized(column) for column in np.eye(count, dtype=np.float32)], axis=1)
+    np.testing.assert_array_equal(matrix[:2], np.eye(2, count))
+    given = jax.random.normal(jax.random.key(2), (count,))
+    gradient = jax.grad(lambda column: (resized(column) * weight[:, 0]).sum())(given)
+    np.testing.assert_allclose(gradient, matrix.T @ weight[:, 0], atol=1e-6)
+    np.testing.assert_allclose(resized(given), matrix @ given, atol=1e-5)

@@ -12,13 +12,13 @@ from tiny import tiny_config, tiny_run, write_random_weights
 
 from deit_jax.base.errors import UserError
 from deit_jax.config import recipes
+from deit_jax.models import resize_positions
 from deit_jax.run import train
 from deit_jax.run.evaluate import evaluate
 from deit_jax.run.metrics import read_rows
 from deit_jax.run.stream import eval_source
 from deit_jax.weights import load_weights
 from deit_jax.weights.orbax import read_variables, write_variables
-from deit_jax.weights.surgery import resize_positions
 
 HEADS = ("head.kernel", "head.bias", "head_dist.kernel", "head_dist.bias")
 

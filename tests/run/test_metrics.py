@@ -312,14 +312,15 @@ def test_metrics_are_read_one_step_late(tmp_path):
 
 
 def test_utilisation_stands_beside_the_speed(tmp_path, clock):
-    watch = monitor(tmp_path, image_seconds=0.25 / 13)
-    for step in (1, 2):
+    """Of step 2 and of step 3, whose images are other ones; steps are counted from 0 where batches are."""
+    watch = monitor(tmp_path, image_seconds=lambda step: (0, 0.25, 0.5)[step] / 13)
+    for step in (1, 2, 3):
         watch.add(step, values(1))
         clock.now += 0.5
     watch.settle()
     watch.close()
-    last = rows(tmp_path)[-1]
-    assert last["train/utilisation"] == pytest.approx(last["train/images_per_second"] * 0.25 / 13)
+    for row, seconds in zip(rows(tmp_path)[1:], (0.25, 0.5), strict=True):
+        assert row["train/utilisation"] == pytest.approx(row["train/images_per_second"] * seconds / 13)
 
 
 def test_what_is_pending_is_not_touched_before_its_turn():

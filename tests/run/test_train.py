@@ -20,6 +20,7 @@ from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config import resolve, schema
 from deit_jax.config.resolve import to_dict
 from deit_jax.config.schema import Duration
+from deit_jax.models import training_flops
 from deit_jax.parallel import peak
 from deit_jax.run import learning, stream, train
 from deit_jax.run.evaluate import Evaluator, evaluate
@@ -253,12 +254,14 @@ def test_weights_alone_are_no_run_to_go_on_with(tmp_path):
 def test_utilisation_is_told_where_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(peak, "MATMULS_CPU", (64, 2))
     run = tiny_run(replace(CONFIG, "log", utilisation="on"))
-    seconds = run.image_seconds()
-    assert seconds > 0
-    assert tiny_run(CONFIG).image_seconds() == 0  # auto: not on CPU
+    assert run.image_seconds()(0) > 0
+    assert tiny_run(CONFIG).image_seconds()(0) == 0  # auto: not on CPU
     monkeypatch.setattr(parallel, "matmul_peak", lambda *given: lambda: 1e9)
     twice = tiny_run(tiny_config(log__utilisation="on", cosub__weight=0.5))
-    assert twice.image_seconds() == 2 * run.image_seconds()
+    assert twice.image_seconds()(0) == 2 * run.image_seconds()(0)
+    smaller = tiny_run(tiny_config(log__utilisation="on", data__image_size_schedule="4@0,8@1")).image_seconds()
+    small, usual = (training_flops(tiny_run(tiny_config(data__image_size=size)).model) / 1e9 for size in (4, 8))
+    assert [smaller(step) for step in (0, 43, 44, 45)] == [small, small, usual, usual]
     fields = dict.fromkeys(("patch_size", "width", "depth", "heads", "drop_path"), 0) | {"name": "regnety_002"}
     convnet = {f"model__{name}": value for name, value in fields.items()} | {"distillation__token": False}
     with pytest.raises(UserError, match=r"config\.log\.utilisation: .*regnety_002"):

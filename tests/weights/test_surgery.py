@@ -7,9 +7,9 @@ import pytest
 from golden_files import assert_close, load
 
 from deit_jax.base.errors import UserError
-from deit_jax.models import abstract_model, flatten
+from deit_jax.models import abstract_model, flatten, resize_positions
 from deit_jax.weights.card import Card, Weights
-from deit_jax.weights.surgery import adapt, differences, resize_positions
+from deit_jax.weights.surgery import adapt, differences
 
 GOLDEN = load("positions.npz")
 DISTILLED = "deit_tiny_distilled_patch16_224"
