@@ -26,7 +26,9 @@ from deit_jax.config.resolve import (
 from deit_jax.config.schema import UNITS, Config, Duration
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
-RECIPE = recipes.deit("deit_tiny_patch16_224").to_dict()
+PLAIN = recipes.deit("deit_tiny_patch16_224")
+recipes.crop_and_flip(PLAIN)
+RECIPE = PLAIN.to_dict()
 CONFIG = resolve(RECIPE)
 
 
@@ -603,6 +605,8 @@ def test_deit_is_the_papers_recipe():
     assert (optim.warmup_learning_rate, optim.min_learning_rate, optim.schedule_per_epoch) == (1e-6, 1e-5, True)
     assert (mixing.mixup, mixing.cutmix, mixing.probability, mixing.switch_probability) == (0.8, 1.0, 1.0, 0.5)
     assert (mixing.label_smoothing, config.ema.decay, config.data.image_size) == (0.1, 0.99996, 224)
+    assert (config.data.augment, config.data.repeats) == ("rand-m9-mstd0.5-inc1", 3)
+    assert (config.erasing.probability, config.erasing.mode) == (0.25, "pixel")
 
 
 @pytest.mark.parametrize("dataset", recipes.DATASETS)
@@ -671,6 +675,11 @@ def test_configs_are_complete_on_all_hardware(path, hardware):
     for platform in ("cpu", "gpu", "tpu"):
         decided = for_platform(config, platform)
         assert "auto" not in (decided.model.dtype, decided.model.attention)
+
+
+def test_crop_and_flip_is_what_runs_of_before_had():
+    fields = dict(flatten(RECIPE))
+    assert [path for path in LATER if fields[path] != LATER[path]] == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
