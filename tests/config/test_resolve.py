@@ -24,6 +24,7 @@ from deit_jax.config.resolve import (
     to_dict,
 )
 from deit_jax.config.schema import UNITS, Config, Duration
+from deit_jax.models import abstract_model
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 PLAIN = recipes.deit("deit_tiny_patch16_224")
@@ -675,6 +676,36 @@ def test_configs_are_complete_on_all_hardware(path, hardware):
     for platform in ("cpu", "gpu", "tpu"):
         decided = for_platform(config, platform)
         assert "auto" not in (decided.model.dtype, decided.model.attention)
+
+
+MODELS3 = ("small", "base", "large", "huge")
+ARGUMENTS = [
+    *(("deit3", f"model={model}") for model in (*MODELS3, "medium")),
+    ("deit3", "epochs=400"),
+    *(("deit3_finetune", f"model={model}") for model in (*MODELS3, "medium")),
+    *(("deit3_21k", f"model={model},stage={stage}") for model in MODELS3 for stage in ("pretrain", "finetune")),
+    *(
+        ("transfer_published", f"target={name}")
+        for name in ("cifar10", "cifar100", "flowers", "cars", "inat18", "inat19")
+    ),
+    *(("deit_distilled", f"model=deit_{size}_distilled_patch16_224") for size in ("tiny", "small", "base")),
+    ("deit_distilled", "epochs=1000"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_configs_resolve_and_build_with_each_argument(name, argument):
+    config = resolve(load(CONFIGS[0].with_name(f"{name}.py"), f":{argument}"))
+    network = abstract_model(config.model.name, image_size=config.data.image_size)
+    assert network.image_size == (config.data.image_size, config.data.image_size)
+    if "epochs" in argument:
+        assert f"epochs={config.total.epochs:.0f}" == argument
+
+
+@pytest.mark.parametrize("argument", ["epochs=many", "epochs=-1", "model=giant"])
+def test_wrong_arguments_of_configs_are_refused(argument):
+    with pytest.raises(UserError, match=f"^--config: .*{argument.partition('=')[2]}"):
+        load(CONFIGS[0].with_name("deit3.py"), f":{argument}")
 
 
 def test_crop_and_flip_is_what_runs_of_before_had():
