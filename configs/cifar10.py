@@ -17,6 +17,7 @@ from deit_jax import recipes
 
 def get_config(argument: str | None = None) -> ConfigDict:
     config = recipes.deit("deit_tiny_patch16_224", dataset="cifar10", **recipes.arguments(argument, hardware="auto"))
+    recipes.crop_and_flip(config)
     config.batch_size = 512
     config.model.patch_size = 4
     config.data.update(image_size=32, crop_scale=(0.4, 1.0), crop_ratio=1.0)

@@ -2,8 +2,8 @@
 
     python -m deit_jax.main --config=configs/deit_base.py
 
-The paper reports 81.8 % top-1 (arXiv:2012.12877, table 5) with RandAugment, random erasing and repeated augmentation,
-which this recipe does not have yet. `:dataset=cifar10` or `dataset=folder` trains on other data.
+The paper reports 81.8 % top-1 (arXiv:2012.12877, table 5); docs/recipes.md has what differs.
+`:dataset=cifar10` or `dataset=folder` trains on other data.
 """
 
 from ml_collections import ConfigDict

@@ -13,6 +13,7 @@ from deit_jax import recipes
 
 def get_config(argument: str | None = None) -> ConfigDict:
     config = recipes.deit("deit_tiny_patch16_224", dataset="folder", **recipes.arguments(argument, hardware="auto"))
+    recipes.crop_and_flip(config)
     config.batch_size = 64
     recipes.set_duration(config, "total", epochs=100)
     config.data.update(crop_scale=(0.5, 1.0), threads=4, max_corrupt=0.1)

@@ -279,6 +279,7 @@ def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[f
     if not isinstance(named, VisionTransformer):
         raise UserError(f"--model: {given.model} is none of the Transformers, whose operations alone are counted")
     tree = recipes.deit(given.model)
+    recipes.crop_and_flip(tree)
     tree.batch_size = given.batch_size
     tree.data.image_size = given.image_size or named.image_size[0]
     tree.model.update(dtype=given.dtype, attention=given.attention, remat=trains and given.remat)

@@ -23,6 +23,7 @@ from deit_jax.weights.orbax import write_variables
 def tiny_config(**fields: Any) -> Config:
     """A two-block distilled DeiT on digits, with drop path, mixing and EMA; `section__field=value` changes a field."""
     config = recipes.deit("deit_tiny_distilled_patch16_224", dataset="digits", hardware="cpu")
+    recipes.crop_and_flip(config)
     config.batch_size = 32
     recipes.set_duration(config, "total", steps=12)
     config.model.update(patch_size=4, width=24, depth=2, heads=3, drop_path=0.3)

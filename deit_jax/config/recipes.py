@@ -1,7 +1,7 @@
 """Complete ConfigDicts, one function a recipe. A file in `configs/` calls one and says what differs.
 
-`deit` is the recipe of arXiv:2012.12877, table 9 (column "DeiT-B"), as facebook's main.py sets it, as far as this
-package goes today: random resized crops, flips, mixup, cutmix, label smoothing, stochastic depth and EMA.
+`deit` is the recipe of arXiv:2012.12877, table 9 (column "DeiT-B"), as facebook's main.py sets it; `deit3` that of
+arXiv:2204.07118 on ImageNet-1k, as facebook's README_revenge.md does. docs/recipes.md tells where they differ.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ HARDWARE = {
 def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") -> ConfigDict:
     """DeiT's 300 epochs at batch 1024 for the model `name` on `dataset`, at the model's own image size."""
     published = entry(name)
-    train_split, eval_split = _choose(DATASETS, dataset, "dataset")
-    device = _choose(HARDWARE, hardware, "hardware")
+    train_split, eval_split = choose(DATASETS, dataset, "dataset")
+    device = choose(HARDWARE, hardware, "hardware")
     return ConfigDict(
         {
             "seed": 0,
@@ -70,9 +70,9 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "crop_aspect": (3 / 4, 4 / 3),
                 "interpolation": "bicubic",
                 "flip": 0.5,
-                "augment": "",
+                "augment": "rand-m9-mstd0.5-inc1",
                 "color_jitter": 0.0,
-                "repeats": 1,
+                "repeats": 3,
                 "exif": True,
                 **dataclasses.asdict(published.preprocessing),
                 "threads": 16,
@@ -80,7 +80,7 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "max_corrupt": 0.01,
             },
             "erasing": {
-                "probability": 0.0,
+                "probability": 0.25,
                 "mode": "pixel",
                 "min_count": 1,
                 "max_count": 1,
@@ -149,6 +149,25 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
     )
 
 
+def deit3(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") -> ConfigDict:
+    """DeiT-III's 800 epochs at batch 2048 for the model `name`: LAMB, binary cross-entropy and 3-Augment."""
+    config = deit(name, hardware=hardware, dataset=dataset)
+    config.batch_size = 2048
+    set_duration(config, "total", epochs=800)
+    config.data.update(augment="3a", color_jitter=0.3)
+    config.erasing.probability = 0.0
+    config.mixing.label_smoothing = 0.0
+    config.loss.update(kind="binary_cross_entropy", binarize=True)
+    config.optim.update(name="lamb", learning_rate=3e-3, scale_by_batch=False)
+    return config
+
+
+def crop_and_flip(config: ConfigDict) -> None:
+    """Takes operations, erasing and repeats out of a recipe: what is left are crops, flips and mixing."""
+    config.data.update(augment="", color_jitter=0.0, repeats=1)
+    config.erasing.probability = 0.0
+
+
 def finetune(name: str, *, hardware: str = "auto", dataset: str = "folder") -> ConfigDict:
     """Fine-tuning the published weights of `name` on a data set of its own, of hundreds to tens of thousands of images.
 
@@ -156,6 +175,7 @@ def finetune(name: str, *, hardware: str = "auto", dataset: str = "folder") -> C
     from the head down (layer-wise decay of the learning rate, arXiv:2106.08254), since lower layers serve any photo.
     """
     config = deit(name, hardware=hardware, dataset=dataset)
+    crop_and_flip(config)
     config.init_from = "pretrained"
     config.batch_size = 64
     config.data.update(crop_scale=(0.3, 1.0), threads=4, max_corrupt=0.1)
@@ -175,6 +195,7 @@ def finetune(name: str, *, hardware: str = "auto", dataset: str = "folder") -> C
 def digits(name: str, *, hardware: str = "auto") -> ConfigDict:
     """A small version of the network `name` on scikit-learn's 8x8 digits, enlarged to 32 px, for two CPU cores."""
     config = deit(name, dataset="digits", hardware=hardware)
+    crop_and_flip(config)
     config.batch_size = 64
     set_duration(config, "total", epochs=80)
     if name.startswith("deit"):
@@ -207,6 +228,13 @@ def arguments(text: str | None, **defaults: str) -> dict[str, str]:
     return chosen
 
 
+def number(text: str, what: str) -> int:
+    """The argument `what` as a whole number."""
+    if not text.isascii() or not text.isdigit() or len(text) > 6:
+        raise UserError(f"--config: {what} is {text!r}, should be a whole number")
+    return int(text)
+
+
 def set_duration(group: ConfigDict, name: str, *, steps: int = 0, epochs: float = 0.0, examples: int = 0) -> None:
     """Sets a duration's one unit and clears the others."""
     group.update(_duration(name, steps=steps, epochs=epochs, examples=examples))
@@ -216,7 +244,8 @@ def _duration(name: str, *, steps: int = 0, epochs: float = 0.0, examples: int =
     return {f"{name}_steps": steps, f"{name}_epochs": float(epochs), f"{name}_examples": examples}
 
 
-def _choose(table: Mapping[str, T], key: str, what: str) -> T:
+def choose(table: Mapping[str, T], key: str, what: str) -> T:
+    """The entry of `table` that the argument `what` names."""
     if key not in table:
         raise UserError(f"--config: unknown {what} {key!r}{nearest(key, table)}")
     return table[key]

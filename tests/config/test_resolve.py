@@ -24,9 +24,12 @@ from deit_jax.config.resolve import (
     to_dict,
 )
 from deit_jax.config.schema import UNITS, Config, Duration
+from deit_jax.models import abstract_model
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
-RECIPE = recipes.deit("deit_tiny_patch16_224").to_dict()
+PLAIN = recipes.deit("deit_tiny_patch16_224")
+recipes.crop_and_flip(PLAIN)
+RECIPE = PLAIN.to_dict()
 CONFIG = resolve(RECIPE)
 
 
@@ -614,6 +617,8 @@ def test_deit_is_the_papers_recipe():
     assert (optim.warmup_learning_rate, optim.min_learning_rate, optim.schedule_per_epoch) == (1e-6, 1e-5, True)
     assert (mixing.mixup, mixing.cutmix, mixing.probability, mixing.switch_probability) == (0.8, 1.0, 1.0, 0.5)
     assert (mixing.label_smoothing, config.ema.decay, config.data.image_size) == (0.1, 0.99996, 224)
+    assert (config.data.augment, config.data.repeats) == ("rand-m9-mstd0.5-inc1", 3)
+    assert (config.erasing.probability, config.erasing.mode) == (0.25, "pixel")
 
 
 @pytest.mark.parametrize("dataset", recipes.DATASETS)
@@ -682,6 +687,41 @@ def test_configs_are_complete_on_all_hardware(path, hardware):
     for platform in ("cpu", "gpu", "tpu"):
         decided = for_platform(config, platform)
         assert "auto" not in (decided.model.dtype, decided.model.attention)
+
+
+MODELS3 = ("small", "base", "large", "huge")
+ARGUMENTS = [
+    *(("deit3", f"model={model}") for model in (*MODELS3, "medium")),
+    ("deit3", "epochs=400"),
+    *(("deit3_finetune", f"model={model}") for model in (*MODELS3, "medium")),
+    *(("deit3_21k", f"model={model},stage={stage}") for model in MODELS3 for stage in ("pretrain", "finetune")),
+    *(
+        ("transfer_published", f"target={name}")
+        for name in ("cifar10", "cifar100", "flowers", "cars", "inat18", "inat19")
+    ),
+    *(("deit_distilled", f"model=deit_{size}_distilled_patch16_224") for size in ("tiny", "small", "base")),
+    ("deit_distilled", "epochs=1000"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_configs_resolve_and_build_with_each_argument(name, argument):
+    config = resolve(load(CONFIGS[0].with_name(f"{name}.py"), f":{argument}"))
+    network = abstract_model(config.model.name, image_size=config.data.image_size)
+    assert network.image_size == (config.data.image_size, config.data.image_size)
+    if "epochs" in argument:
+        assert f"epochs={config.total.epochs:.0f}" == argument
+
+
+@pytest.mark.parametrize("argument", ["epochs=many", "epochs=-1", "model=giant"])
+def test_wrong_arguments_of_configs_are_refused(argument):
+    with pytest.raises(UserError, match=f"^--config: .*{argument.partition('=')[2]}"):
+        load(CONFIGS[0].with_name("deit3.py"), f":{argument}")
+
+
+def test_crop_and_flip_is_what_runs_of_before_had():
+    fields = dict(flatten(RECIPE))
+    assert [path for path in LATER if fields[path] != LATER[path]] == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
