@@ -147,6 +147,7 @@ class Bench:
 
     def config(self, model: str, changes: Mapping[str, Any], *, epochs: float, seed: int = 0) -> Config:
         config = recipes.deit(model, dataset="folder")
+        recipes.crop_and_flip(config)
         config.seed, config.batch_size = seed, 128
         recipes.set_duration(config, "total", epochs=epochs)
         config.model.update(changes)

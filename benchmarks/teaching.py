@@ -117,6 +117,7 @@ def run(config: Config, source: Source) -> Iterator[dict[str, jax.Array]]:
 
 def config_of(given: argparse.Namespace, weights: Path) -> Config:
     config: Any = recipes.deit(given.model, dataset="digits")
+    recipes.crop_and_flip(config)
     config.batch_size, config.mixing.group = given.batch_size, min(config.mixing.group, given.batch_size)
     recipes.set_duration(config, "total", steps=WARM_UP + given.turns * given.steps)
     config.data.update(threads=min(config.data.threads, os.cpu_count() or 1), prefetch=1)
