@@ -28,6 +28,8 @@ HANGS = """
 import os, signal, threading
 from deit_jax.base.threads import map_in_threads
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
+
 def read(number):
     if number == 3:
         threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
