@@ -19,6 +19,20 @@ from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.stream import train_source
 from deit_jax.weights.orbax import write_variables
 
+# All that a training image may go through, for a tiny config; elements have their own mixup or cutmix.
+EVERYTHING = {
+    "data__augment": "rand-m9-mstd0.5-inc1",
+    "data__color_jitter": 0.3,
+    "data__interpolation": "random",
+    "data__repeats": 3,
+    "data__flip": 0.5,
+    "erasing__probability": 0.5,
+    "erasing__max_count": 2,
+    "mixing__mode": "elem",
+    "mixing__mixup": 0.8,
+    "mixing__cutmix": 1.0,
+}
+
 
 def tiny_config(**fields: Any) -> Config:
     """A two-block distilled DeiT on digits, with drop path, mixing and EMA; `section__field=value` changes a field."""

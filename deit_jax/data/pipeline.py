@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from deit_jax.base.text import printable
 from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.index import example_index
 from deit_jax.data.records import Record, Source
-from deit_jax.data.train_transform import TrainTransform
+from deit_jax.data.train_transform import TrainTransform, View
 from deit_jax.data.transforms import eval_transform
 
 MAX_NEIGHBOURS = 16
@@ -91,7 +92,31 @@ def train_batches(
     return _batches(example, range(first_step, total_steps), range(batch_size)[rows], batch_size, threads, prefetch)
 
 
-def train_example(
+def train_example(source: Source, position: int, *, transform: TrainTransform, **order: Any) -> Example:
+    """The augmented example at a position of the stream: one row of `train_batches`; arguments as `draw_example`."""
+    drawn = draw_example(source, position, transform=transform, **order)
+    return {
+        "image": transform.apply(drawn.stored, drawn.view),
+        "label": np.int32(drawn.label),
+        "index": np.int32(drawn.example),
+        "replaced": np.bool_(drawn.replaced),
+    }
+
+
+class DrawnExample(NamedTuple):
+    """An example of the training stream, and what is to be done to it."""
+
+    stored: np.ndarray
+    """The decoded image, uint8 `[height, width, 3]`."""
+    label: int
+    example: int
+    """Its index in the split."""
+    replaced: bool
+    """Whether it stands in for one that could not be read."""
+    view: View
+
+
+def draw_example(
     source: Source,
     position: int,
     *,
@@ -101,8 +126,8 @@ def train_example(
     repeats: int = 1,
     groups: int = 1,
     exif: bool = True,
-) -> Example:
-    """The augmented example at a position of the stream, or the next that can be read: one row of `train_batches`."""
+) -> DrawnExample:
+    """What is drawn for a position of the stream: its example, or the next that can be read, and how it is seen."""
     place = partial(
         example_index,
         position,
@@ -116,13 +141,12 @@ def train_example(
         index = place(neighbour=neighbour)
         try:
             stored, label = _read(source, index, exif=exif)
-            image = transform(stored, rng.generator(seed, "augment", position))
+            view = transform.draw(stored.shape[0], stored.shape[1], rng.generator(seed, "augment", position))
         except CorruptImage as error:
             _warn_once(f"{error}; replaced by its neighbour")
             reason = str(error)
             continue
-        replaced = np.bool_(neighbour > 0)
-        return {"image": image, "label": np.int32(label), "index": np.int32(index), "replaced": replaced}
+        return DrawnExample(stored, label, index, neighbour > 0, view)
     raise UserError(f"config.data.dir: {MAX_NEIGHBOURS} neighbouring images cannot be decoded, the last: {reason}")
 
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,15 @@ from deit_jax.base.errors import UserError
 from deit_jax.config import schema
 from deit_jax.config.schema import Config
 from deit_jax.config.sizes import parse_sizes
-from deit_jax.data import Source, TrainTransform, examples_per_epoch, open_source, train_batches
+from deit_jax.data import (
+    DrawnExample,
+    Source,
+    TrainTransform,
+    draw_example,
+    examples_per_epoch,
+    open_source,
+    train_batches,
+)
 from deit_jax.distill import Store
 from deit_jax.step import erasing, mixing
 from deit_jax.step.step import Batch
@@ -58,18 +67,30 @@ def stream(
         if start < stop:
             yield from train_batches(
                 source,
-                seed=config.seed,
-                batch_size=config.batch_size,
                 rows=rows,
                 first_step=start,
                 total_steps=stop,
-                transform=train_transform(config.data, size),
-                repeats=config.data.repeats,
-                groups=mixing_groups(config),
-                exif=config.data.exif,
                 threads=config.data.threads,
                 prefetch=config.data.prefetch,
+                **_order(config, size),
             )
+
+
+def drawn_example(config: Config, source: Source, position: int, image_size: int) -> DrawnExample:
+    """What `stream` draws for a position; `image_size`, in pixels, is that of its step."""
+    return draw_example(source, position, **_order(config, image_size))
+
+
+def _order(config: Config, image_size: int) -> dict[str, Any]:
+    """What decides which example is at a position of the stream, and what is done to it."""
+    return {
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "transform": train_transform(config.data, image_size),
+        "repeats": config.data.repeats,
+        "groups": mixing_groups(config),
+        "exif": config.data.exif,
+    }
 
 
 def image_sizes(config: Config, source: Source) -> list[tuple[int, int]]:
