@@ -32,6 +32,7 @@ EVERYTHING = {
     "mixing__mixup": 0.8,
     "mixing__cutmix": 1.0,
 }
+EVERYTHING_FLAGS = [f"--config.{name.replace('__', '.')}={value}" for name, value in EVERYTHING.items()]
 
 
 def tiny_config(**fields: Any) -> Config:

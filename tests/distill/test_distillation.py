@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import distilled_config, replace, tiny_config, write_teacher
+from tiny import EVERYTHING, EVERYTHING_FLAGS, distilled_config, replace, tiny_config, write_teacher
 
 from deit_jax import cli, parallel, precompute
 from deit_jax.base.errors import UserError
@@ -39,7 +39,7 @@ USUAL = {
     "optim__accumulation": 2,
     "erasing__probability": 0.5,
 }
-KINDS = {"hard": {}, "soft": {**USUAL, "data__image_size_schedule": "4@0,8@0.1"}}
+KINDS = {"hard": {}, "soft": {**USUAL, "data__image_size_schedule": "4@0,8@0.1"}, "everything": EVERYTHING}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def losses(workdir, name="loss"):
     return np.array([row[f"train/{name}"] for row in read_rows(workdir / "metrics.jsonl")])
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("hard", 1e-6), ("soft", 1e-3)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("hard", 1e-6), ("soft", 1e-3), ("everything", 0)])
 def test_a_recorded_teacher_teaches_as_one_beside(runs, kind, tolerance):
     beside, recorded = (runs[kind, how][0] for how in ("co-run", "recorded"))
     for name in ("loss", "loss_base", "loss_distillation", "grad_norm"):
@@ -322,6 +322,7 @@ precompute.main(arguments)
 
 @pytest.mark.long
 def test_several_processes_record_what_one_does(teacher, tmp_path):
+    """Of images that everything was done to, and that are mixed across the processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -329,7 +330,8 @@ def test_several_processes_record_what_one_does(teacher, tmp_path):
         # Devices make the rows of a batch in turn: two for one process, one for each of two.
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(2 // processes)}
         command = [sys.executable, "-c", SEVERAL]
-        arguments = [str(processes), port, *flags(teacher), f"--output={tmp_path / str(processes)}"]
+        whole = flags(teacher, *EVERYTHING_FLAGS, "--config.mixing.group=4")
+        arguments = [str(processes), port, *whole, f"--output={tmp_path / str(processes)}"]
         started = [
             subprocess.Popen([*command, str(process), *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
             for process in range(processes)

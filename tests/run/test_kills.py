@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import EVERYTHING_FLAGS
 
 from deit_jax.run.metrics import read_rows
 from deit_jax.weights.orbax import CheckpointDirectory
@@ -55,7 +56,8 @@ def command(data, workdir):
     else:
         config = ["--config=configs/image_folder.py", f"--config.data.dir={data}", "--config.data.max_corrupt=0.1"]
         config += ["--config.data.image_size=24", "--config.model.patch_size=8"]
-    return [sys.executable, "-m", "deit_jax.main", *config, *SMALL, f"--workdir={workdir}"]
+        config += [*EVERYTHING_FLAGS, "--config.mixing.group=4"]
+    return [sys.executable, "-m", "deit_jax.main", *SMALL, *config, f"--workdir={workdir}"]
 
 
 def environment():
@@ -95,6 +97,7 @@ def finished_checkpoints(workdir):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["digits", "folder"])
 def test_killed_runs_go_on_exactly(kind, photos, tmp_path):
+    """The folder's with all that the recipe has: augmentation, repeats, erasing, and mixing of elements."""
     data = photos if kind == "folder" else None
     result = run(data, tmp_path / "whole")
     for step in (50, 117, 190):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import replace, tiny_config, tiny_run
+from tiny import EVERYTHING, replace, tiny_config, tiny_run
 
 from deit_jax.base.errors import UserError
 from deit_jax.models import resize_positions
@@ -15,8 +15,8 @@ from deit_jax.run.interrupt import Interrupted
 from deit_jax.run.metrics import Monitor, read_rows
 from deit_jax.weights.orbax import CheckpointDirectory
 
-# An epoch of the digits has 44 steps, patches are 4 pixels wide.
-CONFIG = tiny_config(data__image_size_schedule="4@0,12@0.1,8@0.2", erasing__probability=0.5)
+# An epoch of the digits has 40 steps where images are repeated, patches are 4 pixels wide.
+CONFIG = tiny_config(data__image_size_schedule="4@0,12@0.1,8@0.225", **EVERYTHING)
 SIZES = [4] * 4 + [12] * 5 + [8] * 3
 
 
@@ -46,7 +46,7 @@ def test_the_size_of_a_step_follows_from_the_config(run):
 
 
 def test_a_batch_is_that_of_a_run_of_its_size_alone(run):
-    """Images, mixing and erasing; whatever came before it in the stream."""
+    """Images, mixing and erasing, with everything on; whatever came before it in the stream."""
     whole = batches(run, 0, 12)
     assert [batch["image"].shape[1:3] for batch in whole] == [(size, size) for size in SIZES]
     for step in (0, 3, 4, 8, 9, 11):
@@ -78,6 +78,7 @@ def test_a_step_is_that_of_the_network_of_its_size(run):
 
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_a_run_goes_on_exactly_across_the_switch(finished, tmp_path, monkeypatch, stop):
+    """With everything on that the recipe has."""
     add = Monitor.add
 
     def add_and_interrupt(self, step, metrics):

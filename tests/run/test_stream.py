@@ -1,8 +1,9 @@
 """The data of a run."""
 
+import jax
 import numpy as np
 import pytest
-from tiny import tiny_config, tiny_run
+from tiny import EVERYTHING, replace, tiny_config, tiny_run
 
 from deit_jax import precompute
 from deit_jax.base.errors import UserError
@@ -70,6 +71,36 @@ def test_the_stream_is_what_the_config_says(crop):
     wanted = train_batches(source, rows=slice(0, 32), transform=transform, threads=0, prefetch=0, **where, **order)
     for found, batch in zip(stream.stream(config, source, slice(0, 32), **where), wanted, strict=True):
         assert all(np.array_equal(found[name], batch[name]) for name in batch)
+
+
+@pytest.fixture(scope="module")
+def whole_batches():
+    """The device batches of steps 3 to 5 with everything on, of one process and no threads."""
+    run = tiny_run(tiny_config(data__threads=0, **EVERYTHING))
+    return run, [jax.device_get(batch) for batch, _ in run.batches(3, 6)]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_and_threads_make_the_same_batches(whole_batches, monkeypatch, processes, threads):
+    """Each makes its rows of images, labels and erasing, and all the same mixing."""
+    run, whole = whole_batches
+    config, rows = replace(run.config, "data", threads=threads), 32 // processes
+    parts = []
+    for process in range(processes):
+        own = slice(process * rows, (process + 1) * rows)
+        monkeypatch.setattr(stream.parallel, "local_rows", lambda *given, own=own: own)
+        found = stream.device_batches(config, run.mesh, run.source, 3, 6)
+        parts.append([jax.device_get(batch) for batch, _ in found])
+    for step, shares in enumerate(zip(*parts, strict=True)):
+        for name in ("mix", "teacher"):
+            for share in shares:
+                jax.tree.map(np.testing.assert_array_equal, share.pop(name), whole[step][name])
+        joined = jax.tree.map(lambda *given: np.concatenate(given), *shares)
+        assert joined.keys() == {"image", "label", "erasing"}
+        jax.tree.map(np.testing.assert_array_equal, joined, {name: whole[step][name] for name in joined})
+    assert whole[0]["erasing"]["box"].any()
+    assert (whole[0]["mix"]["label_weight"] < 1).any()
 
 
 def test_an_epoch_of_repeats_is_the_same_to_all_that_counts_in_epochs():
