@@ -39,7 +39,11 @@ USUAL = {
     "optim__accumulation": 2,
     "erasing__probability": 0.5,
 }
-KINDS = {"hard": {}, "soft": {**USUAL, "data__image_size_schedule": "4@0,8@0.1"}, "everything": EVERYTHING}
+KINDS = {
+    "hard": {},
+    "soft": {**USUAL, "data__image_size_schedule": "4@0,8@0.1"},
+    "everything": {**EVERYTHING, "model__depth": 1},
+}
 
 
 @pytest.fixture(scope="module")
