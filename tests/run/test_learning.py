@@ -53,7 +53,14 @@ def test_the_peak_is_for_512_images_or_as_it_is_given():
     assert peak_learning_rate(tiny_config(batch_size=256, optim__scale_by_batch=False)) == 1e-2
 
 
-@pytest.mark.parametrize(("name", "rate"), [("lamb", 0.05), ("sgd", 0.3), ("muon", 0.02)])
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("lamb", 0.05),
+        pytest.param("sgd", 0.3, marks=pytest.mark.long),
+        pytest.param("muon", 0.02, marks=pytest.mark.long),
+    ],
+)
 def test_every_optimizer_goes_on_where_it_was(name, rate, tmp_path):
     """On eight devices, over which some tensors are cut, a run that is ended and goes on is the whole one."""
     fields = {"optim__name": name, "mesh__fsdp": 2, "optim__schedule": "wsd", "optim__decay_steps": 4}
