@@ -9,9 +9,13 @@ from deit_jax.config.sizes import parse_sizes
 
 def check_contradictions(config: Config) -> None:
     """`UserError` naming the first field that does not go with another one."""
+    _check_run(config)
     _check_images(config)
     _check_cosub(config)
     _check_distillation(config.distillation)
+
+
+def _check_run(config: Config) -> None:
     durations = {
         "total": config.total,
         "log.every": config.log.every,
