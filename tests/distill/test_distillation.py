@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 # The class head of an undistilled network learns from logits of erased images; the batch is cut in two.
 USUAL = {
     "model__name": "deit_tiny_patch16_224",
+    "model__depth": 1,
     "distillation__kind": "soft",
     "distillation__token": False,
     "distillation__alpha": 0.3,
