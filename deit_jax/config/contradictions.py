@@ -51,10 +51,12 @@ def _check_run(config: Config) -> None:
         raise UserError(
             f"config.optim.accumulation: {config.optim.accumulation} does not divide batch_size {config.batch_size}"
         )
-    if config.loss.kind == "binary_cross_entropy" and config.loss.binarize and config.mixing.label_smoothing:
+    loss = config.loss
+    binarized = loss.kind == "binary_cross_entropy" and loss.binarize
+    if binarized and config.mixing.label_smoothing and not loss.threshold:
         raise UserError(
             "config.mixing.label_smoothing: with loss.binarize every smoothed class would count as present; "
-            "set one of the two to 0"
+            "set one of the two to 0, or loss.threshold above what smoothing gives a class"
         )
 
 

@@ -98,7 +98,7 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "cutmix_minmax": (0.0, 0.0),
                 **_duration("off"),
             },
-            "loss": {"kind": "cross_entropy", "binarize": False},
+            "loss": {"kind": "cross_entropy", "binarize": False, "threshold": 0.0},
             "cosub": {"weight": 0.0},
             "distillation": {
                 "kind": "none",

@@ -37,6 +37,7 @@ LATER: dict[str, Any] = {
     "erasing.max_count": 1,
     "erasing.area": (0.02, 1 / 3),
     "erasing.aspect": (0.3, 1 / 0.3),
+    "loss.threshold": 0.0,
     "cosub.weight": 0.0,
     "optim.name": "adamw",
     "optim.scale_by_batch": True,
@@ -80,7 +81,7 @@ _RANGES = [
         0,
         1,
     ),
-    (r"\.(label_smoothing|drop_path|decay|b1|b2|momentum)$", 0, 1 - 1e-9),
+    (r"\.(label_smoothing|drop_path|decay|b1|b2|momentum|threshold)$", 0, 1 - 1e-9),
     (r"\.crop_ratio$", 1 / 16, 1),  # below, images become large before they are cut
     (r"\.(crop_scale\.\d|area\.\d|layer_decay|decay_rate)$", 1e-3, 1),
     (r"\.(aspect|crop_aspect)\.\d$", 1e-2, 1e2),

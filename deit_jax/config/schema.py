@@ -95,7 +95,8 @@ class Mixing:
 @dataclasses.dataclass(frozen=True)
 class Loss:
     kind: Literal["cross_entropy", "binary_cross_entropy"]
-    binarize: bool
+    binarize: bool  # of binary cross-entropy: targets above `threshold` count as 1, others as 0
+    threshold: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,9 @@ def training_loss(loss: schema.Loss, distillation: schema.Distillation, cosub: s
     """
     criteria: dict[str, Callable[[Array, Array], Array]] = {
         "cross_entropy": losses.cross_entropy,
-        "binary_cross_entropy": functools.partial(losses.binary_cross_entropy, binarize=loss.binarize),
+        "binary_cross_entropy": functools.partial(
+            losses.binary_cross_entropy, binarize=loss.binarize, threshold=loss.threshold
+        ),
     }
     criterion = criteria[loss.kind]
     if cosub.weight:

@@ -17,17 +17,21 @@ def cross_entropy(logits: Float[Array, "batch classes"], targets: Float[Array, "
 
 
 def binary_cross_entropy(
-    logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"], *, binarize: bool = False
+    logits: Float[Array, "batch classes"],
+    targets: Float[Array, "batch classes"],
+    *,
+    binarize: bool = False,
+    threshold: float = 0.0,
 ) -> Float[Array, ""]:
     """One sigmoid cross-entropy a class, mean over batch and classes: `-(t log s(z) + (1 - t) log s(-z))`.
 
     Args:
-        binarize: every class with a positive target counts as fully present, as DeiT-III trains with mixed labels
-            (arXiv:2204.07118, section 3.2; arXiv:2110.00476).
+        binarize: every class with a target above `threshold` counts as fully present and the others as absent: above 0
+            as DeiT-III trains with mixed labels (arXiv:2204.07118, section 3.2), above 0.2 arXiv:2110.00476.
     """
     logits = logits.astype(jnp.float32)
     if binarize:
-        targets = (targets > 0).astype(jnp.float32)
+        targets = (targets > threshold).astype(jnp.float32)
     return -jnp.mean(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits))
 
 

@@ -379,6 +379,7 @@ def test_what_only_looks_like_a_contradiction_passes():
     binary = recipe(loss__kind="binary_cross_entropy", loss__binarize=True, mixing__label_smoothing=0)
     assert resolve(binary).loss.binarize
     assert resolve(recipe(loss__binarize=True)).loss.binarize  # cross-entropy does not look at it
+    assert resolve(recipe(loss__kind="binary_cross_entropy", loss__binarize=True, loss__threshold=0.2)).loss.threshold
     assert (
         resolve(recipe(data__repeats=4)).data.repeats == 4
     )  # as many as there are groups; no batch need be a multiple
@@ -509,6 +510,7 @@ FREE: dict[str, Any] = {
     "data__max_corrupt": 0.5,
     "loss__kind": "binary_cross_entropy",
     "loss__binarize": True,
+    "loss__threshold": 0.2,
     "optim__learning_rate": 1e-4,
     "optim__warmup_learning_rate": 1e-5,
     "optim__min_learning_rate": 0.0,

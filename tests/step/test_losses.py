@@ -67,6 +67,13 @@ def test_binarizing_leaves_absent_classes_absent():
     assert binary_cross_entropy(logits, targets, binarize=True) == binary_cross_entropy(logits, ones)
 
 
+def test_binarizing_at_a_threshold_takes_what_is_above_it():
+    logits = jnp.array([[2.0, -1.0, 0.5]])
+    targets = jnp.array([[0.25, 0.5, 0.26]])
+    present = jnp.array([[0.0, 1.0, 1.0]])
+    assert binary_cross_entropy(logits, targets, binarize=True, threshold=0.25) == binary_cross_entropy(logits, present)
+
+
 def test_losses_equal_their_formulas_in_float64():
     logits, targets = example()
     assert cross_entropy(jnp.array(logits), jnp.array(targets)) == pytest.approx(
