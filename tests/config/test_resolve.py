@@ -696,6 +696,7 @@ ARGUMENTS = [
     *(("deit3", f"model={model}") for model in (*MODELS3, "medium")),
     ("deit3", "epochs=400"),
     *(("deit3_finetune", f"model={model}") for model in (*MODELS3, "medium")),
+    *(("deit3_finetune", f"model={model},pixels=384") for model in ("base", "large")),
     *(("deit3_21k", f"model={model},stage={stage}") for model in MODELS3 for stage in ("pretrain", "finetune")),
     *(
         ("transfer_published", f"target={name}")
