@@ -3,6 +3,7 @@
 import dataclasses
 
 from deit_jax.base.errors import UserError
+from deit_jax.config.curves import published_curve
 from deit_jax.config.schema import UNITS, Config, Distillation
 from deit_jax.config.sizes import parse_sizes
 
@@ -13,6 +14,7 @@ def check_contradictions(config: Config) -> None:
     _check_images(config)
     _check_cosub(config)
     _check_distillation(config.distillation)
+    published_curve(config.eval.published_curve)
 
 
 def _check_run(config: Config) -> None:

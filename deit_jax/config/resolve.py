@@ -56,6 +56,7 @@ LATER: dict[str, Any] = {
     "data.color_jitter": 0.0,
     "data.repeats": 1,
     "data.exif": True,
+    "eval.published_curve": "",
 }
 
 _POSITIVE = 1e-12

@@ -180,6 +180,7 @@ class Checkpoint:
 class Eval:
     every: Duration
     batch_size: int
+    published_curve: str  # drawn behind the run's own in curves.png: deit3_small, ... (config/curves.py); "": none
 
 
 @dataclasses.dataclass(frozen=True)

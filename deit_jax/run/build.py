@@ -54,6 +54,7 @@ class Run:
         rates: what the learning rate is multiplied by for each parameter that is trained.
         learning_rate: of the step.
         total, warmup, log_every, eval_every, save_every: lengths in steps.
+        epoch_steps: steps an epoch; a fraction where fewer examples than a batch are one.
         unmixed_from: the first step whose images are not mixed; None: all are.
         sizes: (first step, side of the training images in pixels) of each stage, in order.
         fresh: `seed -> variables` of a model that has learnt nothing.
@@ -76,6 +77,7 @@ class Run:
     log_every: int
     eval_every: int
     save_every: int
+    epoch_steps: float
     unmixed_from: int | None
     sizes: list[tuple[int, int]]
     fresh: Callable[[Array], Variables]
@@ -218,10 +220,10 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     arguments = model_arguments(config, len(source.class_names))
     model = model_of(config, arguments)
     rates = rates_of(config, model)
-    epoch = examples_per_epoch(len(source), config.batch_size, config.data.repeats)
+    epoch_steps = examples_per_epoch(len(source), config.batch_size, config.data.repeats) / config.batch_size
 
     def in_steps(duration: schema.Duration) -> int:
-        return duration.in_steps(config.batch_size, epoch / config.batch_size)
+        return duration.in_steps(config.batch_size, epoch_steps)
 
     total, warmup = in_steps(config.total), in_steps(config.optim.warmup)
     if total > MAX_STEP:
@@ -243,12 +245,13 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         loss=training_loss(config.loss, config.distillation, config.cosub),
         optimizer=optimizer,
         rates=rates,
-        learning_rate=schedule_of(config, in_steps, epoch_steps=max(1, epoch // config.batch_size)),
+        learning_rate=schedule_of(config, in_steps, epoch_steps=max(1, int(epoch_steps))),
         total=total,
         warmup=warmup,
         log_every=in_steps(config.log.every),
         eval_every=in_steps(config.eval.every),
         save_every=in_steps(config.checkpoint.every),
+        epoch_steps=epoch_steps,
         unmixed_from=in_steps(config.mixing.off) or None,
         sizes=image_sizes(config, source),
         fresh=lambda seed: flatten(create_model(config.model.name, rngs=Keys(jax.random.key(seed)), **arguments)),

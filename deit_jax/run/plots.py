@@ -12,10 +12,12 @@ from deit_jax.base.atomic import replacing
 from deit_jax.base.text import printable, shortened
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAMED = 40  # classes up to which their names and counts are legible
 ROWS = 500  # of the drawn confusion matrix: more would be less than two pixels each
+FEW = 20  # points of a curve that are marked: one alone makes no line
 LETTERS = 40  # of a class name, so that it leaves room for the picture
 
 
@@ -31,10 +33,17 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
         figure.savefig(fresh, format="png", **options)
 
 
-def save_curves(rows: Sequence[Any], path: Path) -> None:
+def save_curves(
+    rows: Sequence[Any], path: Path, *, published: Sequence[tuple[float, float]] = (), label: str = ""
+) -> None:
     """Draws the losses and the top-1 accuracies over the steps from the rows of a `metrics.jsonl`.
 
     Only what is a number and finite is drawn, whatever else the rows hold.
+
+    Args:
+        published: steps and top-1 (percent) of another run, in order. They are drawn in grey, up to the first that lies
+            where the rows end or beyond: the axes are those of the rows, however long the other run was.
+        label: of the other run.
     """
     figure = _figure(9, 3.5)
     loss, accuracy = figure.subplots(1, 2)
@@ -45,16 +54,19 @@ def save_curves(rows: Sequence[Any], path: Path) -> None:
         (accuracy, "eval/top1", "raw weights"),
         (accuracy, "eval_ema/top1", "EMA"),
     ]
-    for axes, name, label in curves:
-        points = [(row.get("step"), row.get(name)) for row in rows if isinstance(row, Mapping)]
-        points = [point for point in points if all(map(_drawable, point))]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
+    for axes, metric, name in curves:
+        points = [(row.get("step"), row.get(metric)) for row in rows if isinstance(row, Mapping)]
+        _draw(axes, [point for point in points if all(map(_drawable, point))], name)
+    steps: list[Any] = [row.get("step") for row in rows if isinstance(row, Mapping)]
+    reached = max(filter(_drawable, steps), default=0)
+    before = [-1, *(step for step, _ in published)]
+    shown = [point for point, last in zip(published, before, strict=False) if last < reached]
+    _draw(accuracy, shown, label, color="0.65", zorder=1)  # lines are at 2
     for axes, title in ((loss, "loss (nats)"), (accuracy, "top-1 (%)")):
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend()
+            axes.legend(fontsize="small")
     save_figure(figure, path, dpi=120)
 
 
@@ -91,6 +103,12 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
     from matplotlib.figure import Figure  # half a second, which no run waits for at its start
 
     return Figure(figsize=(width, height), layout=layout)
+
+
+def _draw(axes: "Axes", points: Sequence[tuple[Any, Any]], label: str, **look: Any) -> None:
+    if points:
+        marker = "." if len(points) < FEW else None
+        axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2, marker=marker, **look)
 
 
 def _drawable(value: Any) -> bool:

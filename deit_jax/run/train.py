@@ -13,6 +13,7 @@ import numpy as np
 from deit_jax import __version__, parallel
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json
+from deit_jax.config.curves import published_curve
 from deit_jax.config.resolve import check_same, to_dict
 from deit_jax.config.schema import Config
 from deit_jax.data import Source, describe_data, examples_per_epoch
@@ -112,6 +113,8 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
             results.update(evaluator(weights_of(state)))
         monitor.add_evaluation(rows_of(results))
         checkpoints.judge(step, best_of(results))
+        if config.eval.published_curve:
+            _draw_curves(run, workdir)
 
     def save(*, last: bool) -> None:
         checkpoints.save(state, meta | monitor.progress.to_json(), last=last)
@@ -157,7 +160,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         results.update(evaluator(weights_of(state)))
     if jax.process_index() == 0:
         report(results, held_out, workdir.root)
-        _draw_curves(workdir)
+    _draw_curves(run, workdir)
     counts = {"skipped": int(state.skipped), "rollbacks": len(rollbacks), "corrupt_images": monitor.progress.corrupt}
     if unsaved:
         raise Unsaved(unsaved, json_of(results) | counts)
@@ -250,9 +253,13 @@ def _progress_of(stored: Meta) -> Progress:
         raise CorruptCheckpoint(f"the meta of a checkpoint is not of the form: {error}") from error
 
 
-def _draw_curves(workdir: Workdir) -> None:
+def _draw_curves(run: Run, workdir: Workdir) -> None:
+    if jax.process_index():
+        return
+    curve, path = published_curve(run.config.eval.published_curve), workdir.root / "curves.png"
+    published = [(epochs * run.epoch_steps, top1) for epochs, top1 in curve.points]
     try:
-        plots.save_curves(read_rows(workdir.metrics), workdir.root / "curves.png")
+        plots.save_curves(read_rows(workdir.metrics), path, published=published, label=f"published, {curve.run}")
     except Exception as error:  # a picture is not worth a run
         logging.warning("curves.png is not drawn: %s", error)
 

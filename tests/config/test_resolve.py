@@ -324,6 +324,7 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"mixing__off_epochs": 2.0, "mixing__off_steps": 3}, ["mixing.off_steps", "mixing.off_epochs"]),
         ({"loss__kind": "binary_cross_entropy", "loss__binarize": True}, ["label_smoothing", "loss.binarize"]),
         ({"data__crop_scale": (0.9, 0.1)}, ["data.crop_scale"]),
+        ({"eval__published_curve": "deit3_smal"}, ["eval.published_curve", "did you mean deit3_small"]),
         ({"erasing__area": (0.9, 0.1)}, ["erasing.area"]),
         ({"erasing__aspect": (2.0, 0.5)}, ["erasing.aspect"]),
         ({"erasing__min_count": 3, "erasing__max_count": 2}, ["erasing.min_count", "erasing.max_count"]),
@@ -552,6 +553,7 @@ FREE: dict[str, Any] = {
     "checkpoint__keep": 5,
     "eval__every_epochs": 1.0,
     "eval__batch_size": 7,
+    "eval__published_curve": "deit3_small",
     "mesh__data": 1,
     "mesh__fsdp": 2,
     "mesh__tensor": 2,
@@ -696,6 +698,7 @@ ARGUMENTS = [
     *(("deit3", f"model={model}") for model in (*MODELS3, "medium")),
     ("deit3", "epochs=400"),
     *(("deit3_finetune", f"model={model}") for model in (*MODELS3, "medium")),
+    *(("deit3_finetune", f"model={model},pixels=384") for model in ("base", "large")),
     *(("deit3_21k", f"model={model},stage={stage}") for model in MODELS3 for stage in ("pretrain", "finetune")),
     *(
         ("transfer_published", f"target={name}")

@@ -436,9 +436,22 @@ def test_an_evaluation_that_was_done_is_not_done_for_another_step(tmp_path, monk
 
 def test_what_a_report_raises_costs_no_result(finished, tmp_path, monkeypatch, caplog):
     shutil.copytree(finished[0], tmp_path / "run")
-    monkeypatch.setattr(train.plots, "save_curves", lambda rows, path: fail(ValueError("no picture")))
+    monkeypatch.setattr(train.plots, "save_curves", lambda *rest, **options: fail(ValueError("no picture")))
     assert train.train(CONFIG, tmp_path / "run") == finished[1]
     assert "curves.png is not drawn: no picture" in caplog.text
+
+
+def test_a_published_curve_is_drawn_with_each_evaluation_over_the_steps_of_its_epochs(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        train.plots, "save_curves", lambda rows, path, **published: drawn.append((rows[-1]["step"], published))
+    )
+    train.train(replace(CONFIG, "eval", published_curve="deit3_small"), tmp_path)
+    assert [step for step, _ in drawn] == [6, 12, 12]
+    for _, published in drawn:
+        assert published["published"][:2] == [(44, 0.1), (6 * 44, 2.008)]  # 1,437 digits in batches of 32
+        assert published["published"][-1] == (800 * 44, 81.376)
+        assert published["label"] == "published, facebook's DeiT-III-S, 800 epochs at 224 px"
 
 
 def test_a_full_disk_at_the_end_is_one_line_and_the_result(finished, tmp_path, monkeypatch):
