@@ -29,7 +29,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     dataset, epochs, rate = recipes.choose(STAGES, stage, "stage")
     name, drop_path, group = recipes.choose(MODELS, model, "model")
     config = recipes.deit3(name, hardware=arguments["hardware"], dataset=dataset)
-    config.init_from = "runs/deit3_21k" if stage == "finetune" else ""
+    config.init_from = "runs/21k" if stage == "finetune" else ""
     config.model.drop_path = drop_path[stage == "finetune"]
     config.data.update(crop="simple", repeats=1)
     config.mixing.update(mixup=0.0, label_smoothing=0.1, group=group)

@@ -36,6 +36,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.erasing.probability = 0.0
     config.mixing.group = group
     config.optim.update(learning_rate=1e-5, scale_by_batch=False, weight_decay=0.1)
+    config.ema.decay = 0.0
     if arguments["dataset"] == "imagenet2012" and model != "medium":
         config.eval.published_curve = f"deit3_{model}_finetune_{pixels}"
     return config

@@ -121,6 +121,7 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 **_duration("cooldown"),
                 **_duration("decay"),
                 "decay_rate": 0.1,
+                "warmup_prefix": False,
                 "schedule_per_epoch": True,
                 "weight_decay": 0.05,
                 "b1": 0.9,
@@ -159,6 +160,7 @@ def deit3(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") -
     config.mixing.label_smoothing = 0.0
     config.loss.update(kind="binary_cross_entropy", binarize=True)
     config.optim.update(name="lamb", learning_rate=3e-3, scale_by_batch=False)
+    config.ema.decay = 0.0  # the authors did not use it (facebookresearch/deit issue 203)
     return config
 
 

@@ -45,6 +45,7 @@ LATER: dict[str, Any] = {
     **{f"optim.{name}_{unit}": 0 for name in ("cooldown", "decay") for unit in UNITS},
     "optim.decay_rate": 0.1,
     "optim.momentum": 0.9,
+    "optim.warmup_prefix": False,
     "mixing.mode": "batch",
     "mixing.cutmix_minmax": (0.0, 0.0),
     **{f"mixing.off_{unit}": 0 for unit in UNITS},

@@ -136,6 +136,7 @@ class Optim:
     cooldown: Duration  # of the run's end, at min_learning_rate
     decay: Duration  # of wsd: what falls before the cool-down; of step: from one fall to the next
     decay_rate: float  # of step: factor of a fall
+    warmup_prefix: bool  # cosine and step begin after the warm-up, not with it
     schedule_per_epoch: bool
     weight_decay: float
     b1: float

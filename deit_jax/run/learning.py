@@ -123,6 +123,7 @@ def schedule_of(config: Config, in_steps: Callable[[Duration], int], *, epoch_st
         cooldown=cooldown,
         decay=decay,
         decay_rate=config.optim.decay_rate,
+        warmup_prefix=config.optim.warmup_prefix,
         epoch_steps=epoch_steps if config.optim.schedule_per_epoch else None,
     )
 

@@ -19,6 +19,7 @@ def learning_rate(
     cooldown: int = 0,
     decay: int = 0,
     decay_rate: float = 1.0,
+    warmup_prefix: bool = False,
     epoch_steps: int | None = None,
 ) -> Float[Array, ""]:
     """Linear warm-up from `start` to `peak`, then what `kind` says, in the end `cooldown` steps at `floor`.
@@ -35,6 +36,9 @@ def learning_rate(
     * "step": `peak * decay_rate^floor(t / decay)`, as timm's StepLRScheduler; `floor` is for the cool-down alone.
     * "constant": `peak`.
 
+    With `warmup_prefix` "cosine" and "step" begin when the warm-up ends, as timm's of that name and big_vision's: in
+    their formulas stands `t - warmup` for t, and `end - warmup` for `end`.
+
     Args:
         step: updates done before this one, from 0.
         peak, start, floor: learning rates, already scaled by the batch size where they should be.
@@ -46,13 +50,15 @@ def learning_rate(
     if epoch_steps:
         step = jnp.maximum(step // epoch_steps - 1, 0) * epoch_steps
     t, end = step.astype(jnp.float32), total - cooldown
+    begin = warmup if warmup_prefix else 0
     if kind == "cosine":
-        rate = floor + (peak - floor) / 2 * (1 + jnp.cos(jnp.pi * jnp.minimum(t / end, 1)))
+        share = jnp.clip((t - begin) / max(end - begin, 1), 0, 1)
+        rate = floor + (peak - floor) / 2 * (1 + jnp.cos(jnp.pi * share))
     elif kind == "wsd":
         share = jnp.clip((t - (end - decay)) / decay, 0, 1)
         rate = floor + (peak - floor) * (1 - jnp.sqrt(share))
     elif kind == "step":
-        rate = peak * decay_rate ** (step // decay).astype(jnp.float32)
+        rate = peak * decay_rate ** ((step - begin) // decay).astype(jnp.float32)
     else:
         rate = jnp.float32(peak)
     rate = jnp.where(t < warmup, start + (peak - start) * t / max(warmup, 1), rate)

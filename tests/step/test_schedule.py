@@ -132,3 +132,17 @@ def test_every_schedule_may_stand_still_within_an_epoch():
         plain = rates(np.arange(given["total"]), warmup=7, **given)
         lag = np.maximum(np.arange(given["total"]) // 4 - 1, 0) * 4
         np.testing.assert_array_equal(got, plain[lag], err_msg=case)
+
+
+def test_a_prefix_of_warm_up_moves_the_rest_of_the_schedule():
+    """By hand, and as the schedule without warm-up of a run that is shorter by it."""
+    peak, _, floor = PLACES.values()
+    settings = {"total": 110, "warmup": 10, "warmup_prefix": True}
+    got = rates(np.array([10, 60, 110]), **settings)
+    np.testing.assert_allclose(got, [peak, (peak + floor) / 2, floor], rtol=1e-6)
+    steps = {"kind": "step", "decay": 30, "decay_rate": 0.1}
+    got = rates(np.array([10, 39, 40, 70]), **settings, **steps)
+    np.testing.assert_allclose(got, [peak, peak, 0.1 * peak, 0.01 * peak], rtol=1e-6)
+    for more in ({}, steps, {"cooldown": 20}):
+        later, after = rates(np.arange(10, 111), **settings, **more), rates(np.arange(101), total=100, warmup=0, **more)
+        np.testing.assert_allclose(later, after, rtol=1e-6)
