@@ -47,9 +47,8 @@ def test_the_size_of_a_step_follows_from_the_config(run):
     assert tiny_run(tiny_config(data__image_size_schedule="4@0,12@0.001,8@0.002")).sizes[1:] == [(1, 12), (1, 8)]
 
 
-def test_the_header_tells_a_size_that_the_run_ends_before(run):
+def test_the_header_tells_a_size_that_the_run_ends_before():
     """Its evaluation would be the first that has it."""
-    assert train._sizes_of(run) == "4 from step 0, 12 from step 4, 8 from step 9"
     shorter = tiny_run(dataclasses.replace(CONFIG, total=Duration(9, 0, 0)))
     assert train._sizes_of(shorter) == "4 from step 0, 12 from step 4, 8 from step 9, which this run does not reach"
 
