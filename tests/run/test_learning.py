@@ -34,6 +34,25 @@ def test_every_kind_of_loss_is_one_of_its_own(kind):
     assert [value(other) == value(kind) for other in KINDS].count(True) == 1
 
 
+@pytest.mark.parametrize("learning", [{}, {"distillation": "soft"}, {"distillation": "hard"}, {"cosub": 0.5}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_loss_takes_mixed_labels(kind, learning):
+    """It is linear in its targets: that of a mixture of two labels is the mixture of theirs."""
+    config = tiny_config()
+    loss = training_loss(
+        dataclasses.replace(config.loss, kind=kind),
+        dataclasses.replace(config.distillation, kind=learning.get("distillation", "none")),
+        dataclasses.replace(config.cosub, weight=learning.get("cosub", 0.0)),
+    )
+    logits = jnp.array(np.random.default_rng(0).normal(size=(2, 4, 3)) + 2 * np.arange(3), jnp.float32)
+    first, last = (jnp.tile(jax.nn.one_hot(label, 3), (4, 1)) for label in (0, 2))
+    mixed, unlikely, likely = (
+        float(loss(tuple(logits), targets, logits[0])[0]) for targets in (0.7 * first + 0.3 * last, first, last)
+    )
+    assert mixed == pytest.approx(0.7 * unlikely + 0.3 * likely, rel=1e-6)
+    assert mixed < unlikely - 0.1
+
+
 FALLING = {"optim__decay_steps": 9, "optim__cooldown_steps": 10}
 
 
