@@ -74,7 +74,7 @@ def train(argv: Sequence[str]) -> tuple[Result, str]:
     the same type before and after. The first batch is stated apart, with its compilation or loading from the cache.
 
     `core` is forward, backward and AdamW with drop path 0.1 on float images and soft targets; `full` is the step of
-    `deit_jax.main` with the DeiT recipe: uint8 images, normalisation, mixing, the guard, EMA.
+    `deit_jax.main` with the DeiT recipe but for random erasing: uint8 images, normalisation, mixing, the guard, EMA.
     """
     given, config = _parse(train, argv, trains=True)
     run, seed = _noise_run(config), np.uint32(config.seed)

@@ -86,7 +86,7 @@ def _check_images(config: Config) -> None:
         raise UserError(f"config.mixing.group: {group} does not divide batch_size {config.batch_size}")
     mixing = config.mixing
     mixes = mixing.probability and (mixing.mixup or mixing.cutmix or any(mixing.cutmix_minmax))
-    if mixes and config.batch_size // group < config.data.repeats:
+    if group > 1 and mixes and config.batch_size // group < config.data.repeats:
         raise UserError(
             f"config.data.repeats: {config.data.repeats} copies of an image would mix with each other: a batch of "
             f"{config.batch_size} has {config.batch_size // group} group(s) of mixing.group {group}; make that smaller"

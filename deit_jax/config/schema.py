@@ -21,6 +21,11 @@ class Duration:
     epochs: float
     examples: int
 
+    @property
+    def unit(self) -> str:
+        """The unit that is set; "" where none is."""
+        return next((unit for unit in UNITS if getattr(self, unit)), "")
+
     def in_steps(self, batch_size: int, epoch_steps: float) -> int:
         """Training steps, rounded to the nearest, at least 1 for a duration that is set."""
         exact = self.steps + self.epochs * epoch_steps + self.examples / batch_size

@@ -228,7 +228,8 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     total, warmup = in_steps(config.total), in_steps(config.optim.warmup)
     if total > MAX_STEP:
         raise UserError(
-            f"config.total_epochs: {total:,} steps are more than the {MAX_STEP:,} that are counted; shorten"
+            f"config.total_{config.total.unit}: {total:,} steps are more than the {MAX_STEP:,} that are counted; "
+            f"shorten it"
         )
     optimizer = optimizer_of(config, rates)
     normalize = Normalization(config.data.mean, config.data.std)

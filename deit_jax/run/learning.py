@@ -101,16 +101,17 @@ def schedule_of(config: Config, in_steps: Callable[[Duration], int], *, epoch_st
         epoch_steps: whole batches of an epoch.
 
     Raises:
-        UserError: the parts of the schedule are longer than the run.
+        UserError: the rate falls before it has risen to its peak.
     """
     durations = (config.total, config.optim.warmup, config.optim.cooldown, config.optim.decay)
     total, warmup, cooldown, decay = map(in_steps, durations)
-    if cooldown and cooldown >= total:
-        raise UserError(f"config.optim.cooldown_epochs: {cooldown:,} steps, and the run has {total:,}; shorten it")
-    if config.optim.schedule == "wsd" and warmup + decay + cooldown > total:
+    # The first step of a decay is at the peak, which a cool-down alone has to be left one for.
+    falling = decay if config.optim.schedule == "wsd" else 0
+    if (falling or cooldown) and warmup + max(1, falling) + cooldown > total:
+        name = "decay" if falling else "cooldown"
         raise UserError(
-            f"config.optim.decay_epochs: warm-up, decay and cool-down take {warmup:,} + {decay:,} + {cooldown:,} "
-            f"steps, and the run has {total:,}; shorten one of them"
+            f"config.optim.{name}_{getattr(config.optim, name).unit}: warm-up, decay and cool-down take {warmup:,} + "
+            f"{falling:,} + {cooldown:,} steps, too many for the run's {total:,}; shorten one of them"
         )
     return functools.partial(
         schedule.learning_rate,

@@ -1,6 +1,5 @@
 """The data of a run: the splits that a config names, and the training stream, on the host and on the devices."""
 
-import functools
 import itertools
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -141,29 +140,6 @@ def device_batches(
     """
     batch_size = config.batch_size
     rows = parallel.local_rows(mesh, batch_size)
-    groups = mixing_groups(config)
-    draw = functools.partial(
-        mixing.draw,
-        config.seed,
-        groups=groups,
-        members=batch_size // groups,
-        mixup=config.mixing.mixup,
-        cutmix=config.mixing.cutmix,
-        switch_probability=config.mixing.switch_probability,
-        mode=config.mixing.mode,
-        cutmix_minmax=config.mixing.cutmix_minmax,
-    )
-    erase = functools.partial(
-        erasing.draw,
-        seed=config.seed,
-        batch_size=batch_size,
-        mode=config.erasing.mode,
-        probability=config.erasing.probability,
-        min_count=config.erasing.min_count,
-        max_count=config.erasing.max_count,
-        area=config.erasing.area,
-        aspect=config.erasing.aspect,
-    )
     corrupt, allowed = 0, config.data.max_corrupt
     hosts = stream(config, source, rows, first_step=start, total_steps=stop)
     for step, host in enumerate(hosts, start):
@@ -176,15 +152,48 @@ def device_batches(
                 f"config.data.max_corrupt: {corrupt} of {seen} images could not be decoded, {allowed:.2%} are "
                 f"allowed; mend the files that the log names, or raise it"
             )
-        probability = config.mixing.probability if unmixed_from is None or step < unmixed_from else 0.0
         examples, first, size = host.pop("index"), step * batch_size, host["image"].shape[1]
         taught = store.read(slice(first + rows.start, first + rows.stop), examples) if store else {}
         device: Batch = {
             **parallel.put_batch(host, mesh),
-            "mix": parallel.put_replicated(draw(step, image_size=size, probability=probability), mesh),
+            "mix": parallel.put_replicated(_mix(config, step, size, unmixed_from), mesh),
             "teacher": parallel.put_batch(taught, mesh),
         }
         if config.erasing.probability:
-            drawn = {name: value[rows] for name, value in erase(step=step, image_size=size).items()}
-            device["erasing"] = parallel.put_batch(drawn, mesh)
+            erased = {name: value[rows] for name, value in _erase(config, step, size).items()}
+            device["erasing"] = parallel.put_batch(erased, mesh)
         yield device, replaced
+
+
+def _mix(config: Config, step: int, image_size: int, unmixed_from: int | None) -> mixing.Mix:
+    """What is drawn to mix the batch of a step; from the step `unmixed_from` on it stays as it is."""
+    fields, groups = config.mixing, mixing_groups(config)
+    return mixing.draw(
+        config.seed,
+        step,
+        groups=groups,
+        members=config.batch_size // groups,
+        image_size=image_size,
+        mixup=fields.mixup,
+        cutmix=fields.cutmix,
+        probability=fields.probability if unmixed_from is None or step < unmixed_from else 0.0,
+        switch_probability=fields.switch_probability,
+        mode=fields.mode,
+        cutmix_minmax=fields.cutmix_minmax,
+    )
+
+
+def _erase(config: Config, step: int, image_size: int) -> dict[str, np.ndarray]:
+    """What is drawn to erase in the whole batch of a step."""
+    return erasing.draw(
+        config.seed,
+        step,
+        batch_size=config.batch_size,
+        image_size=image_size,
+        mode=config.erasing.mode,
+        probability=config.erasing.probability,
+        min_count=config.erasing.min_count,
+        max_count=config.erasing.max_count,
+        area=config.erasing.area,
+        aspect=config.erasing.aspect,
+    )

@@ -202,8 +202,7 @@ def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState
     config, mesh, total = run.config, run.mesh, run.total
     parameters = sum(leaf.size for leaf in state.params.values())
     per_device = parallel.bytes_per_device(state.params)
-    start, kind = int(state.step), jax.devices()[0].device_kind
-    short = ", which this run does not reach" if run.warmup >= total else ""
+    start, kind, short = int(state.step), jax.devices()[0].device_kind, _reach(run, run.warmup)
     header = {
         "data": describe_data(run.source, held_out),
         "devices": f"{jax.device_count()} x {kind}, {jax.process_count()} process(es), mesh {dict(mesh.shape)}",
@@ -243,7 +242,12 @@ def _epoch_of(run: Run) -> str:
 
 def _sizes_of(run: Run) -> str:
     """The sizes of the training images, in words."""
-    return ", ".join(f"{size} from step {first:,}" for first, size in run.sizes)
+    return ", ".join(f"{size} from step {first:,}{_reach(run, first)}" for first, size in run.sizes)
+
+
+def _reach(run: Run, step: int) -> str:
+    """What is to be said of a step that would be beyond the end of the run."""
+    return ", which this run does not reach" if step >= run.total else ""
 
 
 def _progress_of(stored: Meta) -> Progress:

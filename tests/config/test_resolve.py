@@ -385,6 +385,8 @@ def test_what_only_looks_like_a_contradiction_passes():
         resolve(recipe(data__repeats=4)).data.repeats == 4
     )  # as many as there are groups; no batch need be a multiple
     assert resolve(recipe(data__repeats=5, mixing__probability=0)).data.repeats == 5  # nothing mixes
+    alone = recipe(batch_size=64, data__repeats=100, mixing__group=1)  # nor is there anybody to mix with
+    assert resolve(alone).data.repeats == 100
 
 
 # Durations.

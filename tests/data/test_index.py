@@ -41,7 +41,7 @@ def test_seeds_differ_and_repeat() -> None:
 
 
 def sampler(order: np.ndarray, *, repeats: int, ranks: int, batch_size: int) -> list[list[int]]:
-    """The examples of each global batch of an epoch, as facebook's sampler of repeats deals them out to ranks.
+    """The examples of each global batch of an epoch, rank by rank, as facebook's sampler of repeats deals them out.
 
     Each example of the permutation comes several times in a row; a rank takes every so manieth of them, and of these as
     many as its part of the permutation's length, cut to a multiple of 256; its loader drops an incomplete batch.
@@ -61,11 +61,15 @@ def test_repeats_are_those_of_facebooks_sampler(ranks: int, examples: int, batch
         wanted = sampler(order, repeats=repeats, ranks=ranks, batch_size=batch_size)
         assert len(wanted) == steps
         for step, batch in enumerate(wanted, epoch * steps):
-            found = [
-                example_index(p, seed=3, examples=examples, batch_size=batch_size, repeats=repeats, groups=4)
-                for p in range(step * batch_size, (step + 1) * batch_size)
-            ]
-            assert Counter(found) == Counter(batch)
+            dealt, otherwise = (
+                [
+                    example_index(p, seed=3, examples=examples, batch_size=batch_size, repeats=repeats, groups=groups)
+                    for p in range(step * batch_size, (step + 1) * batch_size)
+                ]
+                for groups in (ranks, 4)
+            )
+            assert dealt == batch  # a group is the local batch of its rank, in order
+            assert Counter(otherwise) == Counter(batch)
 
 
 def test_an_epoch_of_repeats_at_imagenets_size() -> None:

@@ -34,18 +34,65 @@ def test_every_kind_of_loss_is_one_of_its_own(kind):
     assert [value(other) == value(kind) for other in KINDS].count(True) == 1
 
 
+@pytest.mark.parametrize("learning", [{}, {"distillation": "soft"}, {"distillation": "hard"}, {"cosub": 0.5}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_loss_takes_mixed_labels(kind, learning):
+    """It is linear in its targets: that of a mixture of two labels is the mixture of theirs."""
+    config = tiny_config()
+    loss = training_loss(
+        dataclasses.replace(config.loss, kind=kind),
+        dataclasses.replace(config.distillation, kind=learning.get("distillation", "none")),
+        dataclasses.replace(config.cosub, weight=learning.get("cosub", 0.0)),
+    )
+    logits = jnp.array(np.random.default_rng(0).normal(size=(2, 4, 3)) + 2 * np.arange(3), jnp.float32)
+    first, last = (jnp.tile(jax.nn.one_hot(label, 3), (4, 1)) for label in (0, 2))
+    mixed, unlikely, likely = (
+        float(loss(tuple(logits), targets, logits[0])[0]) for targets in (0.7 * first + 0.3 * last, first, last)
+    )
+    assert mixed == pytest.approx(0.7 * unlikely + 0.3 * likely, rel=1e-6)
+    assert mixed < unlikely - 0.1
+
+
+FALLING = {"optim__decay_steps": 9, "optim__cooldown_steps": 10}
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"optim__schedule": "wsd", "optim__decay_steps": 10}, r"decay_epochs: .* 3 \+ 10 \+ 0 steps, and .* 12;"),
-        ({"optim__schedule": "wsd", "optim__decay_steps": 5, "optim__cooldown_steps": 5}, r"3 \+ 5 \+ 5 steps"),
-        ({"optim__cooldown_steps": 12}, r"config\.optim\.cooldown_epochs: 12 steps, and the run has 12"),
+        ({"optim__schedule": "wsd", "optim__decay_steps": 10}, r"optim\.decay_steps: .* 3 \+ 10 \+ 0 steps, .* 12;"),
+        ({"optim__schedule": "wsd", "optim__decay_epochs": 1.0}, r"optim\.decay_epochs: .* 3 \+ 44 \+ 0 steps"),
+        ({"optim__schedule": "wsd", "optim__decay_steps": 5, "optim__cooldown_steps": 5}, r"decay_steps: .* 3 \+ 5 \+"),
+        ({"optim__cooldown_examples": 288}, r"optim\.cooldown_examples: .* 3 \+ 0 \+ 9 steps, .* run's 12"),
+        ({"optim__cooldown_steps": 12, "optim__warmup_steps": 0}, r"optim\.cooldown_steps: .* 0 \+ 0 \+ 12 steps"),
+        (FALLING | {"optim__schedule": "step"}, r"optim\.cooldown_steps: .* 3 \+ 0 \+ 10 steps"),
+        (FALLING | {"optim__schedule": "constant"}, r"optim\.cooldown_steps: .* 3 \+ 0 \+ 10 steps"),
+        ({"total_steps": 0, "total_examples": 2**50}, r"config\.total_examples: .* are more than the 2,147,483,647"),
         ({"optim__name": "muon", "optim__trainable": "head"}, r"config\.optim\.name: muon is for the matrices"),
     ],
 )
 def test_what_does_not_fit_the_run_is_refused(fields, named):
     with pytest.raises(UserError, match=named):
         tiny_run(tiny_config(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "rate"),
+    [
+        ({"optim__schedule": "wsd", "optim__decay_steps": 5, "optim__cooldown_steps": 4}, 6.25e-4),
+        ({"optim__schedule": "step", "optim__decay_steps": 9, "optim__cooldown_steps": 8}, 6.25e-4),
+        ({"optim__cooldown_steps": 8}, 1e-5 + 6.15e-4 / 2 * (1 - np.sqrt(1 / 2))),
+    ],
+)
+def test_a_schedule_may_fill_the_run(fields, rate):
+    """One step is left between its warm-up of 3 steps and its fall."""
+    learning_rate = tiny_run(tiny_config(**fields)).learning_rate
+    assert learning_rate(jnp.int32(3)) == pytest.approx(rate, rel=1e-5)
+    assert learning_rate(jnp.int32(12 - fields["optim__cooldown_steps"])) == pytest.approx(1e-5)
+
+
+def test_a_warm_up_may_be_longer_than_the_run():
+    """Its header tells it."""
+    assert tiny_run(tiny_config(optim__warmup_steps=13)).learning_rate(jnp.int32(12)) < 6.25e-4
 
 
 def test_the_peak_is_for_512_images_or_as_it_is_given():

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from PIL import ExifTags, Image, ImageOps
 from tiny import EVERYTHING, replace, tiny_config, tiny_run
 
 from deit_jax import precompute
@@ -71,6 +72,30 @@ def test_the_stream_is_what_the_config_says(crop):
     wanted = train_batches(source, rows=slice(0, 32), transform=transform, threads=0, prefetch=0, **where, **order)
     for found, batch in zip(stream.stream(config, source, slice(0, 32), **where), wanted, strict=True):
         assert all(np.array_equal(found[name], batch[name]) for name in batch)
+
+
+@pytest.mark.parametrize(("exif", "looks"), [(True, "upright"), (False, "stored")])
+def test_training_turns_photos_as_the_config_says(exif, looks, tmp_path):
+    """A photo with an orientation is seen as if it had been saved upright; or as if it had none."""
+    tag, random = Image.Exif(), np.random.default_rng(0)
+    tag[ExifTags.Base.Orientation] = 6
+    for i in range(4):
+        name = f"{'ab'[i % 2]}/{i}.jpg"  # the same, since the order follows from it
+        tagged, upright, stored = paths = [tmp_path / kind / name for kind in ("tagged", "upright", "stored")]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (11, 17, 3), np.uint8)).save(tagged, exif=tag)
+        with Image.open(tagged) as image:
+            Image.fromarray(np.asarray(image)).save(stored, "PNG")
+            Image.fromarray(np.asarray(ImageOps.exif_transpose(image))).save(upright, "PNG")
+
+    def images(kind):
+        config = tiny_config(data__name="folder", data__dir=str(tmp_path / kind), data__exif=exif)
+        batches = stream.stream(config, train_source(config), slice(0, 32), first_step=0, total_steps=1)
+        return next(batches)["image"]
+
+    assert (images("tagged") == images(looks)).all()
+    assert (images("upright") != images("stored")).any()
 
 
 @pytest.fixture(scope="module")
