@@ -40,6 +40,13 @@ def _check_run(config: Config) -> None:
         raise UserError(
             f"config.optim.decay_epochs: missing for optim.schedule={config.optim.schedule!r}; set how long a decay is"
         )
+    if config.optim.schedule_per_epoch and (
+        config.optim.schedule == "wsd" or any(dataclasses.astuple(config.optim.cooldown))
+    ):
+        raise UserError(
+            "config.optim.schedule_per_epoch: lags an epoch behind, as facebook's code does, so that a decay or a "
+            "cool-down at the end of the run would not be reached; set it to False"
+        )
     for name in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, name) == 0 or getattr(config.mesh, name) < -1:
             raise UserError(f"config.mesh.{name}: should be a number of devices, or -1 for mesh.data")

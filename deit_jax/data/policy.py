@@ -70,7 +70,7 @@ def _values(
     """The numbers of the tokens by their letters."""
     values: dict[str, float] = {}
     for token in tokens:
-        match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", token)
+        match = re.fullmatch(r"([a-z]+)([0-9]+(?:\.[0-9]+)?)", token)
         name = match[1] if match else token.rstrip("0123456789.")
         if name not in known:
             takes = f"{kind} takes {', '.join(known)}" if known else f"{kind} takes none"
@@ -80,7 +80,7 @@ def _values(
             raise UserError(f"{FIELD}: {spec!r}: {token!r}: {name} comes twice; leave one out")
         if not match or (number is int and "." in match[2]) or not low <= float(match[2]) <= high:
             bounds = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
-            what = "whole number" if number is int else "number"
-            raise UserError(f"{FIELD}: {spec!r}: {token!r}: should be {name} with a {what} {bounds}")
+            what = f"{name} with a {'whole number' if number is int else 'number'} {bounds}"
+            raise UserError(f"{FIELD}: {spec!r}: {token!r}: should be {what if low < high else f'{name}{low}'}")
         values[name] = float(match[2])
     return values

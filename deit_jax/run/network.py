@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import UserError, nearest
 from deit_jax.config.schema import Config
 from deit_jax.config.sizes import FIELD, parse_sizes
-from deit_jax.models import Preprocessing, VisionTransformer, abstract_model, entry
+from deit_jax.models import Preprocessing, VisionTransformer, abstract_model, entry, list_models
 from deit_jax.weights import Card
 
 
@@ -17,6 +17,10 @@ def model_arguments(config: Config, num_classes: int) -> dict[str, Any]:
     Raises:
         UserError: the network has nothing of the kind that a field of `config.model` asks for.
     """
+    if config.model.name not in list_models():
+        raise UserError(
+            f"config.model.name: unknown model {config.model.name!r}{nearest(config.model.name, list_models())}"
+        )
     takes = inspect.signature(entry(config.model.name).build.__init__).parameters
     wanted = _network_arguments(config, num_classes) | {"dtype": config.model.dtype}
     for name, nothing in (("drop_path", 0.0), ("remat", False)):
@@ -50,6 +54,11 @@ def model_of(config: Config, arguments: dict[str, Any]) -> Any:
         raise UserError(
             f"config.distillation.token: is {token}, and {name} has {heads} head(s); set it to "
             f"{not token}, or config.model.name to a model {'with' if token else 'without'} a distillation token"
+        )
+    if config.cosub.weight and isinstance(network, VisionTransformer) and not any(network.drop_path):
+        raise UserError(
+            f"config.cosub.weight: the copies of an image differ by stochastic depth alone, and the only block of "
+            f"{name} has none; make model.depth larger, or set the weight to 0"
         )
     _check_sizes(config, network)
     return network

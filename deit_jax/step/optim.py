@@ -20,7 +20,7 @@ DECAY_RULES = [(r"(^|\.)(bias|scale|gamma|cls_token|dist_token|pos_embed)$", Fal
 
 # What Muon orthogonalises: the matrices of the blocks, qkv as one. Embeddings and heads are not for it
 # (arXiv:2502.16982, section 2.2; its author's readme, too).
-MUON_RULES = [(r"^blocks\..*\.kernel$", True), (r"", False)]
+MUON_RULES = [(r"^blocks\.\d+\.(attn|mlp)\..*\.kernel$", True), (r"", False)]
 
 # Whose gradients may travel between devices in bfloat16: of the dense layers that compute in it, almost all there is.
 # Normalisation and heads compute in float32.
@@ -77,10 +77,12 @@ def lamb(
         max_norm: of all gradients together; longer ones are cut to it before the moments see them.
     """
     decayed = match_all(DECAY_RULES, paths)
+    # The state has the same form with and without decay: a resume may change that.
+    trusted = {path: weight_decay > 0 and decays for path, decays in decayed.items()}
     return optax.chain(
         optax.clip_by_global_norm(max_norm),
         adamw(decayed, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
-        optax.masked(optax.scale_by_trust_ratio(), decayed) if weight_decay else optax.identity(),
+        optax.masked(optax.scale_by_trust_ratio(), trusted),
     )
 
 

@@ -226,6 +226,11 @@ class CheckpointDirectory:
             raise  # of the machine, not of the files
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
             _raise_machines(error, where)
+            if "tree structures do not match" in str(error):  # of the same arrays: `_check_fit` has looked
+                raise UserError(
+                    f"{where}: holds the state of an optimizer of another form; go on with the config and the versions "
+                    f"of optax and deit_jax that wrote it, or begin from its weights by config.init_from"
+                ) from error
             raise CorruptCheckpoint(f"{where}: cannot be read: {str(error)[:300]}") from error
 
 

@@ -354,6 +354,8 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"optim__warmup_steps": 3}, ["optim.warmup_steps", "optim.warmup_epochs"]),
         ({"optim__schedule": "wsd"}, ["optim.decay_epochs", "optim.schedule='wsd'"]),
         ({"optim__schedule": "step"}, ["optim.decay_epochs", "optim.schedule='step'"]),
+        ({"optim__schedule": "wsd", "optim__decay_epochs": 2.0}, ["optim.schedule_per_epoch", "set it to False"]),
+        ({"optim__cooldown_steps": 3}, ["optim.schedule_per_epoch", "set it to False"]),
         ({"cosub__weight": 0.5, "model__drop_path": 0.0}, ["cosub.weight", "model.drop_path"]),
         ({"cosub__weight": 0.5, "optim__trainable": "head"}, ["cosub.weight", "optim.trainable"]),
         (

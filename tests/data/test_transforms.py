@@ -13,9 +13,9 @@ from deit_jax.data.transforms import eval_transform, random_box
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-def boxes(height: int, width: int, count: int, scale=SCALE) -> np.ndarray:
+def boxes(height: int, width: int, count: int, scale=SCALE, ratio=RATIO) -> np.ndarray:
     generator = np.random.default_rng(0)
-    return np.array([random_box(height, width, generator, scale, RATIO) for _ in range(count)])
+    return np.array([random_box(height, width, generator, scale, ratio) for _ in range(count)])
 
 
 def test_area_and_shape_of_random_boxes() -> None:
@@ -55,6 +55,15 @@ def test_fallback_is_the_largest_centred_box(height: int, width: int, box: tuple
     # Whole area and a shape that fits: hardly ever for 7 x 6, never for the others.
     found = {tuple(map(int, found)) for found in boxes(height, width, 5, scale=(1.0, 1.0))}
     assert found == {box}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "ratio"), [(8, 8, (99.0, 100.0)), (8, 8, (0.01, 0.011)), (9, 1, (2.1, 3.0))]
+)
+def test_a_box_of_no_shape_that_fits_still_holds_pixels(height: int, width: int, ratio: tuple[float, float]) -> None:
+    for _, _, box_height, box_width in boxes(height, width, 5, ratio=ratio):
+        assert box_height >= 1
+        assert box_width >= 1
 
 
 # torchvision, for a shorter side s and a longer side l:

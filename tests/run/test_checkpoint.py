@@ -8,6 +8,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from deit_jax import parallel
@@ -135,6 +136,15 @@ def test_another_model_is_the_users_mistake(tmp_path):
     half = {path: value.astype(jnp.bfloat16) for path, value in init_like().params.items()}
     with pytest.raises(UserError, match=r"float32.*bfloat16"):  # Orbax alone would cast
         checkpoints.restore(1, target(params=half))
+    assert checkpoints.latest() == 1
+
+
+def test_an_optimizer_of_another_form_is_no_corrupt_checkpoint(tmp_path):
+    """Of the same arrays, as after an update of optax that adds a part without any."""
+    checkpoints = saved(tmp_path)
+    grown = target(opt_state=(*init_like().opt_state, optax.EmptyState()))
+    with pytest.raises(UserError, match=r"optimizer of another form.*config\.init_from"):
+        checkpoints.restore(1, grown)
     assert checkpoints.latest() == 1
 
 

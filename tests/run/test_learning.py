@@ -18,6 +18,7 @@ from deit_jax.run import train
 from deit_jax.run.learning import peak_learning_rate, training_loss
 from deit_jax.run.metrics import read_rows
 
+NAMES = [str(i) for i in range(10)]
 KINDS = typing.get_args(typing.get_type_hints(schema.Loss)["kind"])
 
 
@@ -136,3 +137,44 @@ def test_copies_stay_on_the_device_of_their_image_and_draw_their_own_depth():
     seen = jnp.repeat(run.normalize(batch["image"][:3]), 2, axis=0)
     (logits, _) = bind(run.model, run.first_state().params).head_logits(seen, key=keys)
     assert len(np.unique(np.asarray(logits).round(6), axis=0)) > 3
+
+
+# What a resume may change, with another value each; of any optimizer.
+CHANGES = {
+    "optim__weight_decay": 0.0,
+    "optim__momentum": 0.0,
+    "optim__clip_norm": 1.0,
+    "optim__b1": 0.0,
+    "optim__layer_decay": 0.5,
+    "optim__accumulation": 2,
+    "optim__schedule": "constant",
+    "optim__cooldown_steps": 2,
+    "optim__gradient_dtype": "bfloat16",
+    "ema__warmup": True,
+    "ema__decay": 0.5,
+    "cosub__weight": 0.5,
+    "model__drop_path": 0.0,
+    "loss__kind": "binary_cross_entropy",
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd", "muon"])
+def test_what_a_resume_may_change_leaves_the_form_of_the_state(name):
+    given = {"optim__name": name, "distillation__token": False, "model__name": "deit_tiny_patch16_224"}
+    target = tiny_run(tiny_config(**given), NAMES).target
+    for field, value in CHANGES.items():
+        changed = tiny_run(tiny_config(**given | {field: value}), NAMES).target
+        assert jax.tree.structure(changed) == jax.tree.structure(target), field
+        assert [x.dtype for x in jax.tree.leaves(changed)] == [x.dtype for x in jax.tree.leaves(target)], field
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model__name": "resnet18"}, r"^config\.model\.name: unknown model 'resnet18'; did you mean resnet50"),
+        ({"cosub__weight": 0.5, "model__depth": 1}, r"^config\.cosub\.weight: .*model\.depth"),
+    ],
+)
+def test_a_network_that_there_is_not_or_that_cannot_teach_itself(fields, message):
+    with pytest.raises(UserError, match=message):
+        tiny_run(tiny_config(**fields), NAMES)

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from golden import make_optimizers
 from golden_files import assert_close, load
 
 from deit_jax.base.rules import match_all
-from deit_jax.models import abstract_model, flatten
+from deit_jax.models import abstract_model, flatten, list_models
 from deit_jax.step import optim
 
 GOLDEN = load("optimizers.npz")
@@ -57,6 +58,25 @@ def test_muon_is_for_the_matrices_of_blocks():
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert matrices == {f"blocks.0.{part}.kernel" for part in parts}
     assert all(paths[path].ndim == 2 for path in matrices)
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if "eff" in name or "net" in name])
+def test_muon_takes_no_convolution(name):
+    assert not any(match_all(optim.MUON_RULES, flatten(abstract_model(name), nnx.Param)).values())
+
+
+def test_lamb_has_one_form_with_and_without_decay():
+    """So that a resume may change it; without decay nothing has a trust ratio."""
+    params = {name: jnp.array(value) for name, value in make_optimizers.parameters().items()}
+    grads = make_optimizers.gradients(1, 0.1)
+    adam = {"b1": 0.9, "b2": 0.999, "eps": 1e-6}
+    without, with_decay = (optim.lamb(params, weight_decay=decay, **adam) for decay in (0.0, 0.1))
+    assert jax.tree.structure(without.init(params)) == jax.tree.structure(with_decay.init(params))
+    updates = without.update(grads, without.init(params), params)[0]
+    plain = optim.adamw(params, weight_decay=0.0, **adam)
+    clipped = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())[0]
+    for name, update in plain.update(clipped, plain.init(params), params)[0].items():
+        np.testing.assert_array_equal(updates[name], update)
 
 
 def test_muon_turns_matrices_and_leaves_the_rest_to_adamw():
