@@ -56,6 +56,7 @@ def exported(model: Any, monkeypatch: pytest.MonkeyPatch, output: Path, *argumen
         small_model,
         functools.partial(small_model, "deit_tiny_distilled_patch16_224"),
         functools.partial(small_model, "deit3_small_patch16_224"),
+        functools.partial(small_model, "vit_small_patch16_gap_224", width=24),
         small_convnet,
     ],
 )

@@ -4,7 +4,7 @@ from deit_jax.models.convolution import ConvolutionalNetwork
 from deit_jax.models.flops import forward_flops, training_flops
 from deit_jax.models.keys import Keys
 from deit_jax.models.params import abstract_model, bind, check_fit, flatten, retype
-from deit_jax.models.positions import resize_positions
+from deit_jax.models.positions import resize_positions, sincos_positions
 from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models, resolve
 from deit_jax.models.vit import VisionTransformer
 
@@ -29,5 +29,6 @@ __all__ = [
     "resize_positions",
     "resolve",
     "retype",
+    "sincos_positions",
     "training_flops",
 ]

@@ -31,7 +31,7 @@ def forward_flops(model: nnx.Module, image_size: tuple[int, int] | None = None) 
         raise TypeError(f"{type(model).__name__}: only Vision Transformers are counted")
     params = flatten(model, nnx.Param)
     patches = math.prod(side // model.patch_embed.patch_size for side in image_size or model.image_size)
-    tokens, width = model.num_prefix_tokens + patches, params["pos_embed"].shape[-1]
+    tokens, width = model.num_prefix_tokens + patches, params["patch_embed.proj.bias"].size
     vectors = [(r"^patch_embed\.", patches), (r"^blocks\.", tokens), (r"", 1)]
     dense = sum(2 * first_match(vectors, path) * p.size for path, p in params.items() if path.endswith(".kernel"))
     return dense + len(model.blocks) * 4 * tokens**2 * width

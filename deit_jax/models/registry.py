@@ -182,6 +182,9 @@ _VIT = {
     "vit_large_patch16_224": ("augreg", _LARGE),
     "vit_large_patch16_384": ("augreg", _LARGE | _384),
 }
+# arXiv:2205.01580, as big_vision's vit_s16_i1k.py has it; its weights were published as big_vision's .npz alone.
+_GAP = _SMALL | {"class_token": False, "positions": "sincos2d", "global_pool": "avg", "fc_norm": False}
+_GAP |= {"pre_logits": True}
 # arXiv:2003.13678, table 4 of the appendix: depths, widths, group width; tag, crop ratio and licence of timm's default.
 _REGNETY = {
     "regnety_002": ((1, 1, 4, 7), (24, 56, 152, 368), 8, "pycls_in1k", 0.875, "mit"),
@@ -204,6 +207,7 @@ MODELS = {
     **{name: _deit(name, *rest) for name, rest in _DEIT.items()},
     **{name: _deit3(name, arguments) for name, arguments in _DEIT3.items()},
     **{name: _vit(name, *rest) for name, rest in _VIT.items()},
+    "vit_small_patch16_gap_224": Entry(VisionTransformer, _GAP, Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
     **{name: _regnety(name, *rest) for name, rest in _REGNETY.items()},
     "resnet50": Entry(ResNet, {}, Preprocessing(crop_ratio=0.95), _RESNET50),
     **{name: _lite(name, *rest) for name, rest in _LITE.items()},

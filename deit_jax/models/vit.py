@@ -23,7 +23,7 @@ from deit_jax.models.layers import (
     drop_path_scales,
     weight_init,
 )
-from deit_jax.models.positions import resize_positions
+from deit_jax.models.positions import resize_positions, sincos_positions
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 Tokens = Float[Array, "batch tokens dim"]
@@ -109,7 +109,10 @@ class VisionTransformer(nnx.Module):
         dist_head: False leaves that head out, though not the token; the class head alone decides.
         class_token: False leaves the class token out (with `global_pool="avg"` only).
         class_position: False gives positions to the patches alone, not to the class and distillation tokens.
-        global_pool: "token" classifies the class token; "avg" the mean of the patch tokens, normalised by `fc_norm`.
+        positions: "learned", or fixed sines and cosines, "sincos2d", see `sincos_positions`: no variable, and of the
+            patches alone, whatever `class_position` says.
+        global_pool: "token" classifies the class token; "avg" the mean of the patch tokens.
+        fc_norm: whether that mean is normalised, by `fc_norm`; False: the tokens are, by `norm`, before it is taken.
         pre_logits: an extra dense layer and tanh before the head, of this width (True: of the model's width).
         layer_scale: initial value of the factors of every branch, see `LayerScale`; 0: without them.
         norm_eps: added to the variance in every layer normalisation.
@@ -138,7 +141,9 @@ class VisionTransformer(nnx.Module):
         dist_head: bool = True,
         class_token: bool = True,
         class_position: bool = True,
+        positions: str = "learned",
         global_pool: str = "token",
+        fc_norm: bool = True,
         pre_logits: bool | int = False,
         layer_scale: float = 0.0,
         norm_eps: float = 1e-6,
@@ -154,6 +159,10 @@ class VisionTransformer(nnx.Module):
         grid = _grid(size, patch_size)
         if global_pool not in ("token", "avg"):
             raise ValueError(f"global_pool {global_pool!r} is none of token, avg")
+        if positions not in ("learned", "sincos2d"):
+            raise ValueError(f"positions {positions!r} is none of learned, sincos2d")
+        if positions == "sincos2d" and (width % 4 or width < 8):
+            raise ValueError(f'width {width} is not divisible by 4, or under 8, which positions="sincos2d" do not fit')
         if global_pool == "token" and not class_token:
             raise ValueError('class_token=False leaves global_pool="token" nothing to classify: use global_pool="avg"')
         if distilled and (global_pool == "avg" or pre_logits):
@@ -163,7 +172,7 @@ class VisionTransformer(nnx.Module):
         self.num_patches = math.prod(grid)
         self.num_prefix_tokens = class_token + distilled
         self.num_heads = 1 + (distilled and dist_head)
-        self.class_position = class_position
+        self.class_position = class_position and positions == "learned"
         self.global_pool = global_pool
         self.drop_path = drop_path_rates(drop_path, depth, drop_path_schedule)
         self.dtype = jnp.dtype(dtype)
@@ -175,16 +184,16 @@ class VisionTransformer(nnx.Module):
         self.patch_embed = PatchEmbedding(patch_size, width, form=patch_embedding, dtype=self.dtype, rngs=rngs)
         self.cls_token = tokens(1) if class_token else None
         self.dist_token = tokens(1) if distilled else None
-        self.pos_embed = tokens(self.num_patches + self.num_prefix_tokens * class_position)
+        positioned = self.num_patches + self.num_prefix_tokens * self.class_position
+        self.pos_embed = tokens(positioned) if positions == "learned" else None
         block = partial(
             Block, width, heads, mlp_ratio, layer_scale=layer_scale, norm_eps=norm_eps, attention=attention, dtype=dtype
         )
         self.blocks = nnx.List(repeat(block, depth, rngs))
         # From here on an image is one or two vectors: float32 costs nothing.
-        if global_pool == "token":
-            self.norm = LayerNorm(width, eps=norm_eps, rngs=rngs)
-        else:
-            self.fc_norm = LayerNorm(width, eps=norm_eps, rngs=rngs)
+        of_mean, last = global_pool == "avg" and fc_norm, LayerNorm(width, eps=norm_eps, rngs=rngs)
+        self.norm = None if of_mean else last
+        self.fc_norm = last if of_mean else None
         features = width if pre_logits is True else pre_logits or width
         self.pre_logits = PreLogits(width, features, rngs=rngs) if pre_logits else None
         self.head = Linear(features, num_classes, rngs=rngs) if num_classes else None
@@ -229,7 +238,7 @@ class VisionTransformer(nnx.Module):
         return self._pool(x)
 
     def set_input_size(self, image_size: tuple[int, int]) -> None:
-        """From now on takes images of this height and width: the position embedding is resized to their grid.
+        """From now on takes images of this height and width: learned positions are resized to their grid.
 
         Raises:
             ValueError: the patches do not divide them.
@@ -237,8 +246,9 @@ class VisionTransformer(nnx.Module):
         before, after = (_grid(size, self.patch_embed.patch_size) for size in (self.image_size, image_size))
         if before == after:
             return
-        prefix = self.num_prefix_tokens if self.class_position else 0
-        self.pos_embed = nnx.Param(resize_positions(self.pos_embed[...], prefix, before, after))
+        if self.pos_embed is not None:
+            prefix = self.num_prefix_tokens if self.class_position else 0
+            self.pos_embed = nnx.Param(resize_positions(self.pos_embed[...], prefix, before, after))
         self.image_size, self.num_patches = image_size, math.prod(after)
 
     def attention_maps(self, images: Images) -> Float[Array, "depth batch heads tokens tokens"]:
@@ -260,7 +270,12 @@ class VisionTransformer(nnx.Module):
             # Cast last: the gradient is summed over images, on all devices, in the parameter's own type.
             return jnp.tile(jnp.asarray(tokens), (images.shape[0], 1, 1)).astype(self.dtype)
 
-        patches, positions = self.patch_embed(jnp.asarray(images)), for_each(self.pos_embed)
+        patches = self.patch_embed(jnp.asarray(images))
+        if self.pos_embed is None:
+            grid = _grid(self.image_size, self.patch_embed.patch_size)
+            positions = jnp.asarray(sincos_positions(grid, patches.shape[-1]), self.dtype)
+        else:
+            positions = for_each(self.pos_embed)
         prefix = [for_each(token) for token in (self.cls_token, self.dist_token) if token is not None]
         if self.class_position:
             return jnp.concatenate([*prefix, patches], axis=1) + positions
@@ -268,10 +283,14 @@ class VisionTransformer(nnx.Module):
 
     def _pool(self, x: Tokens) -> tuple[Pooled, ...]:
         """Normalised float32 features, one array for each head."""
-        if self.global_pool == "avg":
-            pooled = self.fc_norm(x[:, self.num_prefix_tokens :].mean(axis=1, dtype=jnp.float32)[:, None])
-        else:
-            pooled = self.norm(x[:, : self.num_heads])
+        average = self.global_pool == "avg"
+        pooled = x[:, self.num_prefix_tokens :] if average else x[:, : self.num_heads]
+        if self.norm is not None:
+            pooled = self.norm(pooled)
+        if average:
+            pooled = pooled.mean(axis=1, dtype=jnp.float32)[:, None]
+        if self.fc_norm is not None:
+            pooled = self.fc_norm(pooled)
         if self.pre_logits is not None:
             pooled = self.pre_logits(pooled)
         return tuple(pooled[:, i] for i in range(pooled.shape[1]))

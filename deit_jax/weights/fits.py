@@ -59,12 +59,13 @@ def _mend(found: Found, wanted: Set[str], mend: str) -> str:
 
 def fitting(variables: Mapping[str, Any]) -> list[str]:
     """Models of the registry that weights of these shapes could be of."""
-    positions, patches = variables.get("pos_embed"), variables.get("patch_embed.proj.kernel")
+    patches = variables.get("patch_embed.proj.kernel")
     traits = {
-        "width": 0 if positions is None else positions.shape[-1],
+        "width": 0 if patches is None else patches.shape[-1],
         "depth": sum(path.endswith("norm1.scale") for path in variables),
         "patch_size": 0 if patches is None else patches.shape[0],
         "distilled": "dist_token" in variables,
+        "positions": "learned" if "pos_embed" in variables else "sincos2d",
     }
     scaled = "blocks.0.ls1.gamma" in variables
     resolved = {name: resolve(name, {}) for name in models.list_models()}

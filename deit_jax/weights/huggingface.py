@@ -158,6 +158,7 @@ def architecture_of(card: Card) -> str:
         'global_pool="avg"': arguments["global_pool"] != "token",
         "pre_logits": bool(arguments["pre_logits"]),
         "no class token": not arguments["class_token"],
+        "fixed positions": arguments["positions"] != "learned",
         "no classes": arguments["num_classes"] == 0,
     }
     named = [what for what, lacks in lacking.items() if lacks]

@@ -698,6 +698,21 @@ def test_configs_are_complete_on_all_hardware(path, hardware):
         assert "auto" not in (decided.model.dtype, decided.model.attention)
 
 
+def test_the_plain_baseline_is_big_visions():
+    """configs/vit_s16_i1k.py there; its decay of 1e-4 is not multiplied by the peak of the learning rate."""
+    path = next(path for path in CONFIGS if path.stem == "vit_s16_90ep")
+    config = resolve(load(path))
+    data, optim = config.data, config.optim
+    assert (config.model.name, config.model.drop_path) == ("vit_small_patch16_gap_224", 0)
+    assert (data.train_split, data.eval_split, data.crop_ratio) == ("train[:99%]", "validation", 224 / 256)
+    assert (data.crop_scale, data.crop_aspect, data.interpolation) == ((0.05, 1.0), (0.75, 1.33), "bilinear")
+    assert data.mean == data.std == (0.5, 0.5, 0.5)
+    assert (optim.learning_rate * optim.weight_decay, optim.clip_norm) == (pytest.approx(1e-4), 1)
+    assert (config.total, optim.warmup, config.batch_size) == (Duration(0, 90.0, 0), Duration(10_000, 0, 0), 1024)
+    assert (config.mixing.mixup, config.mixing.cutmix, config.mixing.label_smoothing) == (0.2, 0, 0)
+    assert resolve(load(path, ":dataset=digits")).data.train_split == "train"
+
+
 MODELS3 = ("small", "base", "large", "huge")
 ARGUMENTS = [
     *(("deit3", f"model={model}") for model in (*MODELS3, "medium")),

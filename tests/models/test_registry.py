@@ -40,6 +40,15 @@ PARAMETERS = {
     "vit_large_patch16_224": 304_326_632,
     "vit_large_patch16_384": 304_715_752,
 }
+# Without weights in a form that is read here, by the terms of big_vision's network: its positions are no parameters.
+GAP = "vit_small_patch16_gap_224"
+UNPUBLISHED = {
+    GAP: 769 * 384  # patch embedding
+    + 12 * (2 * 768 + 385 * 1152 + 385 * 384 + 385 * 1536 + 1537 * 384)  # norms, qkv, projection, MLP
+    + 768  # norm
+    + 385 * 384  # the dense layer before the head
+    + 385 * 1000
+}
 CONVOLUTIONAL = {
     "regnety_002": 3_162_996,
     "regnety_004": 4_344_144,
@@ -67,9 +76,9 @@ CHECKPOINTS = [
 
 
 def test_every_model_has_the_published_number_of_parameters(all_models):
-    published = PARAMETERS | CONVOLUTIONAL
-    assert deit_jax.list_models() == list(published)
-    for name, count in published.items():
+    known = PARAMETERS | UNPUBLISHED | CONVOLUTIONAL
+    assert deit_jax.list_models() == list(known)
+    for name, count in known.items():
         shapes = flatten(all_models[name], nnx.Param)
         assert sum(math.prod(shape.shape) for shape in shapes.values()) == count, name
 
@@ -149,6 +158,19 @@ def test_preprocessing_is_that_of_the_published_weights():
         assert preprocessing.std == ((0.5,) * 3 if plain else (0.229, 0.224, 0.225))
         small = {"deit": 0.875, "deit3": 1.0, "vit": 0.9}[name.split("_")[0]]
         assert preprocessing.crop_ratio == (1.0 if large else small)
+
+
+def test_the_plain_baseline_is_big_visions(all_models):
+    """configs/vit_s16_i1k.py there: a dense layer and tanh before the head; photos to [-1, 1], 224 of 256 pixels."""
+    model = all_models[GAP]
+    assert {path for path in flatten(model) if not path.startswith("blocks.")} == {
+        *("patch_embed.proj.kernel", "patch_embed.proj.bias", "norm.scale", "norm.bias"),
+        *("pre_logits.fc.kernel", "pre_logits.fc.bias", "head.kernel", "head.bias"),
+    }
+    assert (model.num_prefix_tokens, model.global_pool, model.class_position) == (0, "avg", False)
+    assert {block.norm1.eps for block in model.blocks} == {model.norm.eps} == {1e-6}
+    assert entry(GAP).preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3, 224 / 256)
+    assert entry(GAP).pretrained is None
 
 
 def test_preprocessing_comes_back_from_json():

@@ -11,7 +11,7 @@ from deit_jax.models import VisionTransformer, entry, flatten, list_models
 
 TEXT = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 PAPERS = {
-    **{"deit": "2012.12877", "deit3": "2204.07118", "vit": "2010.11929"},
+    **{"deit": "2012.12877", "deit3": "2204.07118", "vit": "2010.11929", "gap": "2205.01580"},
     **{"regnety": "2003.13678", "resnet50": "1512.03385", "tf": "1905.11946"},
 }
 
@@ -56,20 +56,21 @@ def test_gmacs_are_those_of_the_papers_formula():
         if entry(name).build is not VisionTransformer:
             continue
         arguments = entry(name).arguments
-        patch, size = map(int, re.search(r"patch(\d+)_(\d+)", name).groups())
-        width, heads = arguments["width"], 1 + ("distilled" in name)
+        patch, size = map(int, re.search(r"patch(\d+)\D+(\d+)$", name).groups())
+        width, heads, pools = arguments["width"], 1 + ("distilled" in name), "_gap_" in name
         patches = (size // patch) ** 2
-        tokens = patches + heads
+        tokens = patches + heads * (not pools)
         block = 12 * tokens * width**2 + 2 * tokens**2 * width
-        count = arguments["depth"] * block + patches * 3 * patch**2 * width + heads * 1000 * width
+        count = arguments["depth"] * block + patches * 3 * patch**2 * width + heads * 1000 * width + pools * width**2
         assert printed == rounded(count / 1e9, printed), name
 
 
 def test_data_and_papers_are_those_of_the_registry():
     for name, (*_, top1, data, paper) in rows().items():
         assert re.fullmatch(r"[78]\d\.\d", top1) or name in ("regnety_032", "resnet50"), name
-        assert data == ("21k, 1k" if "_in21k_" in entry(name).pretrained.repository else "1k"), name
-        number = PAPERS[name.split("_")[0]]
+        published = entry(name).pretrained
+        assert data == ("21k, 1k" if published and "_in21k_" in published.repository else "1k"), name
+        number = PAPERS["gap" if "_gap_" in name else name.split("_")[0]]
         assert paper == f"[{number}](https://arxiv.org/abs/{number})", name
 
 

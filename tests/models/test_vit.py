@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import vit_reference
 from flax import nnx
+from golden_files import assert_close, load
 
-from deit_jax.models import VisionTransformer, bind, flatten, resize_positions
+from deit_jax.models import (
+    VisionTransformer,
+    abstract_model,
+    bind,
+    flatten,
+    resize_positions,
+    sincos_positions,
+)
+from deit_jax.weights import tables
 
 # Every axis has a size of its own: batch 2, 5 x 7 patches of 3 x 3, 2 heads of 11, hidden width 33, 13 classes.
 SMALL = {
@@ -21,6 +30,7 @@ SMALL = {
     "mlp_ratio": 1.5,
     "num_classes": 13,
 }
+FIXED = {"positions": "sincos2d", "width": 24}
 IMAGES = jax.random.normal(jax.random.key(0), (2, 15, 21, 3))
 
 
@@ -52,7 +62,11 @@ def model(**options) -> nnx.Module:
         ({"pre_logits": 17}, "token", 1),
         ({"global_pool": "avg"}, "avg", 1),
         ({"global_pool": "avg", "class_token": False}, "avg", 0),
+        ({"global_pool": "avg", "fc_norm": False}, "avg", 1),
         ({"image_size": (6, 6)}, "token", 1),
+        (FIXED, "token", 1),
+        (FIXED | {"distilled": True}, "token", 2),
+        (FIXED | {"global_pool": "avg", "fc_norm": False, "class_token": False, "pre_logits": True}, "avg", 0),
     ],
     ids=lambda value: "-".join(map(str, value)) or "plain" if isinstance(value, dict) else "",
 )
@@ -207,6 +221,9 @@ def test_attention_maps_are_those_of_the_blocks():
         ({"distilled": True, "global_pool": "avg"}, "distilled=True"),
         ({"distilled": True, "pre_logits": True}, "distilled=True"),
         ({"global_pool": "max"}, "global_pool 'max' is none of token, avg"),
+        ({"positions": "rope"}, "positions 'rope' is none of learned, sincos2d"),
+        ({"positions": "sincos2d"}, "width 22 is not divisible by 4, or under 8"),
+        ({"positions": "sincos2d", "width": 4}, "width 4 is not divisible by 4, or under 8"),
         ({"patch_embedding": "fft"}, "patch_embedding 'fft' is none of conv, linear"),
         ({"attention": "flash"}, "attention 'flash' is none of einsum, xla, cudnn"),
         ({"drop_path": 1.0}, r"drop_path 1.0 is not in \[0, 1\)"),
@@ -243,6 +260,33 @@ def test_another_input_size_is_the_model_of_that_size_with_positions_resized(opt
         vit(IMAGES)
     with pytest.raises(ValueError, match=r"image_size 12 x 8 is not divisible by patch_size 3"):
         vit.set_input_size((12, 8))
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_the_plain_baseline_says_what_timms_modules_do(case):
+    """And the second grid, by the variables of the first: fixed positions are those of whatever grid there is."""
+    golden = load("gap.npz")
+    sizes = {"patch_size": 3, "width": 16, "depth": 2, "heads": 2, "num_classes": 5, "image_size": (15, 21)}
+    outline = abstract_model("vit_small_patch16_gap_224", **sizes)
+    tensors = {name: value for name, value in golden.items() if name[-2:] not in ("_0", "_1")}
+    variables = tables.gather(tensors, tables.TIMM, flatten(outline))
+    assert tensors == {}
+    vit, images = bind(outline, jax.tree.map(jnp.asarray, variables)), golden[f"images_{case}"]
+    vit.set_input_size(images.shape[1:3])
+    assert vit.num_patches == [35, 6][case]
+    assert_close(vit(images), golden[f"logits_{case}"], "gap.npz", "logits")
+
+
+def test_fixed_positions_of_four_patches():
+    """Frequencies 1 and 1/10,000; in the second column x = 1, in the second row y = 1."""
+    here, there = [0, 0, 1, 1], [0.8414709848, 0.0000999999998, 0.5403023059, 0.999999995]
+    found = sincos_positions((2, 2), 8)
+    assert (found.shape, found.dtype) == ((1, 4, 8), np.float32)
+    np.testing.assert_allclose(found[0], [here + here, there + here, here + there, there + there], rtol=1e-7)
+
+
+def test_fixed_positions_are_those_of_the_formula():
+    np.testing.assert_allclose(sincos_positions((5, 7), 24)[0], vit_reference.sincos(5, 7, 24), rtol=0, atol=6e-8)
 
 
 def test_positions_learn_through_their_resizing():

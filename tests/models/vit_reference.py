@@ -22,10 +22,13 @@ def head_logits(
 ) -> list[np.ndarray]:
     """The logits of each head, or the pooled features where there is no head.
 
-    `prefix` tokens are read by the heads of `pool="token"`, and left out of the mean of "avg".
+    `prefix` tokens are read by the heads of `pool="token"`, and left out of the mean of "avg", which is normalised, or
+    where there is no `fc_norm`, of what is.
     """
     p, x, _ = encode(params, images, heads=heads, eps=eps)
-    if pool == "avg":
+    if pool == "avg" and "fc_norm.scale" not in p:
+        pooled = [norm(p, "norm", x[:, prefix:], eps).mean(axis=1)]
+    elif pool == "avg":
         pooled = [norm(p, "fc_norm", x[:, prefix:].mean(axis=1), eps)]
     else:
         pooled = [norm(p, "norm", x[:, i], eps) for i in range(prefix)]
@@ -60,9 +63,21 @@ def embed(p: Params, image: np.ndarray) -> np.ndarray:
         for left in range(0, image.shape[1], size):
             patch = image[top : top + size, left : left + size]
             tokens.append(np.tensordot(patch, kernel, axes=3) + bias)
-    positions = p["pos_embed"][0]
+    rows, columns = image.shape[0] // size, image.shape[1] // size
+    positions = p["pos_embed"][0] if "pos_embed" in p else sincos(rows, columns, len(bias))
     without = len(tokens) - len(positions)  # DeiT-III: the tokens before the patches have no position
     return np.stack(tokens) + np.concatenate([np.zeros((without, len(bias))), positions])
+
+
+def sincos(rows: int, columns: int, width: int) -> np.ndarray:
+    """arXiv:2205.01580's fixed positions, a number at a time."""
+    table = np.zeros((rows * columns, width))
+    for patch, channel in np.ndindex(*table.shape):
+        part, index = divmod(channel, width // 4)
+        place = [patch % columns, patch % columns, patch // columns, patch // columns][part]
+        angle = place / 10_000 ** (index / (width // 4 - 1))
+        table[patch, channel] = [math.sin, math.cos][part % 2](angle)
+    return table
 
 
 def attention(p: Params, name: str, x: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:

@@ -84,6 +84,22 @@ def test_a_step_is_that_of_the_network_of_its_size(run):
     np.testing.assert_allclose(moments[:, 2:], np.repeat(theirs[:, 2:] / 4, 4, axis=1), rtol=1e-4, atol=1e-7)
 
 
+def test_with_fixed_positions_a_step_is_that_of_the_network_of_its_size():
+    """To the last variable: there is nothing to resize, nor to train."""
+    fields = {"model__name": "vit_small_patch16_gap_224", "distillation__token": False, "optim__weight_decay": 0.5}
+    grown, small = (
+        tiny_run(tiny_config(**fields, **data))
+        for data in ({"data__image_size_schedule": "4@0,8@0.1"}, {"data__image_size": 4})
+    )
+    (batch,) = batches(grown, 0, 1)
+    state, expected = grown.first_state(), small.first_state()
+    assert "pos_embed" not in state.params
+    assert state.params["blocks.0.attn.qkv.kernel"].shape == (24, 72)
+    state, found = grown.train_step()(state, batch, np.uint32(0), None)
+    expected, metrics = small.train_step()(expected, batch, np.uint32(0), None)
+    jax.tree.map(np.testing.assert_array_equal, (state, found), (expected, metrics))
+
+
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_a_run_goes_on_exactly_across_the_switch(finished, tmp_path, monkeypatch, stop):
     """With everything on that the recipe has."""

@@ -88,6 +88,18 @@ def test_positions_on_patches_alone_have_no_prefix():
     )
 
 
+def test_fixed_positions_are_those_of_any_image_size():
+    gap = {"name": "vit_small_patch16_gap_224", "width": 8}
+    given = weights(**gap)
+    variables, notes = adapt(given, network(**gap, image_size=(35, 20)), fresh=refuse)
+    same(variables, given.variables)
+    assert notes == []
+    learned = network(**gap, positions="learned")
+    for known in (given, Weights(given.variables, Card())):
+        with pytest.raises(UserError, match=r"another network: .*missing: pos_embed"):
+            adapt(known, learned, fresh=refuse)
+
+
 @pytest.mark.parametrize(("before", "after"), [((), ()), (("a", "b", "c"), ()), ((), ("a", "b", "c"))])
 def test_heads_for_other_classes_are_drawn_anew(before, after):
     model = network(num_classes=len(after) or 5)

@@ -153,6 +153,7 @@ def test_a_written_config_is_complete(tmp_path):
         ("vit_tiny_patch16_224", {"pre_logits": True}, "pre_logits"),
         ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, "no class token"),
         ("vit_tiny_patch16_224", {"num_classes": 0}, "no classes"),
+        ("vit_tiny_patch16_224", {"positions": "sincos2d", "width": 8}, "fixed positions"),
     ],
 )
 def test_what_transformers_has_no_class_for_is_refused(tmp_path, name, arguments, what):
