@@ -23,7 +23,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.erasing.probability = 0.0
     config.mixing.update(mixup=0.2, cutmix=0.0, label_smoothing=0.0, group=1024)
     config.optim.update(learning_rate=1e-3, scale_by_batch=False, weight_decay=0.1, clip_norm=1.0)
-    config.optim.update(warmup_learning_rate=0.0, min_learning_rate=0.0, schedule_per_epoch=False)
+    config.optim.update(warmup_learning_rate=0.0, min_learning_rate=0.0)
+    config.optim.update(warmup_prefix=True, schedule_per_epoch=False)
     recipes.set_duration(config.optim, "warmup", steps=10_000)
     config.ema.decay = 0.0
     return config
