@@ -167,19 +167,19 @@ def device_batches(
 
 def _mix(config: Config, step: int, image_size: int, unmixed_from: int | None) -> mixing.Mix:
     """What is drawn to mix the batch of a step; from the step `unmixed_from` on it stays as it is."""
-    fields, groups = config.mixing, mixing_groups(config)
+    groups = mixing_groups(config)
     return mixing.draw(
         config.seed,
         step,
         groups=groups,
         members=config.batch_size // groups,
         image_size=image_size,
-        mixup=fields.mixup,
-        cutmix=fields.cutmix,
-        probability=fields.probability if unmixed_from is None or step < unmixed_from else 0.0,
-        switch_probability=fields.switch_probability,
-        mode=fields.mode,
-        cutmix_minmax=fields.cutmix_minmax,
+        mixup=config.mixing.mixup,
+        cutmix=config.mixing.cutmix,
+        probability=config.mixing.probability if unmixed_from is None or step < unmixed_from else 0.0,
+        switch_probability=config.mixing.switch_probability,
+        mode=config.mixing.mode,
+        cutmix_minmax=config.mixing.cutmix_minmax,
     )
 
 

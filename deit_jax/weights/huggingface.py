@@ -165,7 +165,7 @@ def architecture_of(card: Card) -> str:
     if named:
         raise UserError(
             f"{card.model}: transformers has no class for a model with {' and '.join(named)}; "
-            f"write a .safetensors file, which timm reads"
+            f"write a .safetensors file"
         )
     if not arguments["distilled"]:
         return "ViTForImageClassification"
