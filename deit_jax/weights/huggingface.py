@@ -164,8 +164,7 @@ def architecture_of(card: Card) -> str:
     named = [what for what, lacks in lacking.items() if lacks]
     if named:
         raise UserError(
-            f"{card.model}: transformers has no class for a model with {' and '.join(named)}; "
-            f"write a .safetensors file"
+            f"{card.model}: transformers has no class for a model with {' and '.join(named)}; write a .safetensors file"
         )
     if not arguments["distilled"]:
         return "ViTForImageClassification"

@@ -523,7 +523,6 @@ FREE: dict[str, Any] = {
     "cosub__weight": 0.5,
     "optim__scale_by_batch": False,
     "optim__schedule": "constant",
-    "optim__cooldown_epochs": 10.0,
     "optim__decay_epochs": 30.0,
     "optim__decay_rate": 0.5,
     "optim__momentum": 0.95,

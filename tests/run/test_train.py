@@ -74,7 +74,7 @@ def finished(tmp_path_factory):
 def test_every_field_of_the_config_is_read(finished, tmp_path, monkeypatch):
     other = replace(CONFIG, "loss", kind="binary_cross_entropy")
     write_teacher(tmp_path / "teacher")
-    taught = distilled_config(tmp_path / "teacher", distillation__kind="soft")
+    taught = distilled_config(tmp_path / "teacher", distillation__kind="soft", erasing__probability=0.5)
     at_step(monkeypatch, 1, lambda: 1 / 0)  # what a distilled run reads, it reads before
     with reads_recorded():
         learning.training_loss(other.loss, other.distillation, other.cosub)
