@@ -10,8 +10,9 @@ and train:
     python -m deit_jax.main --config=configs/cifar10.py
 
 Images are moved by up to 4 pixels, as facebook's code does at 32 px, and mirrored. `:augment=full` adds the rest of
-DeiT's recipe, RandAugment, erasing and repeats, for long runs: in short ones they cost accuracy
-(benchmarks/results/augmentation.json). `--config.cosub.weight=0.5` lets submodels teach each other.
+DeiT's recipe, RandAugment, erasing and repeats, for long runs: in short ones these, together with mixing, which is on
+in both, cost accuracy (benchmarks/results/augmentation.json). `--config.cosub.weight=0.5` lets submodels teach each
+other.
 """
 
 from ml_collections import ConfigDict

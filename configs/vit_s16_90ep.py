@@ -2,8 +2,8 @@
 
     python -m deit_jax.main --config=configs/vit_s16_90ep.py
 
-The paper reports 76.5 % top-1, and 80 % for 300 epochs (`--config.total_epochs=300`). The network is the authors' own,
-`vit_small_patch16_gap_224`; docs/recipes.md tells where the training differs.
+The paper reports 76.5 % top-1, and 80 % for 300 epochs (`--config.total_epochs=300`). The network is the authors'
+but for its exact GELU, `vit_small_patch16_gap_224`; docs/recipes.md tells where the training differs.
 """
 
 from ml_collections import ConfigDict

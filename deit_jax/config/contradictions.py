@@ -44,8 +44,8 @@ def _check_run(config: Config) -> None:
         config.optim.schedule == "wsd" or any(dataclasses.astuple(config.optim.cooldown))
     ):
         raise UserError(
-            "config.optim.schedule_per_epoch: lags an epoch behind, as facebook's code does, so that a decay or a "
-            "cool-down at the end of the run would not be reached; set it to False"
+            "config.optim.schedule_per_epoch: lags an epoch behind, as facebook's code does, so that a decay "
+            "would not come to its end, and a cool-down would begin too late; set it to False"
         )
     for name in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, name) == 0 or getattr(config.mesh, name) < -1:
