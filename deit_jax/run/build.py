@@ -231,6 +231,12 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
             f"config.total_{config.total.unit}: {total:,} steps are more than the {MAX_STEP:,} that are counted; "
             f"shorten it"
         )
+    smoothed = config.mixing.label_smoothing / len(source.class_names)
+    if config.loss.kind == "binary_cross_entropy" and config.loss.binarize and 0 < config.loss.threshold <= smoothed:
+        raise UserError(
+            f"config.loss.threshold: is {config.loss.threshold}, and mixing.label_smoothing gives each class "
+            f"{smoothed:g}, so that all would count as present; set it higher"
+        )
     optimizer = optimizer_of(config, rates)
     normalize = Normalization(config.data.mean, config.data.std)
     state = jax.eval_shape(

@@ -173,8 +173,12 @@ def test_what_a_resume_may_change_leaves_the_form_of_the_state(name):
     [
         ({"model__name": "resnet18"}, r"^config\.model\.name: unknown model 'resnet18'; did you mean resnet50"),
         ({"cosub__weight": 0.5, "model__depth": 1}, r"^config\.cosub\.weight: .*model\.depth"),
+        (
+            {"loss__kind": "binary_cross_entropy", "loss__binarize": True, "loss__threshold": 0.005},
+            r"^config\.loss\.threshold: is 0\.005, .* gives each class 0\.01, .*set it higher",
+        ),
     ],
 )
-def test_a_network_that_there_is_not_or_that_cannot_teach_itself(fields, message):
+def test_what_only_the_network_or_the_classes_tell_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         tiny_run(tiny_config(**fields), NAMES)
