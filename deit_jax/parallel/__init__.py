@@ -1,11 +1,13 @@
 """The device mesh, what lives where on it, how host arrays get there, and how fast the devices are."""
 
 from deit_jax.parallel.mesh import (
+    all_rows,
     batch_devices,
     bytes_per_device,
     check_batch,
     local_rows,
     make_mesh,
+    own_rows,
     place,
     put_batch,
     put_replicated,
@@ -17,12 +19,14 @@ from deit_jax.parallel.mesh import (
 from deit_jax.parallel.peak import matmul_peak
 
 __all__ = [
+    "all_rows",
     "batch_devices",
     "bytes_per_device",
     "check_batch",
     "local_rows",
     "make_mesh",
     "matmul_peak",
+    "own_rows",
     "place",
     "put_batch",
     "put_replicated",

@@ -115,10 +115,11 @@ def _start_wandb(workdir: Workdir, config: Mapping[str, Any]) -> Any:
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is not finite becomes None, since JSON has no NaN; groups within are treated alike."""
-    return {
-        name: finite(value) if isinstance(value, Mapping) else value if value is None or math.isfinite(value) else None
-        for name, value in values.items()
-    }
+
+    def told(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: finite(value) if isinstance(value, Mapping) else told(value) for name, value in values.items()}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -223,6 +224,7 @@ class Monitor:
 
     Attributes:
         burst: most skipped updates in a row so far; set back by who has dealt with them.
+        failed: the newest step read whose update was skipped, and how many in a row end with it; (0, 0): none was.
         progress: of the steps done.
     """
 
@@ -254,6 +256,7 @@ class Monitor:
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self.progress = progress or Progress()
         self.burst = self._newest_burst = 0
+        self.failed = (0, 0)
         self._compiling = True  # the first step's time is the compiler's
         self._skipped = False
         self._restart_clock(time.perf_counter())
@@ -302,6 +305,8 @@ class Monitor:
         now = time.perf_counter()
         self._newest_burst = int(values["skipped_in_a_row"])
         self.burst = max(self.burst, self._newest_burst)
+        if self._newest_burst:
+            self.failed = step, self._newest_burst
         if self._newest_burst and not self._skipped:
             self._skipped = True
             logging.warning("step %d: its loss or gradient is not finite; updates like this are skipped", step)

@@ -19,8 +19,8 @@ from deit_jax.base.forms import read_regular
 from deit_jax.base.links import refuse_links
 
 LOCK = ".lock"
-CHECKPOINTS, CORRUPT = "checkpoints", "corrupt"
-FOLDERS = (CHECKPOINTS, CORRUPT, "tensorboard", "wandb")
+CHECKPOINTS, CORRUPT, FAILURES = "checkpoints", "corrupt", "failures"
+FOLDERS = (CHECKPOINTS, CORRUPT, FAILURES, "tensorboard", "wandb")
 FILES = (LOCK, "config.json", "run.json", "metrics.jsonl", "rollbacks.json", "wandb.id")
 
 
@@ -31,13 +31,14 @@ class Workdir:
         root: the folder, absolute.
         checkpoints: a folder a step.
         corrupt: those steps that could not be read.
+        failures: the training steps that were not finite, see `run.failures`.
         metrics: a row of JSON a step.
         rollbacks: where the run went back, see `run.rollback`.
     """
 
     def __init__(self, root: Path):
         self.root = root
-        self.checkpoints, self.corrupt = root / CHECKPOINTS, root / CORRUPT
+        self.checkpoints, self.corrupt, self.failures = root / CHECKPOINTS, root / CORRUPT, root / FAILURES
         self.metrics, self.rollbacks = root / "metrics.jsonl", root / "rollbacks.json"
 
     def write_json(self, name: str, content: Any) -> None:
@@ -125,7 +126,7 @@ def _lock(path: Path) -> int:
 
 def _refuse_others(root: Path) -> None:
     """`UserError` where something else is in the place of what a run writes: opening a pipe would wait for ever."""
-    steps = [f"{folder}/{name}" for folder in FOLDERS[:2] for name in _names(root / folder)]
+    steps = [f"{folder}/{name}" for folder in FOLDERS[:3] for name in _names(root / folder)]
     items = [f"{step}/{name}" for step in steps for name in _names(root / step)]
     places = (root / name for name in (*FOLDERS, *FILES, *steps, *items))
     refuse_links(places, flag="--workdir", folder="the workdir", writer="a run")
