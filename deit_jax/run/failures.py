@@ -129,7 +129,11 @@ def kept_steps(folder: Path) -> list[int]:
 
 def listed(kept: Sequence[int]) -> str:
     """In words, the steps that are kept."""
-    return f"kept are {', '.join(map(str, kept))}" if kept else "no step is, since none was without a finite gradient"
+    return (
+        f"kept are {', '.join(map(str, kept))}"
+        if kept
+        else "none is: a step is, when its loss or gradient is not finite"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
