@@ -60,7 +60,7 @@ class Failures:
         self._known = set(kept_steps(self._folder))
         self._recent: dict[int, Batch] = {}  # a step's metrics are read when the next one has its batch
         self._burst = 0  # the first step of the burst that was dealt with
-        for left in self._folder.glob("*") if jax.process_index() == 0 else ():
+        for left in self._folder.glob("step_*") if jax.process_index() == 0 else ():
             if not (left / FACTS).exists():  # a kill came before its end
                 shutil.rmtree(left, ignore_errors=True)
 
@@ -69,11 +69,8 @@ class Failures:
         self._recent = {at: given for at, given in self._recent.items() if at == step - 1} | {step: batch}
         failed, burst = monitor.failed
         first = failed - burst + 1
-        if (
-            not burst
-            or first == self._burst
-            or (len(self._known) >= MOST and burst < self._run.config.guard.max_skipped)
-        ):
+        room = len(self._known) < MOST or burst >= self._run.config.guard.max_skipped
+        if not burst or first == self._burst or not room:
             return
         self._burst = first
         if failed in self._known:  # by a start before this one
@@ -93,16 +90,16 @@ class Failures:
 
     def _keep(self, folder: Path, failed: int, state: TrainState, *, updates: int) -> None:
         batch = self._recent[failed]
-        leaves = jax.tree_util.tree_leaves_with_path(batch)
-        rows: dict[str, Any] = {_name(path): parallel.own_rows(leaf) for path, leaf in leaves}
-        first = parallel.local_rows(self._run.mesh, len(batch["index"])).start
-        with replacing(folder / f"batch_{first}.npz") as fresh, fresh.open("wb") as file:
-            np.savez(file, **rows)
-        # Saved after the batch, since it ends on all processes together.
         step = jax.device_put(np.int32(failed - 1), state.step.sharding)
+        # What all processes do together comes first: after it each may fail by itself.
+        examples = parallel.all_rows(batch["index"], self._run.mesh).tolist()
         with closing(CheckpointDirectory(folder)) as weights:
             weights.save(dataclasses.replace(state, step=step, opt_state=(), ema={}), self._meta)
-        examples = parallel.all_rows(batch["index"], self._run.mesh).tolist()
+        leaves = jax.tree_util.tree_leaves_with_path(batch)
+        rows: dict[str, Any] = {_name(path): parallel.own_rows(leaf) for path, leaf in leaves}
+        first = parallel.local_rows(self._run.mesh, len(examples)).start
+        with replacing(folder / f"batch_{first}.npz") as fresh, fresh.open("wb") as file:
+            np.savez(file, **rows)
         if jax.process_index() == 0:
             facts = {
                 "step": failed,

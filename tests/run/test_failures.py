@@ -18,6 +18,7 @@ from deit_jax.run.failures import Failures, kept_steps, read_failure
 from deit_jax.run.metrics import Monitor, read_rows
 from deit_jax.run.replay import replay
 from deit_jax.run.workdir import Workdir
+from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import CheckpointDirectory
 from deit_jax.weights.read import read_weights
 
@@ -129,7 +130,7 @@ def test_a_healthy_step_is_not_looked_at(tmp_path):
     watching = Failures(Workdir(tmp_path), tiny_run(SPARSE), {})
     monitor = Monitor(None, start=0, total=12, log_every=1, batch_size=32)
     for step in range(1, 9):
-        watching.look(step, {"image": object()}, object(), monitor)
+        watching.look(step, {"image": object()}, TrainState(*[object()] * 7), monitor)
     assert len(watching._recent) == 2  # no more batches than a step's and that of the one before
     assert list(tmp_path.iterdir()) == []
 
