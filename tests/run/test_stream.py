@@ -9,6 +9,7 @@ from tiny import EVERYTHING, replace, tiny_config, tiny_run
 from deit_jax import precompute
 from deit_jax.base.errors import UserError
 from deit_jax.data import TrainTransform, readable, train_batches
+from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
 from deit_jax.run import evaluate, stream
 from deit_jax.run.stream import train_source
@@ -116,14 +117,19 @@ def photos(tmp_path):
 
 
 def test_two_photos_of_a_hundred_that_are_none_are_replaced_and_counted(photos):
-    """Every epoch: three of them in nine steps of 32."""
-    config = tiny_config(**photos, data__max_corrupt=0.02, data__threads=2)
+    """In each of three epochs, where they are not among the four that its batches leave out."""
+    config = tiny_config(**photos, data__max_corrupt=0.04, data__threads=2)
     source, run = train_source(config), tiny_run(config)
     seen = [(np.asarray(batch["index"]), replaced) for batch, replaced in run.batches(0, 9)]
     bad = {index for index in range(100) if not readable(source, index)}
+    order = [example_index(p, seed=0, examples=100, batch_size=32, groups=4) for p in range(288)]
     assert len(bad) == 2
-    assert sum(replaced for _, replaced in seen) == 6
-    assert not bad & {int(index) for indices, _ in seen for index in indices}
+    assert [replaced for _, replaced in seen] == [sum(i in bad for i in order[32 * s : 32 * s + 32]) for s in range(9)]
+    shown = np.concatenate([indices for indices, _ in seen])
+    assert [i for i, planned in zip(shown, order, strict=True) if planned not in bad] == [
+        i for i in order if i not in bad
+    ]
+    assert not bad & set(shown.tolist())
 
 
 def test_more_photos_that_are_none_than_are_allowed_end_the_run(photos):
