@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from deit_jax.base.atomic import replacing
@@ -117,7 +118,8 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is not finite becomes None, since JSON has no NaN; groups within are treated alike."""
 
     def told(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+        number = isinstance(value, float | np.floating)  # and no list or text
+        return None if number and not math.isfinite(value) else value
 
     return {name: finite(value) if isinstance(value, Mapping) else told(value) for name, value in values.items()}
 
