@@ -498,6 +498,26 @@ def test_evaluating_a_damaged_checkpoint_is_one_line(finished, tmp_path):
         evaluate(CONFIG, tmp_path)
 
 
+def cut_arrays(step):
+    for file in (step / "state" / "ocdbt.process_0" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves reads behind
+@pytest.mark.parametrize(
+    "damage", [cut_arrays, lambda step: (step / "meta" / "metadata").unlink()], ids=["cut arrays", "no meta"]
+)
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(finished, tmp_path, damage):
+    """Which are done again, to the same bits."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "12")
+    assert train.train(CONFIG, tmp_path / "run") == finished[1]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["start_step"] == 8
+    assert [path.name for path in (tmp_path / "run" / "corrupt").iterdir()] == ["12"]
+    assert exact_rows(tmp_path / "run") == exact_rows(finished[0])
+    assert final_state(tmp_path / "run") == final_state(finished[0])
+
+
 def test_single_nan_is_skipped(tmp_path, monkeypatch):
     poison(monkeypatch, {3})
     train.train(GUARDED, tmp_path)
