@@ -16,7 +16,7 @@ from absl import flags
 
 from deit_jax import cli
 from deit_jax.config.resolve import for_platform, resolve
-from deit_jax.run.workdir import own
+from deit_jax.run.workdir import Workdir, own
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,13 +25,17 @@ def main(argv: Sequence[str]) -> int:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config name>)", flag_values=values)
         flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do", flag_values=values)
+        cli.define_hosts(values)
 
     given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
     root = cli.local_path(given.workdir or f"runs/{name}", "--workdir")
     config = resolve(config_dict)
     with contextlib.ExitStack() as stack:
         # Before all that takes time: of two runs in a workdir one is to end at once.
-        workdir = stack.enter_context(own(root)) if given.mode == "train" else None
+        first = cli.start_hosts(given, config)
+        workdir = None
+        if given.mode == "train":
+            workdir = stack.enter_context(own(root)) if first else Workdir(root)
         config = for_platform(config, cli.start_jax())
         # Not at the top: --help and a mistake in the command line or the config do not wait for them.
         from deit_jax.run.evaluate import evaluate

@@ -1,5 +1,6 @@
-"""The device mesh, what lives where on it, how host arrays get there, and how fast the devices are."""
+"""The device mesh, what lives where on it, how host arrays get there, and the processes that share it."""
 
+from deit_jax.parallel.exchange import Exchange
 from deit_jax.parallel.mesh import (
     batch_devices,
     bytes_per_device,
@@ -17,6 +18,7 @@ from deit_jax.parallel.mesh import (
 from deit_jax.parallel.peak import matmul_peak
 
 __all__ = [
+    "Exchange",
     "batch_devices",
     "bytes_per_device",
     "check_batch",

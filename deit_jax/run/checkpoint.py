@@ -1,14 +1,21 @@
-"""The checkpoints of a run: saving that goes on after a failure, and restoring that goes round what is corrupt."""
+"""The checkpoints of a run: saving that goes on after a failure, and restoring that goes round what is corrupt.
+
+Of several processes each calls the same, and what one of them meets, such as a full disk or a file that it cannot read,
+decides for all: each alone would wait for the others for ever.
+"""
 
 import contextlib
+import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
 
@@ -39,19 +46,33 @@ class Checkpoints(CheckpointDirectory):
         if not self.finish():
             logging.warning("the checkpoint before step %d could not be written; this one is tried again", state.step)
         for _ in range(2 if last else 1):
-            try:
-                super().save(state, meta)
-            except (OSError, ValueError) as error:  # at once: there is no room for a folder
-                logging.warning("saving to %s failed: %.300s", self.directory, error)
-                self._remove_unfinished()
-                continue
-            if not last or self.finish():
+            if self._begin(state, meta) and (not last or self.finish()):
                 return
         if last:
             raise UserError(
                 f"{self.directory}: step {state.step} could not be saved, see above; make room, and the same command "
                 f"goes on from step {self.latest() or 0}"
             )
+
+    def _begin(self, state: TrainState, meta: Meta) -> bool:
+        """Begins to save; False where that fails at once, since there is no room for a folder."""
+        failed: Exception | None = None
+        try:
+            if jax.process_count() > 1 and jax.process_index() == 0:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.directory):
+                    pass
+        except OSError as error:
+            failed = error
+        if hosts.all_agree(failed is None):
+            try:
+                super().save(state, meta)
+                return True
+            except (OSError, ValueError) as error:
+                failed = error
+        logging.warning("saving to %s failed: %.300s", self.directory, failed or "another process cannot")
+        self._remove_unfinished()
+        return False
 
     def judge(self, step: int, top1: float) -> None:
         """Adds its evaluation to a step, where that was saved."""
@@ -66,20 +87,28 @@ class Checkpoints(CheckpointDirectory):
     def finish(self) -> bool:
         """Waits for the save in the background, then removes what is not to be kept; False where the save failed."""
         began = self._saving >= 0
-        try:
-            self.wait()
-        except Exception as error:  # whatever Orbax makes of it
-            logging.warning("saving to %s failed: %.300s", self.directory, error)
-            self._remove_unfinished()
-            return False
-        if began:  # else the newest may not be whole, and those before it be needed
-            self._collect()
-        return True
+        return self._collect_after(began, hosts.all_agree(self._waited()))
 
     def close(self) -> None:
-        """Waits for the save in the background and lets go of the directory."""
-        self.finish()
+        """Waits for the save in the background and lets go of the directory; others may have ended."""
+        began = self._saving >= 0
+        self._collect_after(began, self._waited())
         super().close()
+
+    def _waited(self) -> bool:
+        try:
+            self.wait()
+            return True
+        except Exception as error:  # whatever Orbax makes of it
+            logging.warning("saving to %s failed: %.300s", self.directory, error)
+            return False
+
+    def _collect_after(self, began: bool, whole: bool) -> bool:
+        if not whole:
+            self._remove_unfinished()
+        elif began:  # else the newest may not be whole, and those before it be needed
+            self._collect()
+        return whole
 
     def restore_latest(self, target: TrainState, check: Callable[[Meta], None]) -> TrainState | None:
         """The newest state that is whole, None where nothing was saved. Corrupt ones are moved aside.
@@ -92,23 +121,30 @@ class Checkpoints(CheckpointDirectory):
         """
         self.finish()
         moved = False
-        while (step := self.latest()) is not None:
+        while (step := self._newest_of_all()) is not None:
+            state, reason = None, "cannot be read by another process"
             try:
                 self.top1(step)
                 check(self.meta(step))
                 state = self.restore(step, target)
+            except CorruptCheckpoint as error:
+                reason = str(error)
+            if hosts.all_agree(state is not None):
                 self._collect()  # which a kill may have kept from it
                 return state
-            except CorruptCheckpoint as error:
-                logging.warning("%s; moved to %s, the one before is taken", error, self._aside)
-                self._set_aside(step)
-                moved = True
+            logging.warning("%s; moved to %s, the one before is taken", reason, self._aside)
+            self._set_aside(step)
+            moved = True
         if moved:
             raise UserError(
                 f"{self.directory}: no checkpoint is whole; they were moved to {self._aside}; "
                 f"bring one back from a copy, or start anew with another --workdir"
             )
         return None
+
+    def _newest_of_all(self) -> int | None:
+        """The newest step in the eyes of the first process: for a while a shared folder may look older to others."""
+        return json.loads(hosts.gather(json.dumps(self.latest()))[0])
 
     def _remove_unfinished(self) -> None:
         for left in self.directory.glob(f"*{UNFINISHED}*") if jax.process_index() == 0 else ():

@@ -121,8 +121,10 @@ class Evaluator:
         # Every process gets all rows back and counts the same: no sum is left to the order of devices.
         self._step = jax.jit(step, out_shardings=parallel.replicated(mesh))
 
-    def __call__(self, weights: Mapping[str, Any]) -> dict[str, Result]:
-        """A `Result` for each of the named sets of weights."""
+    def __call__(
+        self, weights: Mapping[str, Any], every_batch: Callable[[int], object] = lambda batch: None
+    ) -> dict[str, Result]:
+        """A `Result` for each of the named sets of weights; `every_batch` is called with the number of each."""
         results: dict[str, Result] = {}
         batches = eval_batches(
             self._source,
@@ -135,7 +137,8 @@ class Evaluator:
             prefetch=self._data.prefetch,
         )
         classes = len(self._source.class_names)
-        for rows in batches:
+        for number, rows in enumerate(batches, 1):
+            every_batch(number)
             batch = parallel.put_batch(rows, self._mesh)
             for name, variables in weights.items():
                 out = jax.device_get(self._step(variables, batch))

@@ -21,10 +21,17 @@ class Interrupt:
 
     But within `deferred`, where it only sets `requested`; and there again at once within `at_once`, for what may take
     for ever, such as waiting. A second SIGINT interrupts as usual.
+
+    Args:
+        alone: there is no other process, which would wait in vain for one that left: else nothing within `deferred` is
+            left at once.
     """
 
     requested = False
     _raises = True
+
+    def __init__(self, *, alone: bool = True):
+        self._alone = alone
 
     def __enter__(self) -> "Interrupt":
         self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -48,7 +55,7 @@ class Interrupt:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """A block that a signal leaves, those included that came before it."""
-        self._raises, before = True, self._raises
+        self._raises, before = self._raises or self._alone, self._raises
         try:
             self._check()
             yield

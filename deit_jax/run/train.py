@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from deit_jax import __version__, parallel
+from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json
 from deit_jax.config.curves import published_curve
@@ -18,6 +17,7 @@ from deit_jax.config.resolve import check_same, to_dict
 from deit_jax.config.schema import Config
 from deit_jax.data import Source, describe_data, examples_per_epoch
 from deit_jax.distill.teaching import open_teaching
+from deit_jax.parallel import hosts
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.checkpoint import Checkpoints, has_steps
@@ -31,11 +31,13 @@ from deit_jax.run.evaluate import (
     teacher_note,
     weights_of,
 )
-from deit_jax.run.interrupt import Interrupt, Interrupted
+from deit_jax.run.interrupt import LINE, Interrupt, Interrupted
 from deit_jax.run.learning import peak_learning_rate
 from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows, require_wandb
 from deit_jax.run.rollback import Rollbacks
 from deit_jax.run.stream import eval_source, train_source
+from deit_jax.run.together import require_together
+from deit_jax.run.versions import versions
 from deit_jax.run.workdir import Workdir, own
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.weights.orbax import CorruptCheckpoint, Meta
@@ -68,7 +70,7 @@ def train_in(config: Config, workdir: Workdir) -> dict[str, Any]:
         TryAgain: the state is saved, where there is one: as `Interrupted`, SIGTERM or SIGINT came; else the data
             cannot be read.
     """
-    with Interrupt() as interrupt:
+    with Interrupt(alone=jax.process_count() == 1) as interrupt:
         return _train(config, workdir, interrupt)
 
 
@@ -80,6 +82,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     parallel.check_batch(mesh, config.batch_size, config.optim.accumulation)
     source = train_source(config)
     held_out = eval_source(config, source.class_names)
+    require_together(workdir, source, held_out)
     run = build(config, mesh, source)
     total = run.total
     image_seconds = run.image_seconds()  # before the state takes its room
@@ -105,12 +108,22 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         notes.append(teacher_note(config, teaching.predict, teaching.variables, held_out, mesh))
     describe_run(run, held_out, workdir, state, [*teaching.notes, *notes])
     monitor = _monitor(run, workdir, start, image_seconds, progress, again=unjudged)
+    alone = jax.process_count() == 1
     results: dict[str, Result] = {}
     unsaved: UserError | None = None
 
+    def asked() -> bool:
+        """Whether the run is to stop: of several processes the same in all, once all have heard of it."""
+        return interrupt.requested if alone else monitor.asked
+
+    def every_batch(batch: int) -> None:
+        hosts.at(f"batch {batch} of an evaluation", compiling=batch <= 2)
+        if not alone and monitor.hear(interrupt.requested):
+            raise Interrupted(LINE)
+
     def evaluate(step: int) -> None:
         with interrupt.at_once():  # if it is left, the run begins with it next time
-            results.update(evaluator(weights_of(state)))
+            results.update(evaluator(weights_of(state), every_batch))
         monitor.add_evaluation(rows_of(results))
         checkpoints.judge(step, best_of(results))
         if config.eval.published_curve:
@@ -125,17 +138,20 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
             evaluate(start)
         for step in range(start + 1, total + 1):
             try:
+                hosts.at(f"the data of step {step}")
                 with interrupt.at_once():
                     batch = monitor.wait_for(batches)
             except (Exception, Interrupted):  # whatever it is, the state is that of the step before
-                monitor.settle()
-                checkpoints.finish()
-                if monitor.healthy and step - 1 > start and step - 1 not in checkpoints.steps():
-                    save(last=True)
+                if alone:  # others wait in this step already, for which they have given the state away
+                    monitor.settle()
+                    checkpoints.finish()
+                    if monitor.healthy and step - 1 > start and step - 1 not in checkpoints.steps():
+                        save(last=True)
                 raise
+            hosts.at(f"step {step}", compiling=step <= start + 2)  # the second one reads the first one's metrics
             state, metrics = train_step(state, batch, seed, teaching.variables)
-            monitor.add(step, metrics)
-            due, stop = step % run.eval_every == 0 or step == total, interrupt.requested and step < total
+            monitor.add(step, metrics, interrupt.requested)
+            due, stop = step % run.eval_every == 0 or step == total, asked() and step < total
             pause = due or stop or step % run.save_every == 0
             if pause:
                 monitor.settle(due=due)
@@ -153,11 +169,12 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
                 evaluate(step)
 
     # 6. The end.
-    if interrupt.requested:
+    hosts.at("the end of the run")
+    if asked():
         line = f"interrupted; the same command goes on from step {checkpoints.latest() or 0} of {total}"
         raise unsaved or Interrupted(line)
     if not results:
-        results.update(evaluator(weights_of(state)))
+        results.update(evaluator(weights_of(state), every_batch))
     if jax.process_index() == 0:
         report(results, held_out, workdir.root)
     _draw_curves(run, workdir)
@@ -217,9 +234,8 @@ def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState
     }
     lines = [f"{name:14}{value}" for name, value in header.items()] + [f"{'note':14}{note}" for note in notes]
     print("\n".join(lines), flush=True)
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
     facts = {
-        "versions": {"deit_jax": __version__} | {name: metadata.version(name) for name in packages},
+        "versions": versions(),
         "processes": jax.process_count(),
         "devices": jax.device_count(),
         "device_kind": kind,
@@ -305,6 +321,7 @@ def _monitor(
         writer = Writer(workdir, step=start - again, tensorboard=log.tensorboard, wandb=log.wandb, config=given)
     return Monitor(
         writer,
+        parallel.Exchange(run.mesh),
         start=start,
         total=run.total,
         log_every=run.log_every,

@@ -40,6 +40,12 @@ class Workdir:
         self.checkpoints, self.corrupt = root / CHECKPOINTS, root / CORRUPT
         self.metrics, self.rollbacks = root / "metrics.jsonl", root / "rollbacks.json"
 
+    def owner(self) -> str:
+        """Who has the folder, as it is seen from here; "" for nobody."""
+        with contextlib.suppress(OSError, ValueError):
+            return read_regular(self.root / LOCK, 200).decode()
+        return ""
+
     def write_json(self, name: str, content: Any) -> None:
         """Writes a file of the run, whole or not at all; `UserError` where that fails."""
         try:
@@ -114,13 +120,17 @@ def _lock(path: Path) -> int:
                 os.close(file)
                 raise
             logging.warning("%s: its file system has no locks; start no second run in it", path.parent)
-            return file
+            return _signed(file)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False)):
-                os.ftruncate(file, 0)
-                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-                return file
+                return _signed(file)
         os.close(file)
+
+
+def _signed(file: int) -> int:
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return file
 
 
 def _refuse_others(root: Path) -> None:
