@@ -212,6 +212,10 @@ def start_hosts(given: flags.FlagValues, config: Config) -> bool:
     hosts.start(found, start_timeout=given.start_timeout, step_timeout=limit)
     fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
     hosts.require_same(fields | {"the code of deit_jax": _code()} | versions())
+    if hosts.index():  # the first one speaks, but for what only the others see of the data
+        logging.basicConfig(format=f"{hosts.name(hosts.index())}: %(message)s")
+        logging.getLogger().setLevel(logging.ERROR)
+        logging.getLogger("deit_jax.data").setLevel(logging.WARNING)
     return hosts.index() == 0
 
 

@@ -41,10 +41,12 @@ from deit_jax.config.schema import Config
 from deit_jax.data import eval_batches
 from deit_jax.distill import Header, Rows, Store, Writer, expand, read_header, summarize, teaching
 from deit_jax.distill.open import FIELD, open_teacher
+from deit_jax.parallel import hosts
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.evaluate import teacher_note
 from deit_jax.run.interrupt import Interrupt
 from deit_jax.run.stream import eval_source, train_source
+from deit_jax.run.together import require_same_data, require_shared
 from deit_jax.step.step import teacher_step
 
 CHUNK_ROWS = 8192  # at most about so many rows; 10 logits with their classes are then a third of a megabyte
@@ -63,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_string("output", "", "folder of the store", flag_values=values)
         flags.DEFINE_enum("views", "stream", ["stream", "one"], "what the teacher is shown", flag_values=values)
         flags.DEFINE_boolean("check", False, "compare a sample with what is recorded", flag_values=values)
+        cli.define_hosts(values)
 
     given, tree, _ = cli.parse_with_config(__doc__ or "", define, argv)
     if not given.output:
@@ -71,9 +74,10 @@ def main(argv: Sequence[str]) -> int:
     if config.distillation.kind == "none":
         raise UserError("config.distillation.kind: is 'none', so there is nothing to record; set soft or hard")
     folder = cli.local_path(given.output, "--output")  # one that all processes see
+    first = cli.start_hosts(given, config)
     config = for_platform(config, cli.start_jax())
     result = check(config, folder) if given.check else Recording(config, given.views).write(folder)
-    if jax.process_index() == 0:
+    if first:
         print(json.dumps(result))
     return 0
 
@@ -88,6 +92,7 @@ class Recording:
     def __init__(self, config: Config, views: str):
         mesh, source = open_mesh(config), train_source(config)
         held_out = eval_source(config, source.class_names)
+        require_same_data(train_split=source, eval_split=held_out)
         classes, batch_size = len(source.class_names), config.batch_size
         parallel.check_batch(mesh, batch_size, config.optim.accumulation)
         run = build(config, mesh, source)  # what training would refuse is refused before hours of recording
@@ -129,6 +134,7 @@ class Recording:
         waiting: tuple[Any, ...] = ()
         with closing(self._batches(start, stop)) as batches:
             for step, batch in enumerate(batches, start):
+                hosts.at(f"the batch of step {step}", compiling=step < start + 2)
                 said = self._look(self._variables, batch, top)  # runs on while the batch before is fetched and written
                 if waiting:
                     yield self._fetched(*waiting)
@@ -151,6 +157,7 @@ class Recording:
         """
         header, main_process = self.header, jax.process_index() == 0
         writer = Writer(folder, header)
+        require_shared(folder, "--output")
         # The list of the first process: for a while a shared folder may not look the same to all of them.
         left = np.isin(np.arange(header.chunks), writer.missing()).astype(np.uint8)
         todo = np.flatnonzero(multihost_utils.broadcast_one_to_all(left)).tolist()
@@ -249,7 +256,7 @@ def _centre_crops(run: Run, start: int, stop: int) -> Generator[Any, None, None]
         threads=data.threads,
         prefetch=data.prefetch,
     )
-    return (parallel.put_batch({"image": batch["image"]}, run.mesh) for batch in batches)
+    return (parallel.put_batch({"image": batch["image"]}, run.mesh, batch_size) for batch in batches)
 
 
 def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

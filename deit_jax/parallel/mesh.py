@@ -113,10 +113,16 @@ def local_rows(mesh: Mesh, batch_size: int) -> slice:
     return slice(bounds[0][0], bounds[-1][1])
 
 
-def put_batch(rows: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays, cut along their first axis, from this process's rows."""
+def put_batch(rows: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
+    """Global arrays of `batch_size` rows, cut along their first axis, from this process's rows.
+
+    The size is told, since JAX would take any number of rows for this process's share of some batch.
+    """
     sharding = NamedSharding(mesh, P(BATCH))
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in rows.items()}
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value, (batch_size, *value.shape[1:]))
+        for name, value in rows.items()
+    }
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:

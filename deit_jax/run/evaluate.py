@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from deit_jax.base.threads import map_in_threads
 from deit_jax.config.resolve import BEGINNING, SHAPE, check_same
 from deit_jax.config.schema import Config
 from deit_jax.data import Source, eval_batches, readable
+from deit_jax.parallel import hosts
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, open_mesh, read_init
 from deit_jax.run.checkpoint import has_steps
@@ -139,7 +141,7 @@ class Evaluator:
         classes = len(self._source.class_names)
         for number, rows in enumerate(batches, 1):
             every_batch(number)
-            batch = parallel.put_batch(rows, self._mesh)
+            batch = parallel.put_batch(rows, self._mesh, self._batch_size)
             for name, variables in weights.items():
                 out = jax.device_get(self._step(variables, batch))
                 results.setdefault(name, Result.empty(classes, len(out["heads"]))).add(out)
@@ -236,7 +238,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             f"--workdir: {workdir} has no checkpoints; train first, name the workdir of a run, or set config.init_from"
         )
     checkpoints = CheckpointDirectory(workdir / CHECKPOINTS)
-    step = checkpoints.best()
+    step = json.loads(hosts.gather(json.dumps(checkpoints.best()))[0])  # as the first process sees it
     if step is None:
         raise UserError(f"--workdir: no checkpoint in {workdir}/checkpoints can be read; bring one back from a copy")
     try:
@@ -281,7 +283,8 @@ def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
 
 
 def _evaluate_weights(run: Run, workdir: Path, weights: Mapping[str, Variables]) -> dict[str, Any]:
-    results = Evaluator(run.config, run.predict, run.source, run.mesh)(weights)
+    evaluator = Evaluator(run.config, run.predict, run.source, run.mesh)
+    results = evaluator(weights, lambda batch: hosts.at(f"batch {batch} of an evaluation", compiling=batch <= 2))
     if jax.process_index() == 0:
         report(results, run.source, workdir)
     return json_of(results)

@@ -155,13 +155,13 @@ def device_batches(
         examples, first, size = host.pop("index"), step * batch_size, host["image"].shape[1]
         taught = store.read(slice(first + rows.start, first + rows.stop), examples) if store else {}
         device: Batch = {
-            **parallel.put_batch(host, mesh),
+            **parallel.put_batch(host, mesh, batch_size),
             "mix": parallel.put_replicated(_mix(config, step, size, unmixed_from), mesh),
-            "teacher": parallel.put_batch(taught, mesh),
+            "teacher": parallel.put_batch(taught, mesh, batch_size),
         }
         if config.erasing.probability:
             erased = {name: value[rows] for name, value in _erase(config, step, size).items()}
-            device["erasing"] = parallel.put_batch(erased, mesh)
+            device["erasing"] = parallel.put_batch(erased, mesh, batch_size)
         yield device, replaced
 
 

@@ -1,26 +1,37 @@
 """What the processes of a run compare before they begin."""
 
+import secrets
 import time
+from pathlib import Path
 
 from deit_jax.base.errors import UserError
 from deit_jax.data import Source
 from deit_jax.parallel import hosts
-from deit_jax.run.workdir import Workdir
 
 SEEN = 60  # seconds after which a file that one host wrote is seen by all that share its folder
 
 
-def require_together(workdir: Workdir, source: Source, held_out: Source) -> None:
-    """Raises `UserError`, in all processes, unless they share the workdir and have the same data."""
-    wanted, *_ = hosts.gather(workdir.owner())
+def require_shared(folder: Path, flag: str) -> None:
+    """Raises `UserError`, in all processes, unless the folder that a flag names is the same for all of them."""
+    if not hosts.several():
+        return
+    name, *_ = hosts.gather(f".seen-{secrets.token_hex(8)}")
+    if hosts.index() == 0:
+        (folder / name).write_text("")
+    hosts.gather("written")
     until = time.monotonic() + SEEN
-    while (seen := workdir.owner()) != wanted and time.monotonic() < until:
+    while not (seen := (folder / name).exists()) and time.monotonic() < until:
         time.sleep(0.5)
-    same = hosts.gather(str(seen == wanted))
-    if "False" in same:
+    answers = hosts.gather(str(seen))
+    if hosts.index() == 0:
+        (folder / name).unlink()
+    if "False" in answers:
+        stranger = hosts.name(answers.index("False"))
         raise UserError(
-            f"--workdir: {hosts.name(same.index('False'))} does not see what {hosts.name(0)} writes into "
-            f"{workdir.root}; name a folder that all of them share"
+            f"{flag}: {stranger} does not see what {hosts.name(0)} writes into {folder}; name a place that all share"
         )
-    data = {"train_split": source, "eval_split": held_out}
-    hosts.require_same({f"the data of config.data.{name}": split.fingerprint for name, split in data.items()})
+
+
+def require_same_data(**splits: Source) -> None:
+    """Raises `UserError`, in all processes, unless they have opened the same splits of `config.data`."""
+    hosts.require_same({f"the data of config.data.{name}": split.fingerprint for name, split in splits.items()})

@@ -36,7 +36,7 @@ from deit_jax.run.learning import peak_learning_rate
 from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows, require_wandb
 from deit_jax.run.rollback import Rollbacks
 from deit_jax.run.stream import eval_source, train_source
-from deit_jax.run.together import require_together
+from deit_jax.run.together import require_same_data, require_shared
 from deit_jax.run.versions import versions
 from deit_jax.run.workdir import Workdir, own
 from deit_jax.step.state import TrainState, Variables
@@ -82,7 +82,8 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     parallel.check_batch(mesh, config.batch_size, config.optim.accumulation)
     source = train_source(config)
     held_out = eval_source(config, source.class_names)
-    require_together(workdir, source, held_out)
+    require_shared(workdir.root, "--workdir")
+    require_same_data(train_split=source, eval_split=held_out)
     run = build(config, mesh, source)
     total = run.total
     image_seconds = run.image_seconds()  # before the state takes its room
@@ -94,6 +95,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     checkpoints = Checkpoints(workdir.checkpoints, aside=workdir.corrupt, keep=config.checkpoint.keep)
     rollbacks = Rollbacks(workdir, total=total, limit=config.guard.max_rollbacks, batch_size=config.batch_size)
     meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
+    hosts.at("the state to begin with", compiling=True)
     state, progress, notes = _begin(run, workdir, checkpoints, rollbacks, meta)
     start, seed = int(state.step), np.uint32(config.seed)
     unjudged = progress.row is not None  # the run ended before the evaluation did
@@ -130,6 +132,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
             _draw_curves(run, workdir)
 
     def save(*, last: bool) -> None:
+        hosts.at(f"saving step {state.step}")
         checkpoints.save(state, meta | monitor.progress.to_json(), last=last)
 
     # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.

@@ -40,12 +40,6 @@ class Workdir:
         self.checkpoints, self.corrupt = root / CHECKPOINTS, root / CORRUPT
         self.metrics, self.rollbacks = root / "metrics.jsonl", root / "rollbacks.json"
 
-    def owner(self) -> str:
-        """Who has the folder, as it is seen from here; "" for nobody."""
-        with contextlib.suppress(OSError, ValueError):
-            return read_regular(self.root / LOCK, 200).decode()
-        return ""
-
     def write_json(self, name: str, content: Any) -> None:
         """Writes a file of the run, whole or not at all; `UserError` where that fails."""
         try:

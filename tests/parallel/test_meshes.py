@@ -113,12 +113,12 @@ def test_mixing_partners_travel_as_uint8(erased):
     mesh = parallel.make_mesh(8)
     mix = mixing.draw(0, 0, groups=1, image_size=8, mixup=0.8, cutmix=1.0, probability=1.0, switch_probability=0.5)
     images = np.random.default_rng(0).integers(256, size=(16, 8, 8, 3), dtype=np.uint8)
-    batch = {**parallel.put_batch({"image": images}, mesh), "mix": parallel.put_replicated(mix, mesh)}
+    batch = {**parallel.put_batch({"image": images}, mesh, 16), "mix": parallel.put_replicated(mix, mesh)}
     see = jax.jit(functools.partial(student_images, normalize=Normalization((0.5,) * 3, (0.2,) * 3)))
     if erased:
         where = {"area": (0.02, 1 / 3), "aspect": (0.3, 1 / 0.3), "min_count": 1, "max_count": 2, "probability": 0.7}
         drawn = erasing.draw(0, 0, batch_size=16, image_size=8, mode="pixel", **where)
-        batch["erasing"] = parallel.put_batch(drawn, mesh)
+        batch["erasing"] = parallel.put_batch(drawn, mesh, 16)
     lines = see.lower(batch).compile().as_text().splitlines()
     moving = [line for line in lines if re.search(r" (collective-permute|all-to-all|all-gather)(-start)?\(", line)]
     assert moving
