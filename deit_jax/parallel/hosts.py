@@ -8,9 +8,11 @@ There is more here than its `initialize`, since by itself a process that dies le
 is seen by nobody, and no word names who is missing.
 """
 
+import ctypes
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -53,14 +55,16 @@ class Peers:
         self._quiet = [0.0] * count  # seconds since that came
         self._asking = False  # the service has not answered yet
         self._rounds = itertools.count()
-        self._over, self._leaving = False, threading.Lock()
+        self._over, self._leaving = threading.Event(), threading.Lock()
         self.watchdog = Watchdog(step_timeout, end=self._hung, tick=self._tick)
 
     def start(self) -> None:
         """Begins to give signs of life, and to look out for those of the others."""
-        for work in (self._beat, self._listen):
-            threading.Thread(target=work, daemon=True, name=work.__name__).start()
-        self.watchdog.start()
+        _delay_abort()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._listen)]
+        holding = threading.Thread(target=self._hold, daemon=True)
+        for thread in (*self._threads, holding, self.watchdog):
+            thread.start()
         self._hosts = self.gather(socket.gethostname())
 
     def name(self, index: int) -> str:
@@ -79,6 +83,7 @@ class Peers:
             try:
                 gathered.append(self._client.blocking_key_value_get(f"{place}/{peer}", int(1000 * self._timeout)))
             except jax.errors.JaxRuntimeError as error:
+                self.blame()
                 raise TryAgain(f"{self.name(peer)} has not come within {self._timeout:g} seconds") from error
         return gathered
 
@@ -101,13 +106,19 @@ class Peers:
 
     def blame(self) -> None:
         """After an exception that nobody has foreseen: where it came of a lost process, this does not return."""
+        self.watchdog.at("")
         self._silent = min(self._silent, SUSPECT)
         time.sleep(self._silent + 2 * self._beat_every)
 
     def close(self) -> None:
         """Ends in good order, together with all others."""
-        self.watchdog.at("the end of the run")
-        self._over = True
+        self.watchdog.at("the end")
+        self.gather("done")
+        self._over.set()
+        if self.index == 0:
+            self._client.key_value_set(f"{_ROOT}/ended", json.dumps([0, 0, ""]))
+        for thread in self._threads:  # none may be within the service when Python ends
+            thread.join()
         jax.distributed.shutdown()
 
     def _leave_alone(self) -> None:
@@ -140,29 +151,44 @@ class Peers:
                 if beat != self._signs[peer][0]:
                     self._quiet[peer] = 0.0
                 self._signs[peer] = beat, doing
-            time.sleep(self._beat_every)
+            if self._over.wait(self._beat_every):
+                return
 
     def _listen(self) -> None:
-        """Hears at once of a process that ends, and of the end of process 0 without a word."""
-        while True:
+        """Hears at once of a process that ends with a word."""
+        told = ""
+        while not told:
             try:
                 told = self._client.blocking_key_value_get(f"{_ROOT}/ended", 86_400_000)
             except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" in str(error):
-                    continue
-                if not self._over:
-                    self._leave_alone()
-                    self._say(f"{self.name(0)} is gone, and all others with it; here was {self._at(self.index)}")
-                    os._exit(75)
-                return
-            index, status, line = json.loads(told)
-            if index != self.index:
-                time.sleep(1)  # for what this process says itself, if it ends for the same reason
-                self._leave_alone()
-                if self.index == 0:
-                    self._say(f"{self.name(index)} ended with status {status}: {line}")
-                os._exit(status)
-            return
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    return  # process 0 is gone
+        index, status, line = json.loads(told)
+        if status and index != self.index:
+            time.sleep(1)  # for what this process says itself, if it ends for the same reason
+            self._leave_alone()
+            if self.index == 0:
+                self._say(f"{self.name(index)} ended with status {status}: {line}")
+            os._exit(status)
+
+    def _hold(self) -> None:
+        """Hears at once of the end of process 0 without a word, by a connection that its end breaks."""
+        host, _, port = str(distributed.global_state.coordinator_address).rpartition(":")
+        refused = 0
+        while self.index and refused < 3:
+            try:
+                with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as connection:
+                    refused = 0
+                    connection.settimeout(None)
+                    while connection.recv(4096):  # the service greets, and after a while hangs up
+                        pass
+            except OSError:
+                refused += 1
+            time.sleep(0.3)
+        if self.index and not self._over.is_set():
+            self._leave_alone()
+            self._say(f"{self.name(0)} is gone, and all others with it; here was {self._at(self.index)}")
+            os._exit(75)
 
     def _tick(self, passed: float) -> None:
         """Counts the time without signs of life, and leaves when there was too much of it."""
@@ -172,7 +198,7 @@ class Peers:
         # Who gets no answer from the service hears of nobody.
         watched = [0] if self._asking and self.index else others
         lost = [peer for peer in watched if self._quiet[peer] > self._silent]
-        if lost and not self._over:
+        if lost and not self._over.is_set():
             told = ", ".join(f"{self.name(peer)}, last heard of at {self._at(peer)}" for peer in lost)
             self.leave(75, f"no sign of life for {self._silent:g} seconds: {told}; here was {self._at(self.index)}")
 
@@ -276,6 +302,16 @@ def close() -> None:
     """The end of a command that did what it should."""
     if _peers:
         _peers.close()
+
+
+def _delay_abort() -> None:
+    """Lets a thread that aborts the process sleep a few seconds before.
+
+    JAX's runtime does so when process 0 is gone, at once and without saying who is missing; so there is time to say it
+    in Python, and to leave with a status that was chosen. The number of the signal, 6, becomes the seconds.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal(signal.SIGABRT, libc.sleep)
 
 
 def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> None:
