@@ -29,8 +29,6 @@ POD = {
     "restartPolicy": {"Never"},  # all that a podFailurePolicy goes with
     "terminationGracePeriodSeconds": {int},
     "serviceAccountName": TEXT,
-    "hostNetwork": {bool},
-    "dnsPolicy": {"ClusterFirst", "ClusterFirstWithHostNet"},
     "nodeSelector": MAP,
     "containers!": [CONTAINER],
     "volumes": [{"name!": TEXT, "emptyDir": {"medium": TEXT}}],
