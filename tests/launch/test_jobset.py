@@ -158,6 +158,13 @@ def test_a_job_has_a_pod_for_every_host(jobset):
         assert limits["nvidia.com/gpu"] == 8
 
 
+def test_a_slice_has_a_node_pool_of_its_own():
+    """Its chips are wired to each other, and to none of another pool."""
+    jobset = yaml.safe_load((ROOT / "launch/gke-jobset.yaml").read_text())
+    placement = jobset["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
+    assert placement == "cloud.google.com/gke-nodepool"
+
+
 def test_gpu_hosts_are_told_of_each_other():
     jobset = yaml.safe_load((ROOT / "launch/gke-jobset-gpu.yaml").read_text())
     (replicated,) = jobset["spec"]["replicatedJobs"]

@@ -37,15 +37,19 @@ def test_only_75_and_134_start_it_again(tmp_path, statuses, runs, status):
     assert (tmp_path / "runs").read_text().count("run") == runs
 
 
+def wait_for(log, words):
+    until = time.monotonic() + 20
+    while not (log.exists() and words in log.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path, number):
     work = "trap 'echo saved; exit 75' TERM; echo working; while :; do sleep 0.05; done"
-    process = subprocess.Popen([SCRIPT, "--pause=0", "--log=log", "--", "bash", "-c", work], cwd=tmp_path)
+    process = subprocess.Popen([SCRIPT, "--pause=60", "--log=log", "--", "bash", "-c", work], cwd=tmp_path)
     log = tmp_path / "log"
-    until = time.monotonic() + 20
-    while not (log.exists() and "working\n" in log.read_text()):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_for(log, "working\n")
     assert int((tmp_path / "log.pid").read_text()) == process.pid
 
     second = subprocess.run([SCRIPT, "--log=log", "--", "true"], cwd=tmp_path, capture_output=True, text=True)
@@ -56,6 +60,14 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     assert process.wait(20) == 75
     assert log.read_text().count("saved\n") == 1
     assert log.read_text().count(": try ") == 1
+
+
+def test_a_signal_in_the_pause_stops(tmp_path):
+    process = subprocess.Popen([SCRIPT, "--pause=1", "--log=log", "--", "bash", "-c", "exit 75"], cwd=tmp_path)
+    wait_for(tmp_path / "log", "exit status 75\n")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 75
+    assert (tmp_path / "log").read_text().count(": try ") == 1
 
 
 @pytest.mark.parametrize(
