@@ -25,7 +25,7 @@ from jax._src import distributed
 
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.text import printable
-from deit_jax.parallel.cluster import FLAGS, VARIABLES, Cluster
+from deit_jax.parallel.cluster import FLAGS, Cluster
 from deit_jax.parallel.watchdog import Watchdog
 
 SILENT = 60  # seconds without a sign of life after which a process is lost
@@ -106,7 +106,7 @@ class Peers:
 
     def blame(self) -> None:
         """After an exception that nobody has foreseen: where it came of a lost process, this does not return."""
-        self.watchdog.at("")
+        self.watchdog.rest()
         self._silent = min(self._silent, SUSPECT)
         time.sleep(self._silent + 2 * self._beat_every)
 
@@ -315,11 +315,11 @@ def _delay_abort() -> None:
 
 
 def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> None:
-    given = cluster.source in (FLAGS[0], VARIABLES[0])
+    given = cluster.source == FLAGS[0]  # else something that starts many hosts, of which one may be late
     kind = UserError if given else TryAgain
     where = f"{cluster.source}: {cluster.coordinator or 'its processes'}"
     if cluster.coordinator and cluster.process:
-        _require_reachable(cluster.source, cluster.coordinator, start_timeout)
+        _require_reachable(where, cluster.coordinator, start_timeout, kind)
 
     def give_up() -> None:
         print(
@@ -352,8 +352,8 @@ def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> Non
         deadline.cancel()
 
 
-def _require_reachable(source: str, coordinator: str, timeout: float) -> None:
-    """Raises `UserError` where nobody answers at the coordinator's address in time."""
+def _require_reachable(where: str, coordinator: str, timeout: float, kind: type[Exception]) -> None:
+    """Raises a `kind` of exception where nobody answers at the coordinator's address in time."""
     host, _, port = coordinator.rpartition(":")
     begun, reason = time.monotonic(), ""
     while time.monotonic() - begun < timeout:
@@ -363,9 +363,9 @@ def _require_reachable(source: str, coordinator: str, timeout: float) -> None:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             time.sleep(0.2)
-    raise UserError(
-        f"{source}: {coordinator} cannot be reached, tried for {timeout:g} seconds: {reason}; name the host of process "
-        f"0, and start that one, too"
+    raise kind(
+        f"{where} cannot be reached, tried for {timeout:g} seconds: {reason}; name the host of process 0, and start it, "
+        f"too"
     )
 
 

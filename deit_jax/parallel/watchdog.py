@@ -5,6 +5,7 @@ operation, a disk, a reader of photos.
 """
 
 import faulthandler
+import math
 import sys
 import threading
 import time
@@ -29,17 +30,21 @@ class Watchdog(threading.Thread):
     ):
         super().__init__(daemon=True, name="watchdog")
         self.limit, self._end, self._tick = limit, end, tick
-        self.doing, self._since, self._most = "", 0.0, limit
+        self.doing, self._since, self._most = "", math.inf, limit
         self._now = 0.0  # seconds that this thread has seen
 
     def at(self, doing: str, *, compiling: bool = False) -> None:
-        """Says what is begun now, and so that what was done before is over; "": nothing that has a limit.
+        """Says what is begun now, and so that what was done before is over.
 
         Args:
             compiling: at first, which takes minutes whatever the limit.
         """
         self._most = max(self.limit, COMPILING) if compiling else self.limit
         self.doing, self._since = doing, self._now
+
+    def rest(self) -> None:
+        """From now on nothing has a limit, until something else is begun."""
+        self._since = math.inf
 
     def run(self) -> None:
         pause, last = min(1.0, self.limit / 10), time.monotonic()
@@ -49,7 +54,6 @@ class Watchdog(threading.Thread):
             passed, last = min(now - last, 2 * pause), now
             self._now += passed
             self._tick(passed)
-            doing = self.doing
-            if doing and self._now - self._since > self._most:
+            if self._now - self._since > self._most:
                 faulthandler.dump_traceback(sys.stderr)
-                self._end(f"{doing} has taken {self._most:g} seconds, as long as --step_timeout allows")
+                self._end(f"{self.doing} has taken {self._most:g} seconds, as long as --step_timeout allows")
