@@ -364,8 +364,8 @@ def _require_reachable(where: str, coordinator: str, timeout: float, kind: type[
             reason = getattr(error, "strerror", None) or str(error)
             time.sleep(0.2)
     raise kind(
-        f"{where} cannot be reached, tried for {timeout:g} seconds: {reason}; name the host of process 0, and start it, "
-        f"too"
+        f"{where} cannot be reached, tried for {timeout:g} seconds: {reason}; name the host of process 0, and start "
+        f"that one, too"
     )
 
 
