@@ -18,6 +18,15 @@ class TryAgain(Exception):
     """
 
 
+class OutOfReach(OSError):
+    """A bucket that does not answer, or not now: the same command goes on when it does."""
+
+
+def blame(error: OSError, line: str) -> UserError | TryAgain:
+    """The exception with which a command ends that met an error of the system's, told in a line."""
+    return TryAgain(line) if isinstance(error, OutOfReach) else UserError(line)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean a or b?` for the known names most like `name`, or else all that are known."""
     known = list(known)

@@ -4,11 +4,12 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import jax
 
 from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.storage import COMMITTED, Place, is_bucket
 from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
 
@@ -22,7 +23,7 @@ class Checkpoints(CheckpointDirectory):
         keep: the number of latest ones kept beside the best.
     """
 
-    def __init__(self, directory: Path, *, aside: Path, keep: int):
+    def __init__(self, directory: Place, *, aside: Place, keep: int):
         super().__init__(directory)
         self._aside, self._keep = aside, keep
         self._remove_unfinished()  # which a kill has left
@@ -34,7 +35,7 @@ class Checkpoints(CheckpointDirectory):
             last: waits for the end, and tries twice.
 
         Raises:
-            UserError: the last one cannot be written.
+            UserError: the last one cannot be written; `TryAgain` where that is a bucket's fault.
         """
         if not self.finish():
             logging.warning("the checkpoint before step %d could not be written; this one is tried again", state.step)
@@ -48,9 +49,11 @@ class Checkpoints(CheckpointDirectory):
             if not last or self.finish():
                 return
         if last:
-            raise UserError(
-                f"{self.directory}: step {state.step} could not be saved, see above; make room, and the same command "
-                f"goes on from step {self.latest() or 0}"
+            remote = is_bucket(self.directory)
+            raise (TryAgain if remote else UserError)(
+                f"{self.directory}: step {state.step} could not be saved, see above; "
+                f"{'see to the bucket' if remote else 'make room'}, and the same command goes on from step "
+                f"{self.latest() or 0}"
             )
 
     def judge(self, step: int, top1: float) -> None:
@@ -111,7 +114,7 @@ class Checkpoints(CheckpointDirectory):
         return None
 
     def _remove_unfinished(self) -> None:
-        for left in self.directory.glob(f"*{UNFINISHED}*") if jax.process_index() == 0 else ():
+        for left in self.unfinished() if jax.process_index() == 0 else ():
             _remove(left)
 
     def _collect(self) -> None:
@@ -138,16 +141,27 @@ class Checkpoints(CheckpointDirectory):
         if jax.process_index() == 0:
             self._aside.mkdir(exist_ok=True)
             _remove(self._aside / str(step))
+            _disown(self.directory / str(step))
             (self.directory / str(step)).rename(self._aside / str(step))
 
 
-def _remove(folder: Path) -> None:
+def _disown(folder: Place) -> None:
+    """Takes from a step in a bucket, of which files are moved and removed one by one, what says that all are there."""
+    if is_bucket(folder):
+        (folder / COMMITTED).unlink(missing_ok=True)
+
+
+def _remove(folder: Any) -> None:
     """Under another name first: a kill must leave no step that looks whole."""
+    _disown(folder)
     with contextlib.suppress(FileNotFoundError):
+        if is_bucket(folder):
+            folder.rmtree()
+            return
         doomed = folder if UNFINISHED in folder.name else folder.rename(folder.with_name(folder.name + UNFINISHED))
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def has_steps(directory: Path) -> bool:
+def has_steps(directory: Place) -> bool:
     """Whether a checkpoint, whole or not, is in the directory; makes nothing."""
     return bool(CheckpointDirectory(directory).steps())
