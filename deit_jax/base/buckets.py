@@ -29,8 +29,9 @@ T = TypeVar("T")
 
 PATIENCE = 90.0  # seconds for a call that moves little data; gcsfs asks again for half a minute
 SPEED = 2e6  # bytes a second, which a call that moves data may fall to
-# It tells of each failure with a traceback, and what comes to us as an exception is told in a line.
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+# They tell of each failure with a traceback, and what comes to us as an exception is told in a line.
+for name in ("gcsfs", "google.auth"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 # What another process has written is seen at once.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 

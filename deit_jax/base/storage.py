@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import OutOfReach, UserError
 
 os.environ["EPATH_USE_TF"] = "false"  # else epath would read buckets by TensorFlow, where that is installed
 
@@ -35,6 +35,18 @@ def place(given: str, flag: str) -> Place:
     Raises:
         UserError: it is of another kind than those that are read; or no name for one.
     """
+    try:
+        path = named(given, flag).expanduser().absolute()
+        str(path).encode()
+    except RuntimeError as error:
+        raise UserError(f"{flag}: {given} begins with ~, and there is no such home folder; name it in full") from error
+    except UnicodeEncodeError as error:  # the libraries that write arrays take text alone
+        raise UserError(f"{flag}: {given} is no UTF-8; choose another name") from error
+    return path
+
+
+def named(given: str, flag: str) -> Place:
+    """As `place`, but as it is named: a folder of this machine may be relative."""
     if given.startswith(SCHEME):
         return _in_bucket(given, flag)
     if "://" in given:
@@ -43,14 +55,7 @@ def place(given: str, flag: str) -> Place:
             f"{flag}: {given} is a URL of {scheme}, which is not read; name a folder or file of this machine, or "
             f"one in a bucket as {SCHEME}bucket/name"
         )
-    try:
-        path = Path(given).expanduser().absolute()
-        str(path).encode()
-    except RuntimeError as error:
-        raise UserError(f"{flag}: {given} begins with ~, and there is no such home folder; name it in full") from error
-    except UnicodeEncodeError as error:  # the libraries that write arrays take text alone
-        raise UserError(f"{flag}: {given} is no UTF-8; choose another name") from error
-    return path
+    return Path(given)
 
 
 def _in_bucket(given: str, flag: str) -> Place:
@@ -67,6 +72,26 @@ def _in_bucket(given: str, flag: str) -> Place:
             f"{flag}: {given}: the package {error.name} is missing; pip install 'deit_jax[gcs]', which reads buckets"
         ) from error
     return BucketPath(given)
+
+
+def told(error: OSError, place: Any) -> str:
+    """Why a place cannot be read or written, and for one in a bucket the mend."""
+    reason = error.strerror or str(error)
+    if not is_bucket(place):
+        return reason
+    match error:
+        case OutOfReach():
+            return f"{reason}; the same command goes on when the bucket answers"
+        case FileNotFoundError():
+            bucket = f"{SCHEME}{place.bucket}"
+            return f"there is no bucket {bucket}; make it (gcloud storage buckets create {bucket}), or name another"
+        case PermissionError():
+            return (
+                f"{reason}; log in (gcloud auth application-default login), or get the role Storage Object User on "
+                f"{SCHEME}{place.bucket}"
+            )
+        case _:
+            return reason
 
 
 def is_bucket(place: Place) -> bool:

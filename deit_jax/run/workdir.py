@@ -18,7 +18,7 @@ from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import TryAgain, UserError, blame
 from deit_jax.base.forms import read_regular
 from deit_jax.base.links import refuse_links
-from deit_jax.base.storage import Place, copy_whole, is_bucket, scratch
+from deit_jax.base.storage import Place, copy_whole, is_bucket, scratch, told
 from deit_jax.run.lease import Lease
 
 LOCK = ".lock"
@@ -103,8 +103,7 @@ def _own_in_bucket(root: Any) -> Iterator[Workdir]:
             if (root / METRICS).exists():
                 (root / METRICS).fetch(growing / METRICS)
         except OSError as error:
-            mend = f"make the bucket {root.bucket}, get the right to write to it, or name another"
-            raise blame(error, f"--workdir: cannot write to {root}: {error.strerror}; {mend}") from error
+            raise blame(error, f"--workdir: cannot write to {root}: {told(error, root)}") from error
         workdir = Workdir(root, growing, lease)
         try:
             yield workdir
