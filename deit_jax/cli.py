@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from deit_jax.base import cuda
 from deit_jax.base.caches import cache_folder
-from deit_jax.base.errors import OutOfReach, TryAgain, UserError, nearest
+from deit_jax.base.errors import TryAgain, UserError, nearest
 from deit_jax.base.storage import place
 from deit_jax.base.text import printable
 from deit_jax.config.resolve import field_paths, flatten
@@ -132,8 +132,6 @@ def _status_of(error: BaseException) -> int:
             return _say(str(error), 75)
         case BrokenPipeError():
             return 141
-        case OutOfReach():
-            return _say(f"{error.filename}: {error.strerror}; the same command goes on when the bucket answers", 75)
         case OSError():  # of a place that nobody has looked at before
             where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             return _say(f"error: {where}{error.strerror or error}; see to it, or name another place", 2)

@@ -1,14 +1,14 @@
 """Files in a bucket of Google Cloud Storage: paths of etils.epath, by gcsfs, each call of which comes to an end.
 
 The libraries ask a bucket that does not answer again for half an hour, or wait for ever. Here a call has a deadline,
-and what goes wrong is an error of the system's, as it is with a disk: `FileNotFoundError`, `PermissionError`, or
-`OutOfReach` where waiting helps.
+and what goes wrong is an error of the system's, as with a disk, or `OutOfReach` where waiting helps.
 """
 
 import errno
 import functools
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent import futures
@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 # It asks for the kind of the bucket before each call, with a permission of its own; ordinary calls work on all kinds.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
+import aiohttp
 import fsspec.config
-import gcsfs  # noqa: F401, epath finds it by its name
+import fsspec.exceptions
+import gcsfs.retry
+import requests
 from etils.epath import backend, gpath
 from google.auth import exceptions as auth
 
@@ -29,6 +32,13 @@ T = TypeVar("T")
 
 PATIENCE = 90.0  # seconds for a call that moves little data; gcsfs asks again for half a minute
 SPEED = 2e6  # bytes a second, which a call that moves data may fall to
+MANY = 10**9  # bytes, where nobody has counted them
+# What waiting helps against, as the libraries and TensorStore have it; and what it does not.
+PASSING = (aiohttp.ClientError, requests.RequestException, auth.TransportError, fsspec.exceptions.FSTimeoutError)
+PASSING_STATUS = r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED)\b"
+REFUSED = (auth.RefreshError, auth.DefaultCredentialsError)
+REFUSED_STATUS = r"^Forbidden\b|\b(PERMISSION_DENIED|UNAUTHENTICATED)\b"
+
 # They tell of each failure with a traceback, and what comes to us as an exception is told in a line.
 for name in ("gcsfs", "google.auth"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -37,14 +47,15 @@ fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 
 def within(function: Callable[[], T], where: object, *, nbytes: int = 0) -> T:
-    """The result of a function, which is left alone where it takes too long.
+    """The result of a function of a library, which is left alone where it takes too long.
 
     Args:
-        where: the place that it is about, for the message.
+        where: the place that it is about, for messages.
         nbytes: that it moves.
 
     Raises:
-        OutOfReach: it took longer than it may.
+        OutOfReach: it took longer than it may, or says that the bucket does not answer.
+        PermissionError, FileNotFoundError: of a bucket, or of an object.
     """
     answer: futures.Future[T] = futures.Future()
 
@@ -58,8 +69,14 @@ def within(function: Callable[[], T], where: object, *, nbytes: int = 0) -> T:
     seconds = PATIENCE + nbytes / SPEED
     done, _ = futures.wait([answer], seconds)
     if not done:
-        raise OutOfReach(errno.ETIMEDOUT, f"no answer within {seconds:.0f} seconds", str(where))
-    return answer.result()
+        raise OutOfReach(where, f"no answer within {seconds:.0f} seconds")
+    try:
+        return answer.result()
+    except Exception as error:
+        known = _known(error, where)
+        if known is error:
+            raise
+        raise known from error
 
 
 class BucketPath(gpath.PosixGPath):
@@ -72,7 +89,7 @@ class BucketPath(gpath.PosixGPath):
     @property
     def bucket(self) -> str:
         """The bucket's name."""
-        return self.parts[2] if len(self.parts) > 2 else ""
+        return self.parts[2]
 
     @property
     def key(self) -> str:
@@ -86,50 +103,36 @@ class BucketPath(gpath.PosixGPath):
         return self
 
     def read_bytes(self) -> bytes:
-        return ask(self, "cat_file")
+        return self._ask("cat_file", str(self))
 
     def write_bytes(self, data: bytes) -> None:
-        ask(self, "pipe_file", data, nbytes=len(data))
+        self._ask("pipe_file", str(self), data, nbytes=len(data))
 
     def write_new(self, data: bytes) -> None:
         """As `write_bytes`; `FileExistsError` where the name is there already, of two writers for one of them."""
-        ask(self, "pipe_file", data, mode="create")
+        self._ask("pipe_file", str(self), data, mode="create")
 
     def fetch(self, file: Path) -> None:
         """Copies the content to a file of this machine."""
-        ask(self, "get_file", str(file), nbytes=self.stat().length)
+        self._ask("get_file", str(self), str(file), nbytes=self.stat().length)
 
     def store(self, file: Path) -> None:
-        """Copies the content of a file of this machine here; whole, or it is as it was before."""
-        ask(self, "put_file", str(file), turned=True, nbytes=file.stat().st_size)
+        """Copies a file of this machine here: whole, or all is as it was before."""
+        self._ask("put_file", str(file), str(self), nbytes=file.stat().st_size)
 
     def files(self) -> "list[BucketPath]":
         """All below it, however deep."""
-        return [type(self)(f"gs://{name}") for name in ask(self, "find")]
+        return [type(self)(f"gs://{name}") for name in self._ask("find", str(self))]
 
     def rename(self, target: Any) -> Any:
         """Moves all below it, one after another."""
-        ask(self, "mv", str(target), recursive=True, nbytes=_LARGE)
+        self._ask("mv", str(self), str(target), recursive=True, nbytes=MANY)
         return target
 
-
-_LARGE = 10**9  # where nobody has counted the bytes
-
-
-def ask(path: BucketPath, method: str, *arguments: Any, nbytes: int = 0, turned: bool = False, **options: Any) -> Any:
-    """What a method of gcsfs says of a path; `turned`: the path is its second argument."""
-    system = backend.fsspec_backend.fs(path)
-    order = [*arguments, str(path)] if turned else [str(path), *arguments]
-    return _ask(functools.partial(getattr(system, method), *order, **options), path, nbytes)
-
-
-def _ask(function: Callable[[], T], where: object, nbytes: int = 0) -> T:
-    try:
-        return within(function, where, nbytes=nbytes)
-    except OutOfReach:
-        raise
-    except Exception as error:
-        raise _of_the_system(error, str(where)) from error
+    def _ask(self, method: str, *arguments: Any, nbytes: int = 0, **options: Any) -> Any:
+        """What a method of gcsfs says."""
+        call = getattr(backend.fsspec_backend.fs(self), method)
+        return within(functools.partial(call, *arguments, **options), self, nbytes=nbytes)
 
 
 class _Patient:
@@ -137,19 +140,19 @@ class _Patient:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(backend.fsspec_backend, name)
-        return lambda path, *arguments, **options: _ask(functools.partial(method, path, *arguments, **options), path)
+        return lambda path, *rest, **options: within(functools.partial(method, path, *rest, **options), path)
 
 
-def _of_the_system(error: Exception, where: str) -> Exception:
-    """The error of the system's that an error of the libraries' stands for."""
-    text, code = " ".join(str(error).split())[:200], str(getattr(error, "code", ""))
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(errno.ENOENT, "is not there", where)
-    if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError | ImportError | NotImplementedError):
-        return error
-    refused = isinstance(error, auth.RefreshError | auth.DefaultCredentialsError)
-    if refused or code in ("401", "403") or text.startswith("Forbidden"):
-        return PermissionError(errno.EACCES, f"no permission ({text})", where)
-    if isinstance(error, ValueError) or (code.startswith("4") and code not in ("408", "429")):
-        return OSError(errno.EINVAL, text, where)
-    return OutOfReach(errno.EAGAIN, text or type(error).__name__, where)
+def _known(error: Exception, where: object) -> Exception:
+    """The error of the system's that an error of the libraries' stands for, or itself."""
+    text = " ".join(str(error).split())[:200]
+    code = str(error.code) if isinstance(error, gcsfs.retry.HttpError) else ""
+    if isinstance(error, REFUSED) or code in ("401", "403") or re.search(REFUSED_STATUS, text):
+        return PermissionError(errno.EACCES, f"no permission ({text})", str(where))
+    if isinstance(error, PASSING) or re.match("5|408|429", code) or re.search(PASSING_STATUS, text):
+        return OutOfReach(where, text or type(error).__name__)
+    if isinstance(error, FileNotFoundError) and error.errno is None:
+        return FileNotFoundError(errno.ENOENT, "is not there", str(where))
+    if code or text.startswith("Bad Request"):
+        return OSError(errno.EINVAL, text, str(where))
+    return error

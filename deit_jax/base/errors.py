@@ -18,13 +18,11 @@ class TryAgain(Exception):
     """
 
 
-class OutOfReach(OSError):
-    """A bucket that does not answer, or not now: the same command goes on when it does."""
+class OutOfReach(TryAgain):
+    """A bucket does not answer, or not now."""
 
-
-def blame(error: OSError, line: str) -> UserError | TryAgain:
-    """The exception with which a command ends that met an error of the system's, told in a line."""
-    return TryAgain(line) if isinstance(error, OutOfReach) else UserError(line)
+    def __init__(self, where: object, reason: str):
+        super().__init__(f"{where}: {reason}; the same command goes on when the bucket answers")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from typing import Any, TypeVar
 
-from deit_jax.base.errors import OutOfReach, TryAgain, UserError
+from deit_jax.base.errors import UserError
 from deit_jax.base.storage import Place, is_bucket
 
 T = TypeVar("T")
@@ -27,8 +27,6 @@ def read_json(path: Place, form: type[T], *, mend: str = "fetch it anew") -> T:
         content = parse_json(read_regular(path, MAX_BYTES + 1))
         if not isinstance(content, form):
             raise ValueError(f"is no JSON {KINDS[form]}")
-    except OutOfReach as error:
-        raise TryAgain(f"{path}: cannot be read: {error.strerror}; the same command goes on later") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; {mend}") from error
     except ValueError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from deit_jax.base.errors import OutOfReach, UserError
+from deit_jax.base.errors import UserError
 
 os.environ["EPATH_USE_TF"] = "false"  # else epath would read buckets by TensorFlow, where that is installed
 
@@ -80,8 +80,6 @@ def told(error: OSError, place: Any) -> str:
     if not is_bucket(place):
         return reason
     match error:
-        case OutOfReach():
-            return f"{reason}; the same command goes on when the bucket answers"
         case FileNotFoundError():
             bucket = f"{SCHEME}{place.bucket}"
             return f"there is no bucket {bucket}; make it (gcloud storage buckets create {bucket}), or name another"
@@ -103,7 +101,7 @@ def within(function: Callable[[], T], place: Place, *, nbytes: int = 0) -> T:
     """The result of a function of a library that moves so many bytes to or from a place.
 
     Raises:
-        OutOfReach: the place is in a bucket, and it took longer than it may.
+        OutOfReach: the place is in a bucket, which does not answer.
     """
     if not is_bucket(place):
         return function()

@@ -123,8 +123,6 @@ def _check_distillation(distillation: Distillation) -> None:
             "config.distillation.kind: is 'none', and distillation.store names what a teacher said; set soft or hard, "
             "or leave the store out"
         )
-    if "://" in distillation.store:
-        raise UserError(f"config.distillation.store: {distillation.store} is a URL; copy the store to a folder")
     if distillation.kind != "none" and not (distillation.teacher.name or distillation.store):
         raise UserError(
             f"config.distillation.teacher.name: missing for distillation.kind={distillation.kind!r}; name a teacher, "

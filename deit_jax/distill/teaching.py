@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import place
 from deit_jax.config.resolve import recorded_fields, stream_fields
 from deit_jax.config.schema import Config
 from deit_jax.data import IMAGES_VERSION, Source
@@ -86,7 +87,7 @@ def open_store(config: Config, source: Source, rows: int) -> Store:
         UserError: it was recorded for another run, is not whole, or holds less than `distillation.kind` needs.
     """
     distillation = config.distillation
-    folder = Path(distillation.store).expanduser()
+    folder = place(distillation.store, "config.distillation.store")
     header, name = read_header(folder), distillation.teacher.name
     teacher = None
     if distillation.teacher.weights or ":" in name or is_artefact(name):

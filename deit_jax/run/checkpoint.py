@@ -42,7 +42,7 @@ class Checkpoints(CheckpointDirectory):
         for _ in range(2 if last else 1):
             try:
                 super().save(state, meta)
-            except (OSError, ValueError) as error:  # at once: there is no room for a folder
+            except (OSError, ValueError, TryAgain) as error:  # at once: there is no room for a folder
                 logging.warning("saving to %s failed: %.300s", self.directory, error)
                 self._remove_unfinished()
                 continue
@@ -63,8 +63,9 @@ class Checkpoints(CheckpointDirectory):
         try:
             super().judge(step, top1)
             self._collect()
-        except OSError as error:
-            logging.warning("the evaluation of step %d is not kept beside it: %s", step, error.strerror)
+        except (OSError, TryAgain) as error:
+            reason = getattr(error, "strerror", None) or error
+            logging.warning("the evaluation of step %d is not kept beside it: %s", step, reason)
 
     def finish(self) -> bool:
         """Waits for the save in the background, then removes what is not to be kept; False where the save failed."""

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-from deit_jax.base.errors import TryAgain
+from deit_jax.base.errors import OutOfReach, TryAgain
 
 REFRESH = 5.0  # seconds
 WATCH = 3 * REFRESH  # without a change, after which the owner is gone
@@ -48,7 +48,7 @@ class Lease:
         """Lets others have it at once."""
         self._over.set()
         self._thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, OutOfReach):
             if self._token in self._read():
                 self._place.unlink(missing_ok=True)
 
@@ -83,7 +83,9 @@ class Lease:
 
     def _refresh(self) -> None:
         while not self._over.wait(REFRESH):
-            with contextlib.suppress(OSError):  # whoever takes it over meanwhile is seen when the bucket answers again
+            with contextlib.suppress(
+                OSError, OutOfReach
+            ):  # whoever takes it over meanwhile is seen when the bucket answers again
                 if self._token not in (now := self._read()):
                     self._lost = _owner(now)
                     return

@@ -11,7 +11,7 @@ import logging
 import jax
 import numpy as np
 
-from deit_jax.base.errors import OutOfReach, TryAgain, UserError
+from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.base.storage import Place
 from deit_jax.run.checkpoint import Checkpoints
@@ -91,8 +91,6 @@ def _read(path: Place, total: int) -> list[dict[str, int]]:
             require(whole(jump.get("skipped", 0), 0, total), f"has {jump}")
         ends = [jump["to"] for jump in jumps]
         require(all(before < after for before, after in itertools.pairwise(ends)), "is not in order")
-    except OutOfReach as error:
-        raise TryAgain(f"{path}: cannot be read: {error.strerror}; the same command goes on later") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: cannot be read: {error}; bring it back, or remove it, which forgets where the run went back"

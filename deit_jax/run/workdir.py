@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.base.atomic import replacing
-from deit_jax.base.errors import TryAgain, UserError, blame
+from deit_jax.base.errors import OutOfReach, TryAgain, UserError
 from deit_jax.base.forms import read_regular
 from deit_jax.base.links import refuse_links
 from deit_jax.base.storage import Place, copy_whole, is_bucket, scratch, told
@@ -54,8 +54,8 @@ class Workdir:
             self._lease.require()
             try:
                 copy_whole(self.growing, self.root)
-            except OSError as error:
-                logging.warning("%s: its rows are not copied there: %s", self.root, error.strerror)
+            except (OSError, OutOfReach) as error:
+                logging.warning("%s: its rows are not copied there: %s", self.root, error)
                 return False
         return True
 
@@ -65,7 +65,7 @@ class Workdir:
             with replacing(self.root / name) as fresh:
                 fresh.write_text(json.dumps(content, indent=2) + "\n")
         except OSError as error:
-            raise blame(error, f"--workdir: cannot write {self.root / name}: {error.strerror}; make room") from error
+            raise UserError(f"--workdir: cannot write {self.root / name}: {error.strerror}; make room") from error
 
     def wandb_id(self) -> str:
         """The run's name at Weights & Biases: drawn once, since workdirs of other places may be called the same."""
@@ -103,7 +103,7 @@ def _own_in_bucket(root: Any) -> Iterator[Workdir]:
             if (root / METRICS).exists():
                 (root / METRICS).fetch(growing / METRICS)
         except OSError as error:
-            raise blame(error, f"--workdir: cannot write to {root}: {told(error, root)}") from error
+            raise UserError(f"--workdir: cannot write to {root}: {told(error, root)}") from error
         workdir = Workdir(root, growing, lease)
         try:
             yield workdir

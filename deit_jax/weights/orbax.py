@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array
 
 from deit_jax.base.atomic import replacing
-from deit_jax.base.errors import OutOfReach, TryAgain, UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.base.storage import COMMITTED, Place, is_bucket, within
 from deit_jax.step.state import MAX_STEP, TrainState, Variables
@@ -241,7 +241,7 @@ class CheckpointDirectory:
         try:
             _require_regular(where / "state")
             return within(read, where, nbytes=_nbytes(arguments.item))
-        except (MemoryError, jax.errors.JaxRuntimeError):
+        except (MemoryError, TryAgain, jax.errors.JaxRuntimeError):
             raise  # of the machine, not of the files
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
             _raise_machines(error, where)
@@ -278,11 +278,6 @@ def _require_regular(folder: Place) -> None:
 
 def _raise_machines(error: Exception, where: Place) -> None:
     """Raises `TryAgain` where an error is of the machine, and says nothing of the files."""
-    if is_bucket(where) and (isinstance(error, OutOfReach | PermissionError) or re.search(REFUSALS, str(error))):
-        reason = getattr(error, "strerror", None) or str(error)[:200]
-        raise TryAgain(
-            f"{where}: cannot be read: {reason}; the same command goes on when the bucket answers"
-        ) from error
     number = error.errno if isinstance(error, OSError) else None
     if told := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
         number = int(told[1])
@@ -342,6 +337,8 @@ def write_variables(directory: Place, variables: Variables, meta: Meta) -> None:
             checkpoints = CheckpointDirectory(unfinished)
             checkpoints.save(state, meta)
             checkpoints.close()
+    except TryAgain:
+        raise
     except Exception as error:  # Orbax raises ValueError, RuntimeError and others for a full disk
         raise UserError(f"{directory}: cannot be written: {error}; is there room, and is the place yours?") from error
 

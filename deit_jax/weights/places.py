@@ -22,7 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from deit_jax.base.errors import OutOfReach, TryAgain, UserError
+from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json
 from deit_jax.base.storage import SCHEME, Place, here, is_bucket, named
 from deit_jax.models import list_models
@@ -53,8 +53,6 @@ def find(spec: str, model: str, ema: bool | None) -> Found:
         return found
     except MemoryError as error:
         raise UserError(f"{spec}: does not fit into this machine's memory; take a larger one") from error
-    except OutOfReach as error:
-        raise TryAgain(f"{spec}: cannot be read: {error.strerror}; the same command goes on later") from error
     except OSError as error:  # a folder of somebody else's, a name that is too long
         raise UserError(
             f"{spec}: cannot be read: {error.strerror or error}; name a place that is yours to read"
