@@ -43,8 +43,7 @@ class Checkpoints(CheckpointDirectory):
             try:
                 super().save(state, meta)
             except (OSError, ValueError, TryAgain) as error:  # at once: there is no room for a folder
-                logging.warning("saving to %s failed: %.300s", self.directory, error)
-                self._remove_unfinished()
+                self._failed(error)
                 continue
             if not last or self.finish():
                 return
@@ -58,11 +57,12 @@ class Checkpoints(CheckpointDirectory):
 
     def judge(self, step: int, top1: float) -> None:
         """Adds its evaluation to a step, where that was saved."""
-        if not (self.finish() and step in self.steps()) or jax.process_index():
+        if not self.finish() or jax.process_index():
             return
         try:
-            super().judge(step, top1)
-            self._collect()
+            if step in self.steps():
+                super().judge(step, top1)
+                self._collect()
         except (OSError, TryAgain) as error:
             reason = getattr(error, "strerror", None) or error
             logging.warning("the evaluation of step %d is not kept beside it: %s", step, reason)
@@ -73,8 +73,7 @@ class Checkpoints(CheckpointDirectory):
         try:
             self.wait()
         except Exception as error:  # whatever Orbax makes of it
-            logging.warning("saving to %s failed: %.300s", self.directory, error)
-            self._remove_unfinished()
+            self._failed(error)
             return False
         if began:  # else the newest may not be whole, and those before it be needed
             self._collect()
@@ -113,6 +112,11 @@ class Checkpoints(CheckpointDirectory):
                 f"bring one back from a copy, or start anew with another --workdir"
             )
         return None
+
+    def _failed(self, error: Exception) -> None:
+        logging.warning("saving to %s failed: %.300s", self.directory, error)
+        with contextlib.suppress(OSError, TryAgain):  # the next start does it, too
+            self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
         for left in self.unfinished() if jax.process_index() == 0 else ():
