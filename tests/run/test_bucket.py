@@ -1,11 +1,12 @@
 """A run whose workdir is in a bucket, against a server of its own: what it leaves there, and what it goes through."""
 
+import dataclasses
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bucket import bucket, proxy, variables
-from tiny import replace, tiny_config, tiny_run
+from emulator import proxy, variables
 
-from deit_jax import convert, main, predict
-from deit_jax.base import buckets
+from deit_jax import convert, main
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.storage import COMMITTED, here, place
 from deit_jax.run import lease
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.metrics import read_rows
 from deit_jax.run.workdir import own
-from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint, read_variables
+from deit_jax.step.state import init_state
+from deit_jax.weights.card import Card
+from deit_jax.weights.orbax import CheckpointDirectory, read_variables
 
 ROOT = Path(__file__).parents[2]
 # When one read fails, Orbax leaves the others behind on an event loop that it has closed.
@@ -38,10 +39,10 @@ FLAGS = [
     "--config.model.depth=2",
     "--config.model.heads=3",
     "--config.model.drop_path=0.2",
-    "--config.total_steps=60",
+    "--config.total_steps=30",
     "--config.log.every_steps=3",
-    "--config.eval.every_steps=20",
-    "--config.checkpoint.every_steps=8",
+    "--config.eval.every_steps=10",
+    "--config.checkpoint.every_steps=4",
     "--config.ema.decay=0.9",
     "--config.batch_size=16",
     "--config.log.progress=False",
@@ -60,7 +61,9 @@ cli.run(main.main)
 def start(workdir, *flags, url="", patience=60):
     command = [sys.executable, "-c", PROGRAM, str(patience), *FLAGS, *flags, f"--workdir={workdir}"]
     environment = os.environ | (variables(url) if url else {}) | {"DEIT_JAX": ""}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def until(condition, seconds=120.0):
@@ -93,7 +96,7 @@ def test_a_run_is_killed_goes_on_exactly_and_is_used_where_it_lies(bucket, tmp_p
     workdir = place(f"{bucket}/run", "")
     checkpoints = CheckpointDirectory(workdir / "checkpoints")
     with start(workdir) as process:
-        until(lambda: 32 in checkpoints.steps() or process.poll() is not None)
+        until(lambda: 12 in checkpoints.steps() or process.poll() is not None)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL, process.stderr.read()
     newest = checkpoints.latest()
@@ -121,5 +124,187 @@ def test_a_run_is_killed_goes_on_exactly_and_is_used_where_it_lies(bucket, tmp_p
     average, _ = read_variables(tmp_path / "whole" / "checkpoints")
     copied, _ = read_variables(place(f"{bucket}/copy", ""))
     jax.tree.map(np.testing.assert_array_equal, copied, average)
-    np.save(tmp_path / "x.npy", np.zeros(1))
-    capsys.readouterr()
+
+
+META = {"card": Card("x").to_json()}
+PATHS = {"blocks.0.mlp.fc1.kernel": (64, 240), "head.kernel": (16, 3)}  # the first is no part of an index
+
+
+def a_state(step):
+    params = {path: jax.random.normal(jax.random.key(step), shape) for path, shape in PATHS.items()}
+    state = init_state(params, {}, (), keep_ema=True)
+    return jax.device_put(dataclasses.replace(state, step=jnp.int32(step)), jax.devices()[0])
+
+
+def opened(root, keep=3):
+    return Checkpoints(root / "checkpoints", aside=root / "corrupt", keep=keep)
+
+
+def saved(root, steps=(1, 2), keep=3):
+    checkpoints = opened(root, keep)
+    for step in steps:
+        checkpoints.save(a_state(step), META, last=True)
+    return checkpoints
+
+
+def restored(root):
+    """The step that a run would go on from; its arrays are what was saved."""
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), a_state(0))
+    state = opened(root).restore_latest(target, lambda meta: None)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(a_state(int(state.step))))
+    return int(state.step)
+
+
+def largest(step):
+    """The file with the arrays of a step."""
+    return max((file for file in step.files() if "/d/" in str(file)), key=lambda file: file.stat().length)
+
+
+def cut(step):
+    largest(step).write_bytes(largest(step).read_bytes()[:-1000])
+
+
+def flip(step):
+    data = bytearray(largest(step).read_bytes())
+    data[len(data) // 2] ^= 4
+    largest(step).write_bytes(bytes(data))
+
+
+def remove(name):
+    return lambda step: (step / name).unlink()
+
+
+DAMAGE = {
+    "cut": cut,
+    "a flipped bit": flip,
+    "no description": remove("meta/metadata"),
+    "an emptied description": lambda step: (step / "meta" / "metadata").write_bytes(b""),
+    "no index": remove("state/manifest.ocdbt"),
+    "no tree": remove("state/_METADATA"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(bucket, damage, caplog):
+    root = place(bucket, "")
+    saved(root).close()
+    DAMAGE[damage](root / "checkpoints" / "2")
+    assert restored(root) == 1
+    assert f"moved to {root}/corrupt, the one before is taken" in caplog.text
+    assert {path.parts[-1] for path in (root / "corrupt").iterdir()} == {"2"}
+    saved(root, [2]).close()
+    assert restored(root) == 2
+
+
+def test_a_step_without_its_marker_is_none_in_a_bucket_nor_copied_to_a_disk(bucket, tmp_path):
+    root = place(bucket, "")
+    saved(root).close()
+    (root / "checkpoints" / "2" / COMMITTED).unlink()
+    about = root / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    begun = json.loads(about.read_bytes()) | {"commit_timestamp_nsecs": None}
+    about.write_bytes(json.dumps(begun).encode())  # as Orbax leaves it at a kill
+    with here(root) as copy:
+        copied = CheckpointDirectory(copy / "checkpoints")
+        assert (copied.steps(), copied.latest(), copied.best()) == ([1], 1, 1)
+        assert restored(copy) == 1
+        assert not (copy / "checkpoints" / "2").exists()
+    assert CheckpointDirectory(root / "checkpoints").steps() == [1]
+    assert restored(root) == 1
+    assert not (root / "checkpoints" / "2").exists()
+
+
+def test_old_checkpoints_are_removed_and_the_best_is_kept(bucket):
+    root = place(bucket, "")
+    checkpoints = opened(root, keep=1)
+    for step, top1 in ((1, 60.0), (2, 90.0), (3, 80.0), (4, 70.0)):
+        checkpoints.save(a_state(step), META)
+        checkpoints.judge(step, top1)
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 4]
+    assert checkpoints.best() == 2
+    assert {path.name for path in (root / "checkpoints").iterdir() if path.files()} == {"2", "4"}
+
+
+def test_two_runs_in_one_workdir(bucket, monkeypatch, caplog):
+    """The second is refused while the first is alive; when it is gone the workdir is free at once."""
+    monkeypatch.setattr(lease, "REFRESH", 0.2)
+    root = place(bucket, "")
+    with own(root) as workdir:
+        with pytest.raises(TryAgain, match=rf"--workdir: {root} belongs to process {os.getpid()} on .*still runs"):
+            own(root).__enter__()
+        assert workdir.keep()
+        workdir.metrics.write_text('{"step": 1}\n')
+    assert [path.name for path in root.iterdir()] == ["metrics.jsonl"]
+    start = time.monotonic()
+    with own(root) as workdir:
+        assert workdir.metrics.read_text() == '{"step": 1}\n'  # fetched, to be written on
+    assert time.monotonic() - start < lease.WATCH
+    assert caplog.text == ""
+
+
+def test_an_owner_that_stood_still_and_lost_the_workdir_writes_no_more(bucket, monkeypatch):
+    root = place(bucket, "")
+    monkeypatch.setattr(lease, "REFRESH", 1000.0)  # the first stands still
+    first = own(root)
+    workdir = first.__enter__()
+    monkeypatch.setattr(lease, "REFRESH", 0.2)
+    with own(root):
+        threading.Thread(target=workdir._lease._refresh, daemon=True).start()  # and goes on
+        until(lambda: workdir._lease._lost)
+        with pytest.raises(TryAgain, match=rf"{root} was taken by process {os.getpid()} on .* while this run stood"):
+            workdir.keep()
+    workdir._lease._over.set()
+
+
+@pytest.mark.parametrize(
+    ("workdir", "line"),
+    [
+        ("s3://bucket/run", r"--workdir: s3://bucket/run is a URL of s3, which is not read; name a folder or file of"),
+        ("gs://bucket", r"--workdir: gs://bucket names no place in a bucket; write gs://bucket/name"),
+        ("gs://bucket/a//b", r"--workdir: gs://bucket/a//b names no place in a bucket"),
+        ("gs://nowhere/run", r"--workdir: cannot write to gs://nowhere/run: there is no bucket gs://nowhere; make it"),
+    ],
+)
+def test_places_that_are_none(bucket, workdir, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=f"^{line}"):
+        main.main([*FLAGS, f"--workdir={workdir}"])
+
+
+@pytest.mark.long
+def test_a_bucket_that_refuses_writes_for_a_while_costs_no_row(bucket):
+    with proxy() as server:
+        workdir = place(f"{bucket}/run", "")
+        with start(workdir, url=server.url, patience=5) as process:
+            until(lambda: rows_of(workdir) if (workdir / "metrics.jsonl").exists() else [])
+            server.refuses.set()
+            until(lambda: server.refused >= 20)
+            server.refuses.clear()
+            _, err = process.communicate()
+        assert process.returncode == 0, err
+    assert "saving to" in err
+    assert "Traceback" not in err
+    assert [row["step"] for row in rows_of(workdir)] == sorted({*range(3, 31, 3), 10, 20})
+    assert CheckpointDirectory(workdir / "checkpoints").latest() == 30
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("when", ["start", "later"])
+def test_a_bucket_that_does_not_answer_ends_the_run_in_a_line(bucket, when):
+    with proxy() as server:
+        workdir = place(f"{bucket}/run", "")
+        if when == "start":
+            server.silent.set()
+        with start(workdir, url=server.url, patience=3) as process:
+            if when == "later":
+                until(lambda: CheckpointDirectory(workdir / "checkpoints").steps())
+                server.silent.set()
+            _, err = process.communicate(timeout=300)
+        assert process.returncode == 75, err
+        assert "Traceback" not in err
+        assert "no answer within" in err.splitlines()[-1] or "could not be saved" in err.splitlines()[-1]
+    if when == "later":
+        with start(workdir) as process:
+            _, err = process.communicate()
+        assert process.returncode == 0, err
+        assert CheckpointDirectory(workdir / "checkpoints").latest() == 30

