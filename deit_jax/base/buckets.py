@@ -120,6 +120,12 @@ class BucketPath(gpath.PosixGPath):
         """Copies a file of this machine here: whole, or all is as it was before."""
         self._ask("put_file", str(file), str(self), nbytes=file.stat().st_size)
 
+    def entries(self) -> list[tuple[str, bool]]:
+        """What is in it, as a folder: each name, and whether it is a folder itself."""
+        own = f"{self.bucket}/{self.key}"  # which an object may stand for
+        found = [(info["name"].rstrip("/"), info["type"]) for info in self._ask("ls", str(self), detail=True)]
+        return [(name.rpartition("/")[2], kind == "directory") for name, kind in found if name != own]
+
     def files(self) -> "list[BucketPath]":
         """All below it, however deep."""
         return [type(self)(f"gs://{name}") for name in self._ask("find", str(self))]

@@ -61,9 +61,10 @@ class CheckpointDirectory:
         return [*self.directory.glob(f"*{UNFINISHED}*"), *begun]
 
     def _numbered(self) -> list[Place]:
-        if not self.directory.is_dir():
+        try:
+            named = [path for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        named = [path for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir()]
         return [
             path
             for path in named
