@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -116,7 +116,7 @@ def fingerprint(config: Config, source: Source, teacher: Teacher | None, views: 
     chosen |= {"data": source.fingerprint, "classes": list(source.class_names), "images": IMAGES_VERSION}
     name = config.distillation.teacher.name
     if name:
-        chosen["distillation.teacher.name"] = Path(name).name
+        chosen["distillation.teacher.name"] = PurePath(name).name
     if teacher:
         leaves = jax.tree_util.tree_leaves_with_path(teacher.variables)
         parts = (part for path, leaf in leaves for part in (jax.tree_util.keystr(path), leaf.tobytes()))
