@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from emulator import proxy, variables
+from PIL import Image
 
-from deit_jax import convert, main
+from deit_jax import convert, main, predict
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.storage import COMMITTED, here, place
 from deit_jax.run import lease
@@ -24,7 +25,7 @@ from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.metrics import read_rows
 from deit_jax.run.workdir import own
 from deit_jax.step.state import init_state
-from deit_jax.weights.card import Card
+from deit_jax.weights import Card, read_weights
 from deit_jax.weights.orbax import CheckpointDirectory, read_variables
 
 ROOT = Path(__file__).parents[2]
@@ -120,8 +121,17 @@ def test_a_run_is_killed_goes_on_exactly_and_is_used_where_it_lies(bucket, tmp_p
         kind = ["--format=hf"] if destination == "hf" else []
         assert convert.main([str(source), f"{bucket}/{destination}", *kind]) == 0
     average, _ = read_variables(tmp_path / "whole" / "checkpoints")
-    copied, _ = read_variables(place(f"{bucket}/copy", ""))
-    jax.tree.map(np.testing.assert_array_equal, copied, average)
+    for spec in (f"{bucket}/copy", f"{bucket}/hf", f"{bucket}/file.safetensors", f"{workdir}@30#ema"):
+        jax.tree.map(np.testing.assert_array_equal, dict(read_weights(spec).variables), average)
+    with pytest.raises(UserError, match=f"{bucket}/run: exists|{bucket}/run: is a folder with something in it"):
+        convert.main([f"{bucket}/file.safetensors", f"{bucket}/run"])
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / "photo.png")
+    said = []
+    for spec in (f"{workdir}@30", tmp_path / "whole"):
+        capsys.readouterr()
+        assert predict.main([f"--weights={spec}", "--json", str(tmp_path / "photo.png")]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
 
 
 META = {"card": Card("x").to_json()}
