@@ -120,6 +120,13 @@ class BucketPath(gpath.PosixGPath):
         """Copies a file of this machine here: whole, or all is as it was before."""
         self._ask("put_file", str(file), str(self), nbytes=file.stat().st_size)
 
+    def is_dir(self) -> bool:
+        # Not gcsfs's own, to which a folder that it cannot ask for is none.
+        try:
+            return self._ask("info", str(self))["type"] == "directory"
+        except FileNotFoundError:
+            return False
+
     def entries(self) -> list[tuple[str, bool]]:
         """What is in it, as a folder: each name, and whether it is a folder itself."""
         own = f"{self.bucket}/{self.key}"  # which an object may stand for

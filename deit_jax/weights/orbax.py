@@ -163,7 +163,11 @@ class CheckpointDirectory:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._nbytes = _nbytes(state)
         save = functools.partial(self._saver.save, self.directory / str(step), args=items)
-        within(save, self.directory, nbytes=self._nbytes)
+        try:
+            within(save, self.directory, nbytes=self._nbytes)
+        except TryAgain:
+            self._saver = None  # which is left alone, and may be at it still
+            raise
         self._saving = step
 
     def wait(self) -> None:

@@ -105,6 +105,18 @@ def test_what_is_not_there_is_an_error_of_the_systems(bucket):
     )
 
 
+def test_a_bucket_that_cannot_be_asked_is_not_taken_for_an_empty_one(bucket, monkeypatch):
+    async def fail(*arguments, **options):
+        raise buckets.aiohttp.ClientOSError(errno.ECONNREFUSED, "refused")
+
+    there = place(bucket, "")
+    there.write_bytes(b"x")
+    monkeypatch.setattr(buckets.gcsfs.GCSFileSystem, "_call", fail)
+    for call in (there.exists, there.is_dir, there.is_file, there.entries, there.files, lambda: list(there.iterdir())):
+        with pytest.raises(OutOfReach, match="refused"):
+            call()
+
+
 def test_a_call_that_does_not_end_is_left_alone(monkeypatch):
     monkeypatch.setattr(buckets, "PATIENCE", 0.2)
     start = time.monotonic()
