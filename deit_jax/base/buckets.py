@@ -102,6 +102,11 @@ class BucketPath(gpath.PosixGPath):
     def expanduser(self) -> "BucketPath":
         return self
 
+    def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
+        # gcsfs would make a bucket where there is none of the name.
+        if not exist_ok and self.exists():
+            raise FileExistsError(errno.EEXIST, "is there already", str(self))
+
     def read_bytes(self) -> bytes:
         return self._ask("cat_file", str(self))
 

@@ -66,26 +66,22 @@ class Lease:
         before, since = self._read(), time.monotonic()
         while before and time.monotonic() - since < WATCH:
             time.sleep(WATCH / 15)
-            if now := self._changed(before):
+            now = self._read()
+            if now and now != before:
                 raise TryAgain(
                     f"--workdir: {self._place.parent} belongs to {_owner(now)}, which still runs; wait for it, or take "
                     f"another --workdir"
                 )
+            before = now
         self._place.write_bytes(self._text())
         time.sleep(SETTLE)
         if self._token not in (now := self._read()):
             raise TryAgain(f"--workdir: {self._place.parent} was taken by {_owner(now)} just now; wait for it")
 
-    def _changed(self, before: str) -> str:
-        """What is there now, where that is neither as before nor gone."""
-        now = self._read()
-        return now if now != before else ""
-
     def _refresh(self) -> None:
         while not self._over.wait(REFRESH):
-            with contextlib.suppress(
-                OSError, OutOfReach
-            ):  # whoever takes it over meanwhile is seen when the bucket answers again
+            # Whoever takes it over meanwhile is seen when the bucket answers again.
+            with contextlib.suppress(OSError, OutOfReach):
                 if self._token not in (now := self._read()):
                     self._lost = _owner(now)
                     return

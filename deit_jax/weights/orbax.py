@@ -35,7 +35,6 @@ Meta = dict[str, Any]
 METRIC = "top1"
 LAYOUT = 1  # of a step's items; to be raised by whoever changes what older versions cannot read
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of steps that are being saved, or removed
-REFUSALS = "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED"  # TensorStore's
 
 
 class CorruptCheckpoint(Exception):
