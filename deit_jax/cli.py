@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from deit_jax.base import cuda
 from deit_jax.base.caches import cache_folder
 from deit_jax.base.errors import TryAgain, UserError, nearest
+from deit_jax.base.storage import place
 from deit_jax.base.text import printable
 from deit_jax.config.resolve import field_paths, flatten, to_dict
 from deit_jax.config.schema import UNITS, Config
@@ -175,13 +176,8 @@ def local_path(given: str, flag: str) -> Path:
     """The absolute path of a place of this machine that a flag names; `UserError` where it is another one."""
     if "://" in given:
         raise UserError(f"{flag}: {given} is a URL; name a place of this machine, and copy it from there")
-    try:
-        path = Path(given).expanduser().absolute()
-        str(path).encode()
-    except RuntimeError as error:
-        raise UserError(f"{flag}: {given} begins with ~, and there is no such home folder; name it in full") from error
-    except UnicodeEncodeError as error:  # the libraries that write arrays take text alone
-        raise UserError(f"{flag}: {given} is no UTF-8; choose another name") from error
+    path = place(given, flag)
+    assert isinstance(path, Path)
     return path
 
 

@@ -1,6 +1,6 @@
 """Trains or evaluates what a config describes.
 
-    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR] [--mode=train|evaluate]
+    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR|gs://BUCKET/NAME] [--mode=train|evaluate]
         [--config.section.field=value ...]
 
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when the same command goes on later:
@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from deit_jax import cli
+from deit_jax.base.storage import place
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.run.workdir import Workdir, own
 
@@ -23,12 +24,14 @@ def main(argv: Sequence[str]) -> int:
     """Parses the command line, resolves the config, and runs the mode; returns the exit status."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config name>)", flag_values=values)
+        flags.DEFINE_string(
+            "workdir", None, "folder of the run, or gs://BUCKET/NAME (default: runs/<config name>)", flag_values=values
+        )
         flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do", flag_values=values)
         cli.define_hosts(values)
 
     given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
-    root = cli.local_path(given.workdir or f"runs/{name}", "--workdir")
+    root = place(given.workdir or f"runs/{name}", "--workdir")
     config = resolve(config_dict)
     with contextlib.ExitStack() as stack:
         # Before all that takes time: of two runs in a workdir one is to end at once.

@@ -1,6 +1,6 @@
 """Records what a teacher says of a run's training images, so that the run itself need not compute it.
 
-    python -m deit_jax.precompute --config=FILE[:ARGUMENT] --output=DIR [--views=stream|one] [--check]
+    python -m deit_jax.precompute --config=FILE[:ARGUMENT] --output=DIR|gs://BUCKET/NAME [--views=stream|one] [--check]
         [--config.section.field=value ...]
 
 Train with the same config and `--config.distillation.store=DIR`. With `--views=stream` (the default) every position of
@@ -23,7 +23,6 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +35,7 @@ from tqdm import tqdm
 from deit_jax import cli, parallel
 from deit_jax.base import rng
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place, place
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
 from deit_jax.data import eval_batches
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     """Parses the command line, then records or checks; returns the exit status."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("output", "", "folder of the store", flag_values=values)
+        flags.DEFINE_string("output", "", "folder of the store, or gs://BUCKET/NAME", flag_values=values)
         flags.DEFINE_enum("views", "stream", ["stream", "one"], "what the teacher is shown", flag_values=values)
         flags.DEFINE_boolean("check", False, "compare a sample with what is recorded", flag_values=values)
         cli.define_hosts(values)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     config = resolve(tree)
     if config.distillation.kind == "none":
         raise UserError("config.distillation.kind: is 'none', so there is nothing to record; set soft or hard")
-    folder = cli.local_path(given.output, "--output")  # one that all processes see
+    folder = place(given.output, "--output")  # one that all processes see
     first = cli.start_hosts(given, config)
     config = for_platform(config, cli.start_jax())
     result = check(config, folder) if given.check else Recording(config, given.views).write(folder)
@@ -148,7 +148,7 @@ class Recording:
         left = self.header.rows - step * self.batch_size
         return {name: array[:left] for name, array in rows.items()}
 
-    def write(self, folder: Path) -> dict[str, Any]:
+    def write(self, folder: Place) -> dict[str, Any]:
         """Records what is missing in `folder`.
 
         Raises:
@@ -193,7 +193,7 @@ class Recording:
                 yield (step - 1) // per_chunk, step % per_chunk == 0 or step == end, rows
 
 
-def check(config: Config, folder: Path) -> dict[str, Any]:
+def check(config: Config, folder: Place) -> dict[str, Any]:
     """Asks the teacher again about a sample of batches.
 
     Every chunk is read, too, which finds damaged ones.

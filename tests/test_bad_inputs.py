@@ -218,7 +218,7 @@ def contradictions() -> Iterator[Case]:
         ("model.num_classes=0",),
         ("distillation.top_k=0",),
         ("distillation.store=somewhere",),
-        ("distillation.store=gs://a/b", "distillation.kind=hard"),
+        ("distillation.store=s3://a/b", "distillation.kind=hard"),
         ("distillation.teacher.name=", "distillation.kind=hard"),
         ("mixing.label_smoothing=0.1", "loss.kind=binary_cross_entropy", "loss.binarize=True"),
         ("model.attention=cudnn",),

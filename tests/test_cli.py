@@ -339,7 +339,7 @@ def test_names_that_are_no_text_can_be_printed():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("gs://bucket/run", "is a URL"),
+        ("s3://bucket/run", "is a URL of s3, which is not read; name a folder or file of this machine, or"),
         ("~nobody-of-this-name/run", "no such home folder"),
         (os.fsdecode(b"r\xdfn"), "is no UTF-8"),
     ],

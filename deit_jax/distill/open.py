@@ -6,9 +6,10 @@ import importlib
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxtyping import Array
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json, read_regular
+from deit_jax.base.storage import Place, named
 from deit_jax.config.schema import Config
 from deit_jax.data.records import fingerprint as digest
 from deit_jax.distill import Teacher
@@ -41,7 +43,7 @@ def open_teacher(config: Config, class_names: Sequence[str]) -> Teacher:
     """
     name = config.distillation.teacher.name
     if is_artefact(name):
-        teacher = _from_artefact(Path(name).expanduser(), class_names)
+        teacher = _from_artefact(named(os.path.expanduser(name), f"{FIELD}.name"), class_names)
     elif ":" in name:
         teacher = _from_module(name)
     else:
@@ -129,7 +131,7 @@ def _from_module(name: str) -> Teacher:
         ) from error
 
 
-def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
+def _from_artefact(path: Place, class_names: Sequence[str]) -> Teacher:
     """A function that `jax.export` wrote, of uint8 images or of floating-point ones in [0, 1].
 
     Where deit_jax.export has put the names of its classes beside it, they decide about the order of the logits.
@@ -181,7 +183,7 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
     return Teacher(apply, {}, (0.0,) * 3, (1.0,) * 3, (height, width), function)
 
 
-def _about(program: Path) -> dict[str, Any]:
+def _about(program: Place) -> dict[str, Any]:
     """What deit_jax.export has written beside a program; nothing where there is no such file."""
     path, mend = program.with_name(ABOUT), "mend or remove that file"
     if not path.exists():
@@ -206,7 +208,7 @@ def _written_by(about: Mapping[str, Any]) -> str:
 
 
 def is_artefact(name: str) -> bool:
-    return Path(name).suffix == ".jaxexport"
+    return PurePath(name).suffix == ".jaxexport"
 
 
 def _check_classes(known: Sequence[str], wanted: Sequence[str]) -> None:
@@ -228,7 +230,7 @@ def _check_classes(known: Sequence[str], wanted: Sequence[str]) -> None:
 def _source_of(module: str) -> str:
     """A digest of the file that a module is."""
     file = sys.modules[module].__file__
-    return digest([Path(file).read_bytes()]) if file else ""
+    return digest([read_regular(named(file, FIELD))]) if file else ""
 
 
 def _channels(values: Any) -> tuple[float, ...]:

@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jaxtyping import Array, Int
 from deit_jax import parallel
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place
 from deit_jax.base.threads import map_in_threads
 from deit_jax.config.resolve import BEGINNING, SHAPE, check_same
 from deit_jax.config.schema import Config
@@ -187,7 +187,7 @@ def json_of(results: Mapping[str, Result]) -> dict[str, Any]:
     return {**results["eval"].summary(), **ema}
 
 
-def report(results: Mapping[str, Result], source: Source, workdir: Path) -> None:
+def report(results: Mapping[str, Result], source: Source, workdir: Place) -> None:
     """Writes the last evaluation, of the weights that are handed on: the average where there is one.
 
     Files: `confusion.png`, `per_class.csv` and, a row an image, `predictions.csv`, each whole or not at all. One that
@@ -195,14 +195,14 @@ def report(results: Mapping[str, Result], source: Source, workdir: Path) -> None
     """
     best, names = results.get("eval_ema", results["eval"]), source.class_names
 
-    def confusion(path: Path) -> None:
+    def confusion(path: Place) -> None:
         plots.save_confusion(best.folded(plots.classes_a_row(len(names))), names, path)
 
-    def per_class(path: Path) -> None:
+    def per_class(path: Place) -> None:
         classes = zip(names, best.seen, best.per_class().round(2), strict=True)
         _write_table(path, ("class", "examples", "top1"), classes)
 
-    def predictions(path: Path) -> None:
+    def predictions(path: Place) -> None:
         images = ((source.name(i), names[true], names[said], f"{p:.4f}") for i, true, said, p in best.predictions)
         _write_table(path, ("image", "class", "predicted", "probability"), images)
 
@@ -214,7 +214,7 @@ def report(results: Mapping[str, Result], source: Source, workdir: Path) -> None
             logging.warning("%s is not written: %s", workdir / name, reason)
 
 
-def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def _write_table(path: Place, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A CSV file in UTF-8, whole or not at all; what is no UTF-8 is escaped, as predict shows it."""
     with replacing(path) as fresh, fresh.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
@@ -222,7 +222,7 @@ def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]
         table.writerows(rows)
 
 
-def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+def evaluate(config: Config, workdir: Place) -> dict[str, Any]:
     """Evaluates the best checkpoint of a workdir, raw and average weights; the training split stays closed.
 
     Where the workdir has no checkpoints, the weights of `config.init_from`.
@@ -248,7 +248,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _evaluate_step(
-    config: Config, workdir: Path, checkpoints: CheckpointDirectory, step: int, mesh: Mesh
+    config: Config, workdir: Place, checkpoints: CheckpointDirectory, step: int, mesh: Mesh
 ) -> dict[str, Any]:
     meta = checkpoints.meta(step)
     class_names = tuple(meta["card"]["class_names"])
@@ -260,7 +260,7 @@ def _evaluate_step(
     return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))
 
 
-def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
+def _evaluate_init(config: Config, workdir: Place, mesh: Mesh) -> dict[str, Any]:
     weights = read_init(config)
     if reason := weights.card.no_classifier(weights.classes):
         raise UserError(f"config.init_from: {config.init_from}: {reason}; fine-tune from it instead")
@@ -282,7 +282,7 @@ def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
     return _evaluate_weights(run, workdir, {"eval": parallel.place(variables, mesh)})
 
 
-def _evaluate_weights(run: Run, workdir: Path, weights: Mapping[str, Variables]) -> dict[str, Any]:
+def _evaluate_weights(run: Run, workdir: Place, weights: Mapping[str, Variables]) -> dict[str, Any]:
     evaluator = Evaluator(run.config, run.predict, run.source, run.mesh)
     results = evaluator(weights, lambda batch: hosts.at(f"batch {batch} of an evaluation", compiling=batch <= 2))
     if jax.process_index() == 0:

@@ -45,7 +45,7 @@ class Writer:
         if wandb:
             self._wandb = _start_wandb(workdir, config)
         if tensorboard:
-            self._tensorboard = Events(workdir.root / "tensorboard", step=step)
+            self._tensorboard = Events(workdir.growing / "tensorboard", step=step)
         self.path, self._waiting = workdir.metrics, b""
         try:
             with replacing(self.path) as fresh:
@@ -109,7 +109,7 @@ def _start_wandb(workdir: Workdir, config: Mapping[str, Any]) -> Any:
 
     name, identity = workdir.root.name, workdir.wandb_id()
     try:
-        return wandb.init(dir=str(workdir.root), config=dict(config), name=name, id=identity, resume="allow")
+        return wandb.init(dir=str(workdir.growing), config=dict(config), name=name, id=identity, resume="allow")
     except Exception as error:  # of the network, the account, the settings
         reason = str(error).partition("\n")[0]
         raise UserError(f"config.log.wandb: wandb does not start: {reason}; see to it, or set it to False") from error

@@ -2,16 +2,16 @@
 
 import secrets
 import time
-from pathlib import Path
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place
 from deit_jax.data import Source
 from deit_jax.parallel import hosts
 
 SEEN = 60  # seconds after which a file that one host wrote is seen by all that share its folder
 
 
-def require_shared(folder: Path, flag: str) -> None:
+def require_shared(folder: Place, flag: str) -> None:
     """Raises `UserError`, in all processes, unless the folder that a flag names is the same for all of them."""
     if not hosts.several():
         return

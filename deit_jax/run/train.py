@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json
+from deit_jax.base.storage import Place
 from deit_jax.config.curves import published_curve
 from deit_jax.config.resolve import check_same, to_dict
 from deit_jax.config.schema import Config
@@ -51,7 +51,7 @@ class Unsaved(UserError):
         self.result = result
 
 
-def train(config: Config, workdir: Path) -> dict[str, Any]:
+def train(config: Config, workdir: Place) -> dict[str, Any]:
     """As `train_in`, in a folder that need not exist, and that no other run has; the first process owns it for all."""
     with own(workdir) if jax.process_index() == 0 else nullcontext(Workdir(workdir)) as owned:
         return train_in(config, owned)
@@ -127,12 +127,14 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         with interrupt.at_once():  # if it is left, the run begins with it next time
             results.update(evaluator(weights_of(state), every_batch))
         monitor.add_evaluation(rows_of(results))
+        workdir.keep()  # the row before the word that it was written
         checkpoints.judge(step, best_of(results))
         if config.eval.published_curve:
             _draw_curves(run, workdir)
 
     def save(*, last: bool) -> None:
         hosts.at(f"saving step {state.step}")
+        workdir.keep()
         checkpoints.save(state, meta | monitor.progress.to_json(), last=last)
 
     # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.

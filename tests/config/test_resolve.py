@@ -365,7 +365,10 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"distillation__top_k": 0}, ["distillation.top_k"]),
         ({"distillation__top_k": -2}, ["distillation.top_k"]),
         ({"distillation__store": "store"}, ["distillation.kind", "'none'", "set soft or hard", "leave the store out"]),
-        ({"distillation__kind": "hard", "distillation__store": "gs://a/store"}, ["distillation.store", "is a URL"]),
+        (
+            {"distillation__kind": "hard", "distillation__store": "s3://a/store"},
+            ["distillation.store", "is a URL of s3"],
+        ),
         ({"distillation__kind": "soft"}, ["distillation.teacher.name", "distillation.kind", "distillation.store"]),
     ],
 )
