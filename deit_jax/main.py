@@ -1,6 +1,7 @@
-"""Trains or evaluates what a config describes.
+"""Trains or evaluates what a config describes, or runs a training step again that was not finite.
 
-    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR|gs://BUCKET/NAME] [--mode=train|evaluate]
+    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR|gs://BUCKET/NAME]
+        [--mode=train|evaluate|replay --step=N]
         [--config.section.field=value ...]
 
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when the same command goes on later:
@@ -15,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from deit_jax import cli
+from deit_jax.base.errors import UserError
 from deit_jax.base.storage import place
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.run.workdir import Workdir, own
@@ -27,19 +29,28 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_string(
             "workdir", None, "folder of the run, or gs://BUCKET/NAME (default: runs/<config name>)", flag_values=values
         )
-        flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do", flag_values=values)
+        flags.DEFINE_enum("mode", "train", ["train", "evaluate", "replay"], "what to do", flag_values=values)
+        flags.DEFINE_integer("step", None, "of --mode=replay: a step in failures/ of the workdir", flag_values=values)
         cli.define_hosts(values)
 
     given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
     root = place(given.workdir or f"runs/{name}", "--workdir")
     config = resolve(config_dict)
+    if given.step is not None and given.mode != "replay":
+        raise UserError("--step: is for --mode=replay alone; leave it out")
     with contextlib.ExitStack() as stack:
         # Before all that takes time: of two runs in a workdir one is to end at once.
         first = cli.start_hosts(given, config)
         workdir = None
         if given.mode == "train":
             workdir = stack.enter_context(own(root)) if first else Workdir(root)
-        config = for_platform(config, cli.start_jax())
+        platform = cli.start_jax()
+        if given.mode == "replay":
+            from deit_jax.run.replay import replay
+
+            _tell(replay(config, root, given.step, platform))
+            return 0
+        config = for_platform(config, platform)
         # Not at the top: --help and a mistake in the command line or the config do not wait for them.
         from deit_jax.run.evaluate import evaluate
         from deit_jax.run.train import Unsaved, train_in

@@ -64,13 +64,18 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
     if distillation.store:
         store = open_store(config, source, rows)
         notes = _notes(store.header, config)
-        return Teaching(lambda variables, images, recorded: expand(recorded, classes), store=store, notes=notes)
+        return Teaching(from_recorded(classes), store=store, notes=notes)
     teacher = open_teacher(config, source.class_names)
     return Teaching(
         lambda variables, images, recorded: teacher(variables, images),
         parallel.place(teacher.variables, mesh),
         predict=predict(teacher),
     )
+
+
+def from_recorded(classes: int) -> Callable[[Any, Array, Mapping[str, Array]], Array]:
+    """`Teaching.logits` of a recorded teacher."""
+    return lambda variables, images, recorded: expand(recorded, classes)
 
 
 def predict(teacher: Teacher) -> Callable[[Any, Array], tuple[Array, ...]]:

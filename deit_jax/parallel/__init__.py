@@ -2,11 +2,13 @@
 
 from deit_jax.parallel.exchange import Exchange
 from deit_jax.parallel.mesh import (
+    all_rows,
     batch_devices,
     bytes_per_device,
     check_batch,
     local_rows,
     make_mesh,
+    own_rows,
     place,
     put_batch,
     put_replicated,
@@ -19,12 +21,14 @@ from deit_jax.parallel.peak import matmul_peak
 
 __all__ = [
     "Exchange",
+    "all_rows",
     "batch_devices",
     "bytes_per_device",
     "check_batch",
     "local_rows",
     "make_mesh",
     "matmul_peak",
+    "own_rows",
     "place",
     "put_batch",
     "put_replicated",

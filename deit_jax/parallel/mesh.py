@@ -130,6 +130,17 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated(mesh), x, x.shape), tree)
 
 
+def own_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array on a mesh, in their order; all of one that is whole on every device."""
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def all_rows(array: jax.Array, mesh: Mesh) -> np.ndarray:
+    """All rows of an array on the mesh; to be asked for by all processes together."""
+    return np.asarray(jax.jit(lambda given: given, out_shardings=replicated(mesh))(array))
+
+
 def bytes_per_device(tree: Any) -> int:
     """Bytes that the arrays of `tree` take on the fullest device of this process."""
     held: dict[Any, int] = {}

@@ -121,22 +121,28 @@ class Run:
         config = self.config
         step = functools.partial(
             train_step,
-            model=self._exchanging(),
-            normalize=self.normalize,
-            teacher=teacher,
-            loss=self.loss,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             rates=self.rates,
-            frozen_backbone=config.optim.trainable == "head",
-            num_classes=len(self.source.class_names),
-            label_smoothing=config.mixing.label_smoothing,
-            copies=self.copies,
-            accumulation=config.optim.accumulation,
             clip_norm=config.optim.clip_norm,
             ema_decay=functools.partial(optim.ema_decay, decay=config.ema.decay, warmup=config.ema.warmup),
+            **self.objective(teacher),
         )
         return self.jit_step(step)
+
+    def objective(self, teacher: Callable[..., Array] | None = None) -> dict[str, Any]:
+        """What a step minimises: the arguments of `step.gradients` but for what is trained."""
+        return {
+            "model": self._exchanging(),
+            "normalize": self.normalize,
+            "teacher": teacher,
+            "loss": self.loss,
+            "frozen_backbone": self.config.optim.trainable == "head",
+            "num_classes": len(self.source.class_names),
+            "label_smoothing": self.config.mixing.label_smoothing,
+            "accumulation": self.config.optim.accumulation,
+            "copies": self.copies,
+        }
 
     def _exchanging(self) -> Any:
         """The model with those parameters in `optim.gradient_dtype` whose gradients are so exchanged."""

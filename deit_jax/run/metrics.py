@@ -117,10 +117,11 @@ def _start_wandb(workdir: Workdir, config: Mapping[str, Any]) -> Any:
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is not finite becomes None, since JSON has no NaN; groups within are treated alike."""
-    return {
-        name: finite(value) if isinstance(value, Mapping) else value if value is None or math.isfinite(value) else None
-        for name, value in values.items()
-    }
+
+    def told(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: finite(value) if isinstance(value, Mapping) else told(value) for name, value in values.items()}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -226,6 +227,7 @@ class Monitor:
 
     Attributes:
         burst: most skipped updates in a row so far; set back by who has dealt with them.
+        failed: the newest step read whose update was skipped, and how many in a row end with it; (0, 0): none was.
         progress: of the steps done.
         asked: some process was asked to stop; known to all at the same step.
     """
@@ -261,6 +263,7 @@ class Monitor:
         self._seen, self._asked_at = (0, 0.0), 0.0  # of the newest batch: corrupt images and seconds; asked for when
         self.progress = progress or Progress()
         self.burst, self._newest_burst, self.asked = 0, 0, False
+        self.failed = (0, 0)
         self._compiling = True  # the first step's time is the compiler's
         self._skipped = False
         self._restart_clock(time.perf_counter())
@@ -324,6 +327,8 @@ class Monitor:
         now = time.perf_counter()
         self._newest_burst = int(values["skipped_in_a_row"])
         self.burst = max(self.burst, self._newest_burst)
+        if self._newest_burst:
+            self.failed = step, self._newest_burst
         if self._newest_burst and not self._skipped:
             self._skipped = True
             logging.warning("step %d: its loss or gradient is not finite; updates like this are skipped", step)

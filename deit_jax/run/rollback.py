@@ -62,7 +62,7 @@ class Rollbacks:
             raise UserError(
                 f"the loss or its gradient is not finite, {burst} steps in a row up to step {step} (stream positions "
                 f"{first} to {last}), after {len(self._jumps)} rollbacks; lower config.optim.learning_rate or set "
-                f"config.optim.clip_norm"
+                f"config.optim.clip_norm; --mode=replay tells which layer it begins in"
             )
         jump = {"from": int(restored.step), "to": step, "skipped": int(state.skipped)}
         logging.warning(

@@ -131,6 +131,8 @@ def device_batches(
 ) -> Generator[tuple[Batch, int], None, None]:
     """The device batches of the steps from `start` to `stop`, each with how many of its images were corrupt.
 
+    Beside what a step computes with they have `index` int32 [batch], the examples in the split.
+
     Args:
         store: what a teacher said of them, if that was recorded.
         unmixed_from: the first step whose images are not mixed; None: all are.
@@ -152,8 +154,8 @@ def device_batches(
                 f"config.data.max_corrupt: {corrupt} of {seen} images could not be decoded, {allowed:.2%} are "
                 f"allowed; mend the files that the log names, or raise it"
             )
-        examples, first, size = host.pop("index"), step * batch_size, host["image"].shape[1]
-        taught = store.read(slice(first + rows.start, first + rows.stop), examples) if store else {}
+        first, size = step * batch_size, host["image"].shape[1]
+        taught = store.read(slice(first + rows.start, first + rows.stop), host["index"]) if store else {}
         device: Batch = {
             **parallel.put_batch(host, mesh, batch_size),
             "mix": parallel.put_replicated(_mix(config, step, size, unmixed_from), mesh),

@@ -31,6 +31,7 @@ from deit_jax.run.evaluate import (
     teacher_note,
     weights_of,
 )
+from deit_jax.run.failures import Failures
 from deit_jax.run.interrupt import LINE, Interrupt, Interrupted
 from deit_jax.run.learning import peak_learning_rate
 from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows, require_wandb
@@ -111,6 +112,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     describe_run(run, held_out, workdir, state, [*teaching.notes, *notes])
     monitor = _monitor(run, workdir, start, image_seconds, progress, again=unjudged)
     alone = jax.process_count() == 1
+    failures = Failures(workdir, run, meta)
     results: dict[str, Result] = {}
     unsaved: UserError | None = None
 
@@ -160,6 +162,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
             pause = due or stop or step % run.save_every == 0
             if pause:
                 monitor.settle(due=due)
+            failures.look(step, batch, state, monitor)
             if monitor.burst >= config.guard.max_skipped and not stop:
                 monitor.settle()
                 state, monitor.burst = rollbacks.roll_back(state, checkpoints, run.target), 0

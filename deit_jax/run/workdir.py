@@ -22,8 +22,8 @@ from deit_jax.base.storage import Place, copy_whole, is_bucket, scratch, told
 from deit_jax.run.lease import Lease
 
 LOCK = ".lock"
-CHECKPOINTS, CORRUPT, METRICS = "checkpoints", "corrupt", "metrics.jsonl"
-FOLDERS = (CHECKPOINTS, CORRUPT, "tensorboard", "wandb")
+CHECKPOINTS, CORRUPT, FAILURES, METRICS = "checkpoints", "corrupt", "failures", "metrics.jsonl"
+FOLDERS = (CHECKPOINTS, CORRUPT, FAILURES, "tensorboard", "wandb")
 FILES = (LOCK, "config.json", "run.json", METRICS, "rollbacks.json", "wandb.id")
 
 
@@ -35,13 +35,14 @@ class Workdir:
         growing: where those files are that are appended to, which no bucket can: a folder of this machine.
         checkpoints: a folder a step.
         corrupt: those steps that could not be read.
+        failures: the training steps that were not finite, see `run.failures`.
         metrics: a row of JSON a step.
         rollbacks: where the run went back, see `run.rollback`.
     """
 
     def __init__(self, root: Place, growing: Path | None = None, lease: Lease | None = None):
         self.root, self.growing, self._lease = root, growing or root, lease
-        self.checkpoints, self.corrupt = root / CHECKPOINTS, root / CORRUPT
+        self.checkpoints, self.corrupt, self.failures = root / CHECKPOINTS, root / CORRUPT, root / FAILURES
         self.metrics, self.rollbacks = self.growing / METRICS, root / "rollbacks.json"
 
     def keep(self) -> bool:
@@ -173,7 +174,7 @@ def _lock(path: Path) -> int:
 
 def _refuse_others(root: Path) -> None:
     """`UserError` where something else is in the place of what a run writes: opening a pipe would wait for ever."""
-    steps = [f"{folder}/{name}" for folder in FOLDERS[:2] for name in _names(root / folder)]
+    steps = [f"{folder}/{name}" for folder in FOLDERS[:3] for name in _names(root / folder)]
     items = [f"{step}/{name}" for step in steps for name in _names(root / step)]
     places = (root / name for name in (*FOLDERS, *FILES, *steps, *items))
     refuse_links(places, flag="--workdir", folder="the workdir", writer="a run")

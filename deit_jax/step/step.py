@@ -1,7 +1,8 @@
 """The train step and the evaluation step: pure functions of arrays, jitted by their callers over any mesh."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from deit_jax.step.state import TrainState, Variables
 
 Batch = dict[str, Any]
 Metrics = dict[str, Array]
+Rows = tuple[Array, Array, Mapping[str, Array]]  # see `shown`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,66 +45,26 @@ def train_step(
     seed: UInt32[Array, ""],
     teacher_variables: Any = None,
     *,
-    model: Any,
-    normalize: Normalization,
-    teacher: Callable[[Any, Array, Mapping[str, Array]], Array] | None = None,
-    loss: Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, Metrics]],
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[Array], Array],
     rates: Mapping[str, float],
-    frozen_backbone: bool,
-    num_classes: int,
-    label_smoothing: float,
-    accumulation: int,
     clip_norm: float,
     ema_decay: Callable[[Array], Any],
-    copies: int = 1,
+    **objective: Any,
 ) -> tuple[TrainState, Metrics]:
     """One update from one global batch.
 
     Args:
-        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], `mix`, what `mixing.draw` drew,
-            `erasing`, what `erasing.draw` drew, if it did, and `teacher`, what was recorded of a teacher, a row an
-            example; empty without one.
-        seed: the run's; an argument, not a constant, so that another seed needs no compilation.
-        model: the abstract model that parameters are bound to; those that it has in another type are cast to it. Images
-            may have another size than it takes.
-        teacher: logits [batch, classes] of (`teacher_variables`, the student's images in [0, 1], what was recorded).
-        loss: of (logits of each head, targets [batch, classes], the teacher's logits), with its terms by name.
+        batch, seed, teacher_variables, objective: as for `gradients`.
         learning_rate: of the step.
         rates: what it is multiplied by for each parameter that is trained; the others stay as they are.
-        frozen_backbone: nothing below the heads is trained: it computes as in evaluation, with the stored statistics
-            and without stochastic depth.
-        accumulation: micro-batches that the batch is cut into; it is mixed before.
         clip_norm: bound of the gradient's global norm; 0 for none.
         ema_decay: of the step: what the moving average keeps of itself.
-        copies: rows that each image becomes, neighbours in what `loss` gets, with a draw of stochastic depth each; more
-            than 1 are for training without a teacher.
 
     Returns:
         The next state, and scalar metrics. With a non-finite loss or gradient only the step and the counters advance.
     """
-    images = student_images(batch, normalize)
-    targets = mixing.mix_targets(batch["label"], batch["mix"], num_classes=num_classes, smoothing=label_smoothing)
-
-    # In the model's types: of a parameter that the model has in bfloat16, so is the gradient that devices exchange.
-    types = {path: leaf.dtype for path, leaf in flatten(model, nnx.Param).items()}
-    params = {path: value.astype(types[path]) for path, value in state.params.items()}
-    trained = {path: params[path] for path in rates}
-
-    def loss_fn(trained: Variables, stats: Variables, rows: Any, key: Array) -> tuple[Array, tuple[Variables, Metrics]]:
-        images, targets, recorded = rows
-        bound = bind(model, params | trained | stats)
-        bound.set_input_size(images.shape[1:3])
-        taught = None if teacher is None else teacher(teacher_variables, normalize.undo(images), recorded)
-        # Neighbours, so that the copies of an image are on its device.
-        images, targets = (jnp.repeat(x, copies, axis=0) if copies > 1 else x for x in (images, targets))
-        value, terms = loss(bound.head_logits(images, key=None if frozen_backbone else key), targets, taught)
-        return value, (flatten(bound, nnx.BatchStat), terms)
-
-    key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
-    rows = (images, targets, batch["teacher"])
-    value, terms, grads, stats = _accumulate(loss_fn, trained, state.stats, rows, key, accumulation)
+    value, terms, grads, stats = gradients(state, batch, seed, teacher_variables, trained=rates, **objective)
     norm = optax.tree.norm(grads)
     if clip_norm:
         grads = jax.tree.map(lambda g: g * jnp.minimum(1, clip_norm / (norm + 1e-6)), grads)
@@ -133,6 +95,101 @@ def train_step(
         "skipped_in_a_row": state.skipped_in_a_row,
     }
     return state, metrics
+
+
+def gradients(
+    state: TrainState,
+    batch: Batch,
+    seed: UInt32[Array, ""],
+    teacher_variables: Any = None,
+    *,
+    model: Any,
+    normalize: Normalization,
+    teacher: Callable[[Any, Array, Mapping[str, Array]], Array] | None = None,
+    loss: Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, Metrics]],
+    trained: Iterable[str],
+    frozen_backbone: bool,
+    num_classes: int,
+    label_smoothing: float,
+    accumulation: int,
+    copies: int = 1,
+) -> tuple[Array, Metrics, Variables, Variables]:
+    """What one global batch says of the parameters: the loss, its terms, the gradients, and the next statistics.
+
+    Args:
+        state: of which the step, the parameters and the statistics are read.
+        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], `mix`, what `mixing.draw` drew,
+            `erasing`, what `erasing.draw` drew, if it did, and `teacher`, what was recorded of a teacher, a row an
+            example; empty without one. What else is in it is not looked at.
+        seed: the run's; an argument, not a constant, so that another seed needs no compilation.
+        model: the abstract model that parameters are bound to; those that it has in another type are cast to it. Images
+            may have another size than it takes.
+        teacher: logits [batch, classes] of (`teacher_variables`, the student's images in [0, 1], what was recorded).
+        loss: of (logits of each head, targets [batch, classes], the teacher's logits), with its terms by name.
+        trained: paths of the parameters that the gradients are of.
+        frozen_backbone: nothing below the heads is trained: it computes as in evaluation, with the stored statistics
+            and without stochastic depth.
+        accumulation: micro-batches that the batch is cut into; it is mixed before.
+        copies: rows that each image becomes, neighbours in what `loss` gets, with a draw of stochastic depth each; more
+            than 1 are for training without a teacher.
+    """
+    rows = shown(batch, normalize, num_classes=num_classes, label_smoothing=label_smoothing)
+    params = typed(state.params, model)
+
+    def loss_fn(trained: Variables, stats: Variables, rows: Any, key: Array) -> tuple[Array, tuple[Variables, Metrics]]:
+        bound = bind(model, params | trained | stats)
+        taught = None if teacher is None else functools.partial(teacher, teacher_variables)
+        value, terms = forward(
+            bound,
+            rows,
+            key,
+            normalize=normalize,
+            teacher=taught,
+            loss=loss,
+            frozen_backbone=frozen_backbone,
+            copies=copies,
+        )
+        return value, (flatten(bound, nnx.BatchStat), terms)
+
+    key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
+    return _accumulate(loss_fn, {path: params[path] for path in trained}, state.stats, rows, key, accumulation)
+
+
+def shown(batch: Batch, normalize: Normalization, *, num_classes: int, label_smoothing: float) -> Rows:
+    """(the student's images, its targets [batch, classes], what was recorded of a teacher), a row an example."""
+    images = student_images(batch, normalize)
+    targets = mixing.mix_targets(batch["label"], batch["mix"], num_classes=num_classes, smoothing=label_smoothing)
+    return images, targets, batch["teacher"]
+
+
+def typed(params: Variables, model: Any) -> Variables:
+    """In the model's types: of a parameter that the model has in bfloat16, so is the gradient that devices exchange."""
+    types = {path: leaf.dtype for path, leaf in flatten(model, nnx.Param).items()}
+    return {path: value.astype(types[path]) for path, value in params.items()}
+
+
+def forward(
+    bound: Any,
+    rows: Rows,
+    key: Array,
+    *,
+    normalize: Normalization,
+    teacher: Callable[[Array, Mapping[str, Array]], Array] | None,
+    loss: Callable[[tuple[Array, ...], Array, Array | None], tuple[Array, Metrics]],
+    frozen_backbone: bool,
+    copies: int,
+) -> tuple[Array, Metrics]:
+    """The loss of a micro-batch and its terms, by a model that has its variables; for the arguments see `gradients`.
+
+    Args:
+        key: of stochastic depth.
+    """
+    images, targets, recorded = rows
+    bound.set_input_size(images.shape[1:3])
+    taught = None if teacher is None else teacher(normalize.undo(images), recorded)
+    # Neighbours, so that the copies of an image are on its device.
+    images, targets = (jnp.repeat(x, copies, axis=0) if copies > 1 else x for x in (images, targets))
+    return loss(bound.head_logits(images, key=None if frozen_backbone else key), targets, taught)
 
 
 def student_images(batch: Batch, normalize: Normalization) -> Float[Array, "batch height width channels"]:
@@ -169,10 +226,6 @@ def _accumulate(
         (value, (stats, terms)), grads = value_and_grad(params, stats, rows, key)
         return value, terms, grads, stats
 
-    def split(x: Array) -> Array:
-        # Every accumulation-th row goes to the same micro-batch: no example leaves its device.
-        return x.reshape(len(x) // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1)
-
     def add(carry: Any, micro: Any) -> tuple[Any, tuple[Array, Metrics]]:
         total_grads, stats = carry
         rows, index = micro
@@ -180,10 +233,17 @@ def _accumulate(
         return (jax.tree.map(jnp.add, total_grads, grads), stats), (value, terms)
 
     start = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), stats)
-    micro_batches = (jax.tree.map(split, rows), jnp.arange(accumulation))
-    (grads, stats), values = jax.lax.scan(add, start, micro_batches)
+    (grads, stats), values = jax.lax.scan(add, start, (split(rows, accumulation), jnp.arange(accumulation)))
     value, terms = jax.tree.map(lambda x: x.sum(axis=0) / accumulation, values)
     return value, terms, jax.tree.map(lambda g: g / accumulation, grads), stats
+
+
+def split(rows: Any, accumulation: int) -> Any:
+    """Arrays with a row an example, cut into micro-batches along a new first axis.
+
+    Every accumulation-th row goes to the same one: no example leaves its device.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), rows)
 
 
 def teacher_step(

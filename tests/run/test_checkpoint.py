@@ -1,8 +1,10 @@
 """Checkpoints: what comes back, which are kept, and what damage does."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import resource
 import shutil
 
 import jax
@@ -170,6 +172,15 @@ def cut(name):
     return damage
 
 
+def cut_arrays(step):
+    for file in (step / "state" / "ocdbt.process_0" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def remove(name):
+    return lambda step: (step / name).unlink()
+
+
 def pipe_for_an_array(step):
     path = max((step / "state").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
     path.unlink()
@@ -181,8 +192,10 @@ DAMAGES = {
     "cut meta": cut("meta/metadata"),
     "cut manifest": cut("state/manifest.ocdbt"),
     "cut tree": cut("state/_METADATA"),
+    "cut arrays": cut_arrays,
     "a pipe for an array": pipe_for_an_array,
-    "no meta": lambda step: (step / "meta" / "metadata").unlink(),
+    "no meta": remove("meta/metadata"),
+    "no manifest": remove("state/manifest.ocdbt"),
 }
 
 
@@ -205,6 +218,15 @@ def test_damage_is_seen_and_the_one_before_is_taken(tmp_path, damage, caplog):
     checkpoints.save(a_state(2), META | {"of": 2})  # the step can be done again
     checkpoints.close()
     equal(jax.device_get(opened(directory).restore(2, target())), jax.device_get(a_state(2)))
+
+
+@noisy
+def test_without_the_tree_of_arrays_the_one_before_is_taken(kept_two):
+    """Weights alone are read without it, and their checksums tell that they are right."""
+    remove("state/_METADATA")(kept_two / "2")
+    equal(read_variables(kept_two, step=2)[0], jax.device_get(a_state(2).ema))
+    assert int(opened(kept_two).restore_latest(target(), fine).step) == 1
+    assert (kept_two.parent / "corrupt" / "2").is_dir()
 
 
 STRANGE_METAS = [
@@ -414,6 +436,39 @@ def test_a_failed_save_is_told_and_done_again(tmp_path, caplog, step):
     assert "disk full" in caplog.text
     checkpoints.close()
     equal(jax.device_get(opened(tmp_path).restore(2, target())), jax.device_get(a_state(2)))
+
+
+@contextlib.contextmanager
+def room_for(bytes_a_file):
+    """What the system does not let this process write, as on a full disk: each file is no longer than so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@noisy
+@pytest.mark.parametrize("bytes_a_file", [500, 5000], ids=["no meta", "no arrays"])
+def test_a_disk_that_is_full_while_saving_leaves_the_checkpoint_before(tmp_path, bytes_a_file, caplog):
+    checkpoints = opened(tmp_path / "checkpoints")
+    checkpoints.save(a_state(1), META | {"of": 1})
+    checkpoints.finish()
+    orbax._checksums(a_state(2))  # compiled, which is kept on the disk, too
+    with room_for(bytes_a_file):
+        checkpoints.save(a_state(2), META)
+        checkpoints.finish()
+        with pytest.raises(UserError, match=r"step 3 could not be saved.*make room.*goes on from step 1"):
+            checkpoints.save(a_state(3), META, last=True)
+        assert checkpoints.steps() == [1]
+    assert caplog.text.count("saving to") >= 2
+    checkpoints.save(a_state(4), META | {"of": 4}, last=True)
+    checkpoints.close()
+    again = opened(tmp_path / "checkpoints")
+    assert again.steps() == [1, 4]
+    for step in again.steps():
+        equal(jax.device_get(again.restore(step, target())), jax.device_get(a_state(step)))
 
 
 def fail_after(checkpoints, step):

@@ -8,7 +8,8 @@ from tiny import EVERYTHING, replace, tiny_config, tiny_run
 
 from deit_jax import precompute
 from deit_jax.base.errors import UserError
-from deit_jax.data import TrainTransform, train_batches
+from deit_jax.data import TrainTransform, readable, train_batches
+from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
 from deit_jax.run import evaluate, stream
 from deit_jax.run.stream import train_source
@@ -98,6 +99,45 @@ def test_training_turns_photos_as_the_config_says(exif, looks, tmp_path):
     assert (images("upright") != images("stored")).any()
 
 
+@pytest.fixture
+def photos(tmp_path):
+    """100 photos to train on, of which the two that come first are no photos: cut, and text."""
+    for i in range(140):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((11, 13, 3), i, np.uint8)).save(path)
+    given = {"data__name": "folder", "data__dir": str(tmp_path / "photos"), "data__train_split": "train[:100]"}
+    source = train_source(tiny_config(**given))
+    assert len(source) == 100
+    first = next(stream.stream(tiny_config(**given), source, slice(0, 32), first_step=0, total_steps=1))["index"]
+    cut, text = (tmp_path / "photos" / source.name(int(index)) for index in first[:2])
+    cut.write_bytes(cut.read_bytes()[:100])
+    text.write_text("no photo")
+    return given
+
+
+def test_two_photos_of_a_hundred_that_are_none_are_replaced_and_counted(photos):
+    """In each of three epochs, where they are not among the four that its batches leave out."""
+    config = tiny_config(**photos, data__max_corrupt=0.04, data__threads=2)
+    source, run = train_source(config), tiny_run(config)
+    seen = [(np.asarray(batch["index"]), replaced) for batch, replaced in run.batches(0, 9)]
+    bad = {index for index in range(100) if not readable(source, index)}
+    order = [example_index(p, seed=0, examples=100, batch_size=32, groups=4) for p in range(288)]
+    assert len(bad) == 2
+    assert [replaced for _, replaced in seen] == [sum(i in bad for i in order[32 * s : 32 * s + 32]) for s in range(9)]
+    shown = np.concatenate([indices for indices, _ in seen])
+    assert [i for i, planned in zip(shown, order, strict=True) if planned not in bad] == [
+        i for i in order if i not in bad
+    ]
+    assert not bad & set(shown.tolist())
+
+
+def test_more_photos_that_are_none_than_are_allowed_end_the_run(photos):
+    run = tiny_run(tiny_config(**photos, data__max_corrupt=0.019))
+    with pytest.raises(UserError, match=r"config\.data\.max_corrupt: 2 of 100 images could not .* 1\.90% are allowed"):
+        list(run.batches(0, 9))
+
+
 @pytest.fixture(scope="module")
 def whole_batches():
     """The device batches of steps 3 to 5 with everything on, of one process and no threads."""
@@ -108,7 +148,7 @@ def whole_batches():
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_and_threads_make_the_same_batches(whole_batches, monkeypatch, processes, threads):
-    """Each makes its rows of images, labels and erasing, and all the same mixing."""
+    """Each makes its rows of images, labels, examples and erasing, and all the same mixing."""
     run, whole = whole_batches
     config, rows = replace(run.config, "data", threads=threads), 32 // processes
     parts = []
@@ -122,7 +162,7 @@ def test_processes_and_threads_make_the_same_batches(whole_batches, monkeypatch,
             for share in shares:
                 jax.tree.map(np.testing.assert_array_equal, share.pop(name), whole[step][name])
         joined = jax.tree.map(lambda *given: np.concatenate(given), *shares)
-        assert joined.keys() == {"image", "label", "erasing"}
+        assert joined.keys() == {"image", "label", "index", "erasing"}
         jax.tree.map(np.testing.assert_array_equal, joined, {name: whole[step][name] for name in joined})
     assert whole[0]["erasing"]["box"].any()
     assert (whole[0]["mix"]["label_weight"] < 1).any()

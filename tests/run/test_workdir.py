@@ -18,7 +18,17 @@ with own(pathlib.Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(60)
 """
-OWN = ["checkpoints", "corrupt", "tensorboard", "wandb", ".lock", "config.json", "run.json", "metrics.jsonl"]
+OWN = [
+    "checkpoints",
+    "corrupt",
+    "failures",
+    "tensorboard",
+    "wandb",
+    ".lock",
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+]
 
 
 @pytest.fixture
@@ -69,7 +79,8 @@ def test_nothing_stays_of_a_run_that_wrote_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [*OWN, "rollbacks.json", "wandb.id", "checkpoints/60", "corrupt/60", "checkpoints/7/metrics"]
+    "name",
+    [*OWN, "rollbacks.json", "wandb.id", "checkpoints/60", "corrupt/60", "failures/step_6", "checkpoints/7/metrics"],
 )
 @pytest.mark.parametrize("exists", [True, False])
 def test_links_are_refused(tmp_path, name, exists):

@@ -219,6 +219,21 @@ def test_non_finite_update_is_skipped_and_counted():
     assert int(state.opt_state[0].count) == 2
 
 
+def test_a_finite_loss_whose_gradient_is_not_is_skipped_too():
+    def with_a_root(logits, targets, taught):
+        return losses.cross_entropy(logits[0], targets) + jnp.sqrt(0 * logits[0].sum()), {}  # 0, of infinite slope
+
+    given = jitted()  # without its own cache of what is compiled
+    step = jax.jit(functools.partial(given.__wrapped__, loss=with_a_root))
+    state = first_state()
+    after, metrics = step(state, a_batch(), SEED)
+    assert np.isfinite(metrics["loss"])
+    assert np.isnan(metrics["grad_norm"])
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (1, 1, 1)
+    for name in ("params", "stats", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+
+
 @pytest.mark.parametrize("classes", [3, 7])
 def test_eval_step(classes):
     random = np.random.default_rng(2)
