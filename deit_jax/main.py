@@ -1,7 +1,10 @@
-"""Trains or evaluates what a config describes.
+"""Trains or evaluates what a config describes, or tells what training it takes.
 
-    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR] [--mode=train|evaluate]
-        [--config.section.field=value ...]
+    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR] [--mode=train|evaluate|plan]
+        [--topology=v5e:16x16] [--slices=2] [--utilisation=0.4] [--config.section.field=value ...]
+
+A plan allocates nothing and writes nothing. With --topology it compiles the training step for these chips, of which
+none need be there: docs/scaling_plan.md.
 
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when the same command goes on later:
 interrupted with the state saved, the data out of reach, or another run in the workdir.
@@ -10,12 +13,15 @@ interrupted with the state saved, the data out of reach, or another run in the w
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from deit_jax import cli
+from deit_jax.base.errors import UserError
 from deit_jax.config.resolve import for_platform, resolve
+from deit_jax.config.schema import Config
 from deit_jax.run.workdir import own
 
 
@@ -24,11 +30,19 @@ def main(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config name>)", flag_values=values)
-        flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do", flag_values=values)
+        flags.DEFINE_enum("mode", "train", ["train", "evaluate", "plan"], "what to do", flag_values=values)
+        flags.DEFINE_string("topology", "", "chips to plan for, such as v5e:16x16 or h100:8", flag_values=values)
+        flags.DEFINE_integer("slices", 1, "of the topology, over the data-centre network", 1, flag_values=values)
+        flags.DEFINE_float("utilisation", 0, "of the chips' peak, to plan with", 0, 1, flag_values=values)
 
     given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
     root = cli.local_path(given.workdir or f"runs/{name}", "--workdir")
     config = resolve(config_dict)
+    if given.mode == "plan":
+        return _plan(config, root, given)
+    for name in ("topology", "slices", "utilisation"):
+        if given[name].present:
+            raise UserError(f"--{name}: is for --mode=plan; leave it out, or set --mode=plan")
     with contextlib.ExitStack() as stack:
         # Before all that takes time: of two runs in a workdir one is to end at once.
         workdir = stack.enter_context(own(root)) if given.mode == "train" else None
@@ -42,6 +56,24 @@ def main(argv: Sequence[str]) -> int:
         except Unsaved as error:
             _tell(error.result)
             raise
+    return 0
+
+
+def _plan(config: Config, workdir: Path, given: flags.FlagValues) -> int:
+    import jax
+
+    from deit_jax.parallel.topologies import find_topology
+    from deit_jax.run.plan import make_plan
+
+    topology = None
+    if given.topology:
+        topology = find_topology(given.topology, given.slices)
+        jax.config.update("jax_platforms", "cpu")  # what compiles for other machines needs none of this one's chips
+    elif given.slices > 1:
+        raise UserError("--slices: are those of a topology; name one, such as --topology=v5e:4x4")
+    here = cli.start_jax()
+    config = for_platform(config, topology.chip.platform if topology else here)
+    print(json.dumps(make_plan(config, workdir, utilisation=given.utilisation, topology=topology)), flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The device mesh, what lives where on it, how host arrays get there, and how fast the devices are."""
+"""The device mesh, what lives where on it, how host arrays get there, how fast they are; and steps compiled ahead."""
 
 from deit_jax.parallel.mesh import (
     batch_devices,
@@ -15,6 +15,7 @@ from deit_jax.parallel.mesh import (
     targets,
 )
 from deit_jax.parallel.peak import matmul_peak
+from deit_jax.parallel.plan import replicated_shapes, row_shapes
 
 __all__ = [
     "batch_devices",
@@ -27,7 +28,9 @@ __all__ = [
     "put_batch",
     "put_replicated",
     "replicated",
+    "replicated_shapes",
     "require_room",
+    "row_shapes",
     "shardings",
     "targets",
 ]

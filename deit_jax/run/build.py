@@ -261,9 +261,9 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     )
 
 
-def open_mesh(config: Config) -> Mesh:
-    """The device mesh; `UserError` where the devices do not make it."""
-    return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+def open_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `devices` (default: all there are); `UserError` where they do not make it."""
+    return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
 
 
 def read_init(config: Config) -> Weights:
