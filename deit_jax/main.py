@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_enum("mode", "train", ["train", "evaluate", "plan"], "what to do", flag_values=values)
         flags.DEFINE_string("topology", "", "chips to plan for, such as v5e:16x16 or h100:8", flag_values=values)
         flags.DEFINE_integer("slices", 1, "of the topology, over the data-centre network", 1, flag_values=values)
-        flags.DEFINE_float("utilisation", 0, "of the chips' peak, to plan with", 0, 1, flag_values=values)
+        flags.DEFINE_float("utilisation", None, "of the chips' peak, to plan with", flag_values=values)
 
     given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
     root = cli.local_path(given.workdir or f"runs/{name}", "--workdir")
@@ -65,7 +65,9 @@ def _plan(config: Config, workdir: Path, given: flags.FlagValues) -> int:
     from deit_jax.parallel.topologies import find_topology
     from deit_jax.run.plan import make_plan
 
-    topology = None
+    topology, share = None, given.utilisation
+    if share is not None and not 0 < share <= 1:
+        raise UserError(f"--utilisation: is {share}, should be above 0 and at most 1")
     if given.topology:
         topology = find_topology(given.topology, given.slices)
         jax.config.update("jax_platforms", "cpu")  # what compiles for other machines needs none of this one's chips
@@ -73,7 +75,7 @@ def _plan(config: Config, workdir: Path, given: flags.FlagValues) -> int:
         raise UserError("--slices: are those of a topology; name one, such as --topology=v5e:4x4")
     here = cli.start_jax()
     config = for_platform(config, topology.chip.platform if topology else here)
-    print(json.dumps(make_plan(config, workdir, utilisation=given.utilisation, topology=topology)), flush=True)
+    print(json.dumps(make_plan(config, workdir, utilisation=share, topology=topology)), flush=True)
     return 0
 
 

@@ -20,6 +20,12 @@ GIB = 2**30
 GPUS_A_HOST = 8
 # What JAX's allocator takes of a GPU's memory, where XLA_PYTHON_CLIENT_MEM_FRACTION does not say otherwise.
 GPU_SHARE = 0.75
+# libtpu would else ask Google Cloud what machine this is, tell what it does not find, and abort where another process
+# has loaded it.
+LIBTPU = {
+    **{"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+    **{"TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3"},
+}
 # XLA tries several Triton kernels for a matrix product on the GPU and keeps the best; without a GPU it takes its
 # default, which it cannot compile for numbers of tokens that 16 does not divide.
 GPU_OPTIONS: Mapping[str, Any] = {"xla_gpu_enable_triton_gemm": False}
@@ -150,12 +156,14 @@ class Topology:
             form = f"1x{hosts}x{GPUS_A_HOST}" if hosts else f"1x1x{gpus}"
             return {"platform": "cuda", "topology": form, "target_config": _TARGET.format(**self.chip.target)}
         _require("libtpu", extra="plan-tpu")
-        # It would else ask Google Cloud what machine this is, and abort where another process has loaded it.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        # Both cores of a v4 are one device, as on Cloud TPU.
-        more = {"chip_config_name": "megacore"} if self.name.startswith("v4:") else {}
-        return {"platform": "tpu", "topology_name": self.name, "num_slices": self.slices, **more}
+        for name, value in LIBTPU.items():
+            os.environ.setdefault(name, value)
+        given: dict[str, Any] = {"platform": "tpu", "topology_name": self.name, "num_slices": self.slices}
+        if self.name.startswith("v4:"):
+            given["chip_config_name"] = "megacore"  # both cores are one device, as on Cloud TPU
+        if self.chips == self.slices:
+            given["chips_per_host_bounds"] = [1, 1, 1]  # else there are four chips a host at least
+        return given
 
 
 def find_topology(name: str, slices: int = 1) -> Topology:

@@ -101,10 +101,12 @@ def _changes(config: Config, topology: Topology, *, alone: bool) -> Iterator[Cha
     parts = max(n for n in (1, 2, 4, 8, MOST_FSDP) if inside % n == 0)
     remat: Changes = {} if config.model.remat else {"model.remat": True}
     fsdp: Changes = {"mesh.data": -1, "mesh.fsdp": parts} if parts > config.mesh.fsdp else {}
-    twice, eight = ({"optim.accumulation": n * config.optim.accumulation} for n in (2, 8))
+    rows = config.batch_size // devices // config.optim.accumulation
+    most = max(n for n in (1, 2, 4, 8) if rows % n == 0)
+    twice, often = ({"optim.accumulation": n * config.optim.accumulation} for n in (2, most))
     least: Changes = {"batch_size": devices * config.optim.accumulation}
     singles: list[Changes] = [twice, remat, fsdp, {"batch_size": config.batch_size // 2}]
-    together = [remat | twice, remat | fsdp, remat | fsdp | eight, remat | fsdp | least]
+    together = [remat | twice, remat | fsdp, remat | fsdp | often, remat | fsdp | least]
     yield from filter(None, singles if alone else [changes for changes in together if changes not in singles])
 
 

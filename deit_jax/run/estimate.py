@@ -28,12 +28,12 @@ MEASURED = 20  # rows of metrics.jsonl at its end whose utilisation counts
 Report = dict[str, Any]
 
 
-def estimate(step: Step, where: str, utilisation: float, workdir: Path, topology: Topology | None) -> Report:
+def estimate(step: Step, where: str, utilisation: float | None, workdir: Path, topology: Topology | None) -> Report:
     """All that is known without a compiler.
 
     Args:
         where: see `planned_source`.
-        utilisation: of the chips' peak; 0 for what was measured in the workdir, else `ASSUMED`.
+        utilisation: of the chips' peak; None for what was measured in the workdir, else `ASSUMED`.
     """
     run, config = step.run, step.run.config
     images, image_bytes, measured_on = run.total * config.batch_size, *_image_bytes(run.source)

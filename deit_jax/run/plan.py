@@ -17,7 +17,7 @@ Rows = Iterator[tuple[str, str]]
 
 
 def make_plan(
-    config: Config, workdir: Path, *, utilisation: float = 0.0, topology: Topology | None = None
+    config: Config, workdir: Path, *, utilisation: float | None = None, topology: Topology | None = None
 ) -> dict[str, Any]:
     """Prints what a run takes as a table, and returns it.
 
