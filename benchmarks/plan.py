@@ -3,10 +3,11 @@
     python benchmarks/plan.py [--folder=benchmarks/results/plan] [--list] [NAME ...]
 
 Needs the extras plan-tpu and plan-cuda. A plan whose file is there is skipped, so that the command goes on where it was
-stopped; NAMEs, parts of `tiny_v5e-4x4` and so on, choose some. One takes from a minute to half an hour of a core.
+stopped; NAMEs such as `tiny_v5e-4x4` or `base_*` choose some. One takes from a minute to half an hour of a core.
 """
 
 import argparse
+import fnmatch
 import json
 import shlex
 import subprocess
@@ -63,11 +64,11 @@ def make(name: str, flags: list[str], folder: Path) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("names", nargs="*", metavar="NAME", help="parts of plans' names (default: all)")
+    arguments.add_argument("names", nargs="*", default=["*"], metavar="NAME", help="patterns (default: all)")
     arguments.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results" / "plan")
     arguments.add_argument("--list", action="store_true", help="print the commands, and make nothing")
     given = arguments.parse_args()
-    chosen = [(name, flags) for name, flags in plans() if not given.names or any(part in name for part in given.names)]
+    chosen = [(name, flags) for name, flags in plans() if any(fnmatch.fnmatch(name, some) for some in given.names)]
     given.folder.mkdir(parents=True, exist_ok=True)
     for name, flags in chosen:
         if given.list:

@@ -109,58 +109,67 @@ def residual_bytes(function: Any, parameters: Any, *arguments: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 
-def what_moves(
-    found: Sequence[Collective],
-    *,
-    parameters: Collection[int],
-    devices: int,
-    targets: tuple[int, int],
-    pixels: tuple[int, int, int],
-    data_parallel: bool,
-) -> list[dict[str, Any]]:
-    """Collectives by kind, type and what they move, the largest first.
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """The arrays of a data-parallel or sharded step, by which what travels is told apart.
 
-    Args:
+    Attributes:
         parameters: how many numbers each parameter has.
         devices: of the mesh.
         targets: rows of the batch on a device, and classes.
         pixels: height, width and channels of the images.
         data_parallel: parameters are whole on every device, so that what is summed over devices is a sum over the
             batch: gradients, loss and statistics.
-
-    Returns:
-        For each `kind`, `dtype` and what it `moves` (`gradients`, `parameters`, `images`, `float images`, `targets`,
-        `activations`, `scalars`, or `indices`: boxes, keys and flags) the `count` in a step, the `bytes` that they give
-        on a device, and the JAX `operation` of the largest.
     """
-    sizes = {
-        size // part for size in parameters for part in range(1, devices + 1) if devices % part == size % part == 0
-    }
 
-    def moved(kind: str, array: Array) -> str:
+    parameters: Collection[int]
+    devices: int
+    targets: tuple[int, int]
+    pixels: tuple[int, int, int]
+    data_parallel: bool
+
+    def name(self, kind: str, array: Array) -> str:
+        """What an array of a collective is.
+
+        `images` are integers; `indices` are boxes, keys and flags; `activations` is what is nothing else.
+        """
         shape = tuple(side for side in array.shape if side > 1)
-        pictured = shape[-3:] == pixels
+        pictured = shape[-3:] == self.pixels
         if array.dtype == "pred" or array.dtype[0] in "su":
             return "images" if pictured else "indices"
         if array.size == 1:
             return "scalars"
-        summed = kind.endswith(("all-reduce", "reduce-scatter"))
-        if (data_parallel and (summed or shape[-2:] == PACKED)) or (summed and array.size in sizes):
+        if self.data_parallel and (_is_sum(kind) or shape[-2:] == PACKED):
             return "gradients"
         if pictured:
             return "float images"
-        if shape == tuple(side for side in targets if side > 1):
+        if shape == tuple(side for side in self.targets if side > 1):
             return "targets"
-        if array.size in sizes:
-            return "gradients" if data_parallel else "parameters"
+        if any(self._is_part(array.size, whole) for whole in self.parameters):
+            return "gradients" if _is_sum(kind) or self.data_parallel else "parameters"
         return "activations"
 
+    def _is_part(self, size: int, whole: int) -> bool:
+        return whole % size == 0 and self.devices % (whole // size) == 0
+
+
+def _is_sum(kind: str) -> bool:
+    return kind.endswith(("all-reduce", "reduce-scatter"))
+
+
+def what_moves(found: Sequence[Collective], arrays: Arrays) -> list[dict[str, Any]]:
+    """Collectives by kind, type and what they move, the largest first.
+
+    Returns:
+        For each `kind`, `dtype` and what it `moves` (see `Arrays.name`) the `count` in a step, the `bytes` that they
+        give on a device, and the JAX `operation` of the largest.
+    """
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     largest: collections.Counter = collections.Counter()
     for each in found:
-        parts: dict[tuple[str, str, str], int] = collections.Counter()
+        parts: collections.Counter = collections.Counter()
         for array in each.arrays:
-            parts[each.kind, array.dtype, moved(each.kind, array)] += array.nbytes
+            parts[each.kind, array.dtype, arrays.name(each.kind, array)] += array.nbytes
         for key, nbytes in parts.items():
             empty = dict(zip(("kind", "dtype", "moves"), key, strict=True)) | {"count": 0, "bytes": 0, "operation": ""}
             group = groups.setdefault(key, empty)

@@ -12,7 +12,7 @@ from deit_jax.base.errors import UserError
 from deit_jax.config.resolve import resolve, to_dict
 from deit_jax.config.schema import Config
 from deit_jax.data import Source
-from deit_jax.parallel.plan import Compiled, TooLarge, compile_ahead, what_moves
+from deit_jax.parallel.plan import Arrays, Compiled, TooLarge, compile_ahead, what_moves
 from deit_jax.parallel.topologies import Topology
 from deit_jax.run.ahead import Step, step_of
 
@@ -56,18 +56,18 @@ def _said(found: Compiled | TooLarge, step: Step, topology: Topology) -> Report:
     run, mesh = step.run, step.run.mesh
     size, _, channels = step.batch["image"].shape[1:]
     rows = run.config.batch_size // parallel.batch_devices(mesh)
+    arrays = Arrays(
+        parameters={leaf.size for leaf in run.target.params.values()},
+        devices=mesh.size,
+        targets=(rows, len(run.source.class_names)),
+        pixels=(size, size, channels),
+        data_parallel=mesh.shape["fsdp"] == mesh.shape["tensor"] == 1,
+    )
     seconds = found.cycles / topology.chip.clock if topology.chip.clock else 0.0
     return {
         "compiler": compiler,
         "memory": found.memory,
-        "collectives": what_moves(
-            found.collectives,
-            parameters={leaf.size for leaf in run.target.params.values()},
-            devices=mesh.size,
-            targets=(rows, len(run.source.class_names)),
-            pixels=(size, size, channels),
-            data_parallel=mesh.shape["fsdp"] == mesh.shape["tensor"] == 1,
-        ),
+        "collectives": what_moves(found.collectives, arrays),
         "estimated_cycles": found.cycles or None,
         "estimated_step_seconds": seconds or None,
         "seconds_to_compile": round(found.seconds, 1),

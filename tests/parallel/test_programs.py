@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from deit_jax import parallel
-from deit_jax.parallel.plan import compile_ahead, what_moves
+from deit_jax.parallel.plan import Arrays, compile_ahead, what_moves
 from deit_jax.parallel.programs import collectives, estimated_cycles
 
 PARTS, ROWS, INPUTS, OUTPUTS, TURNS = 8, 16, 6, 10, 3
@@ -121,8 +121,8 @@ def test_turns_of_a_loop(noted, turns):
 
 def moves(line: str, *, data_parallel: bool) -> str:
     """What a program's only collective moves, of parameters of 6 x 10 numbers, 4 rows of 7 classes and 8 x 8 images."""
-    given = {"parameters": [INPUTS * OUTPUTS], "devices": PARTS, "targets": (4, 7), "pixels": (8, 8, 3)}
-    (group,) = what_moves(collectives(text(line)), **given, data_parallel=data_parallel)
+    arrays = Arrays([INPUTS * OUTPUTS], PARTS, targets=(4, 7), pixels=(8, 8, 3), data_parallel=data_parallel)
+    (group,) = what_moves(collectives(text(line)), arrays)
     return group["moves"]
 
 
@@ -152,8 +152,8 @@ def test_collectives_are_named_by_what_they_move(shape, kind, replicas, cut):
 def test_groups_have_counts_and_bytes():
     lines = [f"%r.{i} = (f32[6,10], f32[], bf16[10,6]) all-reduce(%a, %b, %c), channel_id={i}" for i in range(2)]
     lines.append('%g = bf16[60] all-reduce(%d), channel_id=9, metadata={op_name="jit(step)/last"}')
-    given = {"parameters": [60], "devices": 8, "targets": (4, 7), "pixels": (8, 8, 3), "data_parallel": True}
-    groups = {(group["dtype"], group["moves"]): group for group in what_moves(collectives(text(*lines)), **given)}
+    arrays = Arrays([60], 8, targets=(4, 7), pixels=(8, 8, 3), data_parallel=True)
+    groups = {(group["dtype"], group["moves"]): group for group in what_moves(collectives(text(*lines)), arrays)}
     assert {key: (group["count"], group["bytes"]) for key, group in groups.items()} == {
         ("f32", "gradients"): (2, 2 * 240),
         ("bf16", "gradients"): (3, 3 * 120),
