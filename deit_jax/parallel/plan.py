@@ -73,8 +73,7 @@ def compile_ahead(step: Any, *arguments: Any, options: Mapping[str, Any] | None 
     names = {"arguments": "argument", "temporaries": "temp", "outputs": "output", "aliased": "alias"}
     memory = {name: getattr(said, f"{part}_size_in_bytes") for name, part in names.items()}
     memory["generated_code"] = said.generated_code_size_in_bytes
-    whole = memory["arguments"] + memory["outputs"] - memory["aliased"] + memory["temporaries"]
-    memory["peak"] = said.peak_memory_in_bytes or whole  # libtpu has told it only since 0.0.43
+    memory["peak"] = said.peak_memory_in_bytes
     return Compiled(memory, collectives(program), estimated_cycles(program), time.perf_counter() - start)
 
 
