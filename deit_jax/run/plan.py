@@ -113,7 +113,8 @@ def _verdict(fits: bool) -> str:
 
 def _binary(size: float) -> str:
     """Bytes in the unit that memory is sold in."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.2f} MiB"
+    unit, scale = ("GiB", 2**30) if size >= 2**27 else ("MiB", 2**20) if size >= 2**17 else ("KiB", 2**10)
+    return f"{size / scale:.2f} {unit}"
 
 
 def _decimal(size: float) -> str:
