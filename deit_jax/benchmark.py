@@ -281,7 +281,7 @@ def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[f
         raise UserError(f"--model: unknown model {given.model!r}{nearest(given.model, list_models())}")
     named: Any = abstract_model(given.model)
     if not isinstance(named, VisionTransformer):
-        raise UserError(f"--model: {given.model} is none of the Transformers, whose operations alone are counted")
+        raise UserError(f"--model: {given.model} is none of the Transformers, which alone are measured")
     tree = recipes.deit(given.model)
     recipes.crop_and_flip(tree)
     tree.batch_size = given.batch_size

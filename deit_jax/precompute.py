@@ -39,7 +39,7 @@ from deit_jax.base.storage import Place, place
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
 from deit_jax.data import eval_batches
-from deit_jax.distill import Header, Rows, Store, Writer, expand, read_header, summarize, teaching
+from deit_jax.distill import Header, Rows, Store, Writer, expand, kept_logits, read_header, summarize, teaching
 from deit_jax.distill.open import FIELD, open_teacher
 from deit_jax.parallel import hosts
 from deit_jax.run.build import Run, build, open_mesh
@@ -100,7 +100,7 @@ class Recording:
         rows = run.total * batch_size if views == "stream" else len(source)
         self.header = Header(
             classes=classes,
-            top=_top(config, classes),
+            top=kept_logits(config.distillation.kind, config.distillation.top_k, classes),
             rows=rows,
             chunk=max(1, min(CHUNK_ROWS, rows // CHUNKS) // batch_size) * batch_size,
             views=views,
@@ -230,13 +230,6 @@ def check(config: Config, folder: Place) -> dict[str, Any]:
     if same < SAME * rows or apart > APART:
         raise UserError(f"{folder}: the teacher says something else now: {result}; record it anew")
     return result
-
-
-def _top(config: Config, classes: int) -> int:
-    if config.distillation.kind == "hard":
-        return 0
-    top_k = config.distillation.top_k
-    return classes if top_k == -1 else min(top_k, classes)
 
 
 def _stream(run: Run, start: int, stop: int) -> Generator[Any, None, None]:

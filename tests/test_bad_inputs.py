@@ -333,7 +333,10 @@ def test_config_files(share, taken, tmp_path):
 WEIGHTS = "--weights=nowhere"
 # Of each command: what else it takes to get to its flags, and those flags by kind.
 FLAGS: dict[Any, tuple[list[str], dict[str, str]]] = {
-    main: (["--config=given.py"], {"workdir": "place", "mode": "choice"}),
+    main: (
+        ["--config=given.py"],
+        {"workdir": "place", "mode": "choice", "topology": "text", "slices": "number", "utilisation": "number"},
+    ),
     precompute: (
         ["--config=given.py", "--output=out", "--config.distillation.kind=hard", "--config.distillation.store=no"],
         {"output": "place", "views": "choice", "check": "switch"},

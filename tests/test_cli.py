@@ -527,7 +527,7 @@ def test_a_config_file_may_look_at_its_own_path(config_file):
         ([CONFIG, "--wrkdir=x"], "--wrkdir: unknown flag; did you mean workdir?"),
         ([CONFIG, "--md", "train"], "--md: unknown flag; did you mean mode?"),
         ([CONFIG, "--seed=3"], "--seed: unknown flag; known: "),
-        ([CONFIG, "--mode=trian"], "flag --mode=trian: value should be one of <train|evaluate>"),
+        ([CONFIG, "--mode=trian"], "flag --mode=trian: value should be one of <train|evaluate|plan>"),
         ([CONFIG, "--workdir"], "Missing value for flag --workdir"),
         ([CONFIG, "--flagfile=nowhere"], "nowhere"),
         ([CONFIG, "--config.batch_siz=3"], "config.batch_siz: unknown field; did you mean batch_size"),

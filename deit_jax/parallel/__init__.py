@@ -1,4 +1,4 @@
-"""The device mesh, what lives where on it, how host arrays get there, and the processes that share it."""
+"""The device mesh, what lives where on it, how host arrays get there; processes that share it, steps compiled ahead."""
 
 from deit_jax.parallel.exchange import Exchange
 from deit_jax.parallel.mesh import (
@@ -18,6 +18,7 @@ from deit_jax.parallel.mesh import (
     targets,
 )
 from deit_jax.parallel.peak import matmul_peak
+from deit_jax.parallel.plan import replicated_shapes, row_shapes
 
 __all__ = [
     "Exchange",
@@ -33,7 +34,9 @@ __all__ = [
     "put_batch",
     "put_replicated",
     "replicated",
+    "replicated_shapes",
     "require_room",
+    "row_shapes",
     "shardings",
     "targets",
 ]
