@@ -21,7 +21,7 @@ from absl import flags
 
 from deit_jax import cli
 from deit_jax.base.errors import UserError
-from deit_jax.base.storage import place
+from deit_jax.base.storage import Place, place
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
 from deit_jax.run.workdir import Workdir, own
