@@ -217,8 +217,7 @@ _watchdog: Watchdog | None = None
 def start(cluster: Cluster | None, *, start_timeout: float, step_timeout: float) -> None:
     """Starts JAX's service where there are several processes, and the watch over this one.
 
-    Before any device is asked for. JAX's own notice of preemption is switched off, since it and a handler of SIGTERM of
-    ours shut each other out, and it knows of no SIGINT; who was asked to stop is told to all at every step instead.
+    Before any device is asked for. JAX's own notice of preemption is switched off, see `run.interrupt`.
 
     Args:
         cluster: None for a process alone.

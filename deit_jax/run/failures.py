@@ -34,7 +34,7 @@ from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json, require, whole
 from deit_jax.run.build import Run
-from deit_jax.run.metrics import Monitor
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import MAX_STEP, TrainState
 from deit_jax.step.step import Batch

@@ -32,9 +32,10 @@ from deit_jax.run.evaluate import (
     weights_of,
 )
 from deit_jax.run.failures import Failures
-from deit_jax.run.interrupt import LINE, Interrupt, Interrupted
+from deit_jax.run.interrupt import Interrupt, Interrupted
 from deit_jax.run.learning import peak_learning_rate
-from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows, require_wandb
+from deit_jax.run.metrics import Progress, Writer, read_rows, require_wandb
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.rollback import Rollbacks
 from deit_jax.run.stream import eval_source, train_source
 from deit_jax.run.together import require_same_data, require_shared
@@ -110,24 +111,14 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     if teaching.predict and config.distillation.teacher.evaluate and start == 0:
         notes.append(teacher_note(config, teaching.predict, teaching.variables, held_out, mesh))
     describe_run(run, held_out, workdir, state, [*teaching.notes, *notes])
-    monitor = _monitor(run, workdir, start, image_seconds, progress, again=unjudged)
-    alone = jax.process_count() == 1
+    monitor = _monitor(run, workdir, interrupt, start, image_seconds, progress, again=unjudged)
     failures = Failures(workdir, run, meta)
     results: dict[str, Result] = {}
     unsaved: UserError | None = None
 
-    def asked() -> bool:
-        """Whether the run is to stop: of several processes the same in all, once all have heard of it."""
-        return interrupt.requested if alone else monitor.asked
-
-    def every_batch(batch: int) -> None:
-        hosts.at(f"batch {batch} of an evaluation", compiling=batch <= 2)
-        if not alone and monitor.hear(interrupt.requested):
-            raise Interrupted(LINE)
-
     def evaluate(step: int) -> None:
         with interrupt.at_once():  # if it is left, the run begins with it next time
-            results.update(evaluator(weights_of(state), every_batch))
+            results.update(evaluator(weights_of(state), monitor.evaluating))
         monitor.add_evaluation(rows_of(results))
         workdir.keep()  # the row before the word that it was written
         checkpoints.judge(step, best_of(results))
@@ -149,7 +140,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
                 with interrupt.at_once():
                     batch = monitor.wait_for(batches)
             except (Exception, Interrupted):  # whatever it is, the state is that of the step before
-                if alone:  # others wait in this step already, for which they have given the state away
+                if interrupt.alone:  # others wait in this step already, for which they have given the state away
                     monitor.settle()
                     checkpoints.finish()
                     if monitor.healthy and step - 1 > start and step - 1 not in checkpoints.steps():
@@ -157,8 +148,8 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
                 raise
             hosts.at(f"step {step}", compiling=step <= start + 2)  # the second one reads the first one's metrics
             state, metrics = train_step(state, batch, seed, teaching.variables)
-            monitor.add(step, metrics, interrupt.requested)
-            due, stop = step % run.eval_every == 0 or step == total, asked() and step < total
+            monitor.add(step, metrics)
+            due, stop = step % run.eval_every == 0 or step == total, interrupt.stops and step < total
             pause = due or stop or step % run.save_every == 0
             if pause:
                 monitor.settle(due=due)
@@ -178,11 +169,11 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
 
     # 6. The end.
     hosts.at("the end of the run")
-    if asked():
+    if interrupt.stops:
         line = f"interrupted; the same command goes on from step {checkpoints.latest() or 0} of {total}"
         raise unsaved or Interrupted(line)
     if not results:
-        results.update(evaluator(weights_of(state), every_batch))
+        results.update(evaluator(weights_of(state), monitor.evaluating))
     if jax.process_index() == 0:
         report(results, held_out, workdir.root)
     _draw_curves(run, workdir)
@@ -320,7 +311,14 @@ def _last_jax(workdir: Workdir) -> str:
 
 
 def _monitor(
-    run: Run, workdir: Workdir, start: int, image_seconds: Callable[[int], float], progress: Progress, *, again: bool
+    run: Run,
+    workdir: Workdir,
+    interrupt: Interrupt,
+    start: int,
+    image_seconds: Callable[[int], float],
+    progress: Progress,
+    *,
+    again: bool,
 ) -> Monitor:
     """On the first process with a writer, elsewhere silent; `again`: the row of `start` itself is still to come."""
     writer, log = None, run.config.log
@@ -330,6 +328,7 @@ def _monitor(
     return Monitor(
         writer,
         parallel.Exchange(run.mesh),
+        interrupt,
         start=start,
         total=run.total,
         log_every=run.log_every,

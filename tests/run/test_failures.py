@@ -15,7 +15,8 @@ from deit_jax.config.schema import Duration
 from deit_jax.run import failures, train
 from deit_jax.run.build import Run
 from deit_jax.run.failures import Failures, kept_steps, read_failure
-from deit_jax.run.metrics import Monitor, read_rows
+from deit_jax.run.metrics import read_rows
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.replay import replay
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import TrainState

@@ -21,7 +21,10 @@ from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.parallel import Exchange
 from deit_jax.run import metrics, plots
-from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows
+from deit_jax.run import monitor as monitoring
+from deit_jax.run.interrupt import Interrupt
+from deit_jax.run.metrics import Progress, Writer, read_rows
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.workdir import Workdir
 
 
@@ -280,13 +283,15 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(monitoring, "time", clock)
     return clock
 
 
 def monitor(workdir: Path | None, **settings: Any) -> Monitor:
     defaults: dict[str, Any] = {"start": 0, "total": 11, "log_every": 1, "batch_size": 13}
-    return Monitor(writer(workdir) if workdir else None, Exchange(parallel.make_mesh()), **defaults | settings)
+    return Monitor(
+        writer(workdir) if workdir else None, Exchange(parallel.make_mesh()), Interrupt(), **defaults | settings
+    )
 
 
 def values(loss: float, burst: int = 0) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from deit_jax.run import replay as replays
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.failures import Failures
 from deit_jax.run.layers import Watch
-from deit_jax.run.metrics import Monitor
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.replay import _computed, replay
 from deit_jax.run.stream import train_source
 from deit_jax.run.workdir import Workdir

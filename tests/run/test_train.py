@@ -25,7 +25,8 @@ from deit_jax.parallel import peak
 from deit_jax.run import learning, stream, train
 from deit_jax.run.evaluate import Evaluator, evaluate
 from deit_jax.run.interrupt import Interrupted
-from deit_jax.run.metrics import Monitor, read_rows
+from deit_jax.run.metrics import read_rows
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.rollback import Rollbacks
 from deit_jax.run.workdir import Workdir
 from deit_jax.step import mixing
