@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
@@ -112,7 +114,8 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is not finite becomes None, since JSON has no NaN; groups within are treated alike."""
 
     def told(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+        number = isinstance(value, float | np.floating)  # and no list or text
+        return None if number and not math.isfinite(value) else value
 
     return {name: finite(value) if isinstance(value, Mapping) else told(value) for name, value in values.items()}
 
