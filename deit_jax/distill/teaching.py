@@ -64,7 +64,7 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
         store = open_store(config, source, rows)
         notes = _notes(store.header, config)
         return Teaching(lambda variables, images, recorded: expand(recorded, classes), store=store, notes=notes)
-    teacher = open_teacher(config, source.class_names)
+    teacher = open_teacher(config, source.class_names).on(mesh)
     return Teaching(
         lambda variables, images, recorded: teacher(variables, images),
         parallel.place(teacher.variables, mesh),
