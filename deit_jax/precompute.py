@@ -110,6 +110,7 @@ class Recording:
         self.batch_size, self._progress = batch_size, config.log.progress
         self._batches: Batches = functools.partial(_stream if views == "stream" else _centre_crops, run)
         self._variables = parallel.place(teacher.variables, mesh)
+        teacher = teacher.on(mesh)
         predict = teaching.predict(teacher)
         self._note: Callable[[], str] | None = None
         if config.distillation.teacher.evaluate:

@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.config.schema import Config
 from deit_jax.distill.open import FIELD, is_artefact, of_network, open_teacher
@@ -22,7 +24,7 @@ from deit_jax.models import abstract_model, entry, flatten, product_flops
 
 @dataclasses.dataclass(frozen=True)
 class TeachingShapes:
-    """A teaching with shapes for variables.
+    """A teaching with shapes for variables, and their shardings.
 
     Attributes:
         recorded: of a recorded teacher, by name the shapes of what was kept of a batch.
@@ -36,7 +38,7 @@ class TeachingShapes:
     flops: int = 0
 
 
-def teaching_shapes(config: Config, class_names: Sequence[str], platform: str) -> TeachingShapes:
+def teaching_shapes(config: Config, class_names: Sequence[str], mesh: Mesh, platform: str) -> TeachingShapes:
     """The teaching that a config asks for; neither a store nor the published weights of a teacher need be there.
 
     Args:
@@ -54,9 +56,10 @@ def teaching_shapes(config: Config, class_names: Sequence[str], platform: str) -
         recorded = jax.eval_shape(functools.partial(summarize, top=top), logits)
         return TeachingShapes(Teaching(lambda variables, images, kept: expand(kept, classes)), recorded)
     teacher = _teacher_shapes(config, class_names, platform)
+    beside = teacher.on(mesh)
     image = jax.ShapeDtypeStruct((1, *teacher.image_size, 3), jnp.float32)
     return TeachingShapes(
-        Teaching(lambda variables, images, kept: teacher(variables, images), teacher.variables),
+        Teaching(lambda variables, images, kept: beside(variables, images), parallel.targets(teacher.variables, mesh)),
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(teacher.variables)),
         flops=product_flops(teacher.apply, teacher.variables, image),
     )

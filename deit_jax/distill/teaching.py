@@ -65,7 +65,7 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
         store = open_store(config, source, rows)
         notes = _notes(store.header, config)
         return Teaching(from_recorded(classes), store=store, notes=notes)
-    teacher = open_teacher(config, source.class_names)
+    teacher = open_teacher(config, source.class_names).on(mesh)
     return Teaching(
         lambda variables, images, recorded: teacher(variables, images),
         parallel.place(teacher.variables, mesh),

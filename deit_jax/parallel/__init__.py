@@ -19,11 +19,13 @@ from deit_jax.parallel.mesh import (
 )
 from deit_jax.parallel.peak import matmul_peak
 from deit_jax.parallel.plan import replicated_shapes, row_shapes
+from deit_jax.parallel.rows import by_rows
 
 __all__ = [
     "Exchange",
     "all_rows",
     "batch_devices",
+    "by_rows",
     "bytes_per_device",
     "check_batch",
     "local_rows",

@@ -1,7 +1,6 @@
 """The training step of a run, and all that it is given, as shapes: what can be counted and compiled without devices."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -24,12 +23,6 @@ class Step:
     teaching: TeachingShapes
     batch: Batch
 
-    @property
-    def teacher_variables(self) -> Any:
-        """Of a teacher that runs beside the student, shapes with shardings; None without one."""
-        variables = self.teaching.teaching.variables
-        return None if variables is None else parallel.targets(variables, self.run.mesh)
-
 
 def step_of(config: Config, source: Source, topology: Topology | None) -> Step:
     """The step of a config on a topology (None: on the devices that there are).
@@ -41,7 +34,7 @@ def step_of(config: Config, source: Source, topology: Topology | None) -> Step:
     parallel.check_batch(mesh, config.batch_size, config.optim.accumulation)
     run = build(config, mesh, source)
     platform = topology.chip.platform if topology else jax.default_backend()
-    teaching = teaching_shapes(config, source.class_names, platform)
+    teaching = teaching_shapes(config, source.class_names, mesh, platform)
     largest = max(size for _, size in run.sizes)
     return Step(run, teaching, batch_shapes(config, mesh, largest, teaching.recorded))
 

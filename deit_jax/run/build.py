@@ -269,7 +269,7 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
 
 def open_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `devices` (default: all there are); `UserError` where they do not make it."""
-    return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
 
 
 def read_init(config: Config) -> Weights:

@@ -36,7 +36,7 @@ def compiled_report(step: Step, topology: Topology) -> Report:
 
 def _compile(step: Step, topology: Topology) -> Compiled | TooLarge:
     train_step = step.run.train_step(step.teaching.teaching.logits)
-    given = (step.run.target, step.batch, np.uint32(step.run.config.seed), step.teacher_variables)
+    given = (step.run.target, step.batch, np.uint32(step.run.config.seed), step.teaching.teaching.variables)
     try:
         return compile_ahead(train_step, *given, options=topology.options)
     except TooLarge as error:

@@ -120,7 +120,7 @@ def _bytes_by_part(step: Step) -> dict[str, int]:
         "average": shard_bytes(target.ema),
         "gradients": sums * shard_bytes(trained),
         "activations": round(micro * _activation_bytes(run)),
-        "teacher": shard_bytes(step.teacher_variables),
+        "teacher": shard_bytes(step.teaching.teaching.variables),
         "batch": shard_bytes(step.batch),
     }
 

@@ -28,6 +28,7 @@ from deit_jax.run.stream import batch_shapes, train_source
 
 CONFIG = tiny_config()
 SOURCE = train_source(CONFIG)
+MESH = parallel.make_mesh()
 NOWHERE = Path("nowhere")
 GIB = 2**30
 SMALL = Topology("v5e:2x4", Chip(memory=GIB, peak=1e15, axes=2), chips=8, slices=1)
@@ -92,7 +93,7 @@ def test_operations_and_hours_by_hand():
 def test_a_teacher_beside_the_student_counts(tmp_path):
     write_teacher(tmp_path)
     config = distilled_config(tmp_path)
-    shapes = teaching_shapes(config, SOURCE.class_names, "cpu")
+    shapes = teaching_shapes(config, SOURCE.class_names, MESH, "cpu")
     teacher = open_teacher(config, SOURCE.class_names)
     assert described_variables(shapes.teaching.variables) == described_variables(teacher.variables)
     assert shapes.parameters == sum(leaf.size for leaf in teacher.variables.values())
@@ -108,13 +109,13 @@ def described_variables(variables):
 def test_a_published_teacher_need_not_be_there():
     given = {"kind": "hard", "teacher__name": "regnety_002", "teacher__weights": "pretrained"}
     config = tiny_config(**{f"distillation__{name}": value for name, value in given.items()})
-    shapes = teaching_shapes(config, SOURCE.class_names, "tpu")
+    shapes = teaching_shapes(config, SOURCE.class_names, MESH, "tpu")
     # 3.2 M with a thousand classes, of which ten are left; a multiply-add is two operations.
     assert 2.7e6 < shapes.parameters < 2.9e6
     assert shapes.flops == pytest.approx(2 * 0.2e9, rel=0.01)
     unknown = tiny_config(**{f"distillation__{n}": v for n, v in (given | {"teacher__name": "regnety_02"}).items()})
     with pytest.raises(UserError, match=r"config\.distillation\.teacher\.name: .*regnety_002"):
-        teaching_shapes(unknown, SOURCE.class_names, "tpu")
+        teaching_shapes(unknown, SOURCE.class_names, MESH, "tpu")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_published_teacher_need_not_be_there():
 def test_a_recorded_teacher_need_not_be_there(kind, top_k, names):
     given = {"kind": kind, "store": "nowhere", "top_k": top_k}
     shapes = teaching_shapes(
-        tiny_config(**{f"distillation__{n}": v for n, v in given.items()}), SOURCE.class_names, "tpu"
+        tiny_config(**{f"distillation__{n}": v for n, v in given.items()}), SOURCE.class_names, MESH, "tpu"
     )
     assert shapes.recorded.keys() == names
     assert all(len(leaf.shape) == 0 or leaf.shape[0] == CONFIG.batch_size for leaf in shapes.recorded.values())
