@@ -219,6 +219,8 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     """
     arguments = model_arguments(config, len(source.class_names))
     model = model_of(config, arguments)
+    if isinstance(model, VisionTransformer):
+        parallel.check_heads(mesh, model.blocks[0].attn.heads)
     rates = rates_of(config, model)
     epoch_steps = examples_per_epoch(len(source), config.batch_size, config.data.repeats) / config.batch_size
 
@@ -269,7 +271,7 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
 
 def open_mesh(config: Config) -> Mesh:
     """The device mesh; `UserError` where the devices do not make it."""
-    return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.slices)
 
 
 def read_init(config: Config) -> Weights:
