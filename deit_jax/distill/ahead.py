@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import math
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -84,4 +84,4 @@ def _teacher_shapes(config: Config, class_names: Sequence[str], platform: str) -
 
 def _is_here(weights: str) -> bool:
     """Whether weights lie on this machine, so that nothing is fetched."""
-    return bool(weights) and Path(re.split("[@#]", weights)[0]).expanduser().exists()
+    return bool(weights) and os.path.exists(os.path.expanduser(re.split("[@#]", weights)[0]))

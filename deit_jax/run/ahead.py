@@ -30,6 +30,8 @@ def step_of(config: Config, source: Source, topology: Topology | None) -> Step:
     Raises:
         UserError: the config, the data and the devices do not go together.
     """
+    if topology:
+        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=topology.slices))
     mesh = open_mesh(config, topology.devices() if topology else None)
     parallel.check_batch(mesh, config.batch_size, config.optim.accumulation)
     run = build(config, mesh, source)

@@ -219,6 +219,8 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     """
     arguments = model_arguments(config, len(source.class_names))
     model = model_of(config, arguments)
+    if isinstance(model, VisionTransformer):
+        parallel.check_heads(mesh, model.blocks[0].attn.heads)
     rates = rates_of(config, model)
     epoch_steps = examples_per_epoch(len(source), config.batch_size, config.data.repeats) / config.batch_size
 
@@ -269,7 +271,8 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
 
 def open_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `devices` (default: all there are); `UserError` where they do not make it."""
-    return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
+    mesh = config.mesh
+    return parallel.make_mesh(mesh.data, mesh.fsdp, mesh.tensor, mesh.slices, devices=devices)
 
 
 def read_init(config: Config) -> Weights:

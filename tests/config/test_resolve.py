@@ -221,6 +221,7 @@ POSITIVE = [
     "guard__max_skipped",
     "mesh__fsdp",
     "mesh__tensor",
+    "mesh__slices",
 ]
 POSITIVE_REAL = ["optim__learning_rate", "optim__eps", "distillation__tau"]
 SHARES = [
@@ -564,6 +565,7 @@ FREE: dict[str, Any] = {
     "mesh__data": 1,
     "mesh__fsdp": 2,
     "mesh__tensor": 2,
+    "mesh__slices": 2,
 }
 
 
