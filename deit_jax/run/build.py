@@ -21,6 +21,7 @@ from deit_jax.data import Source, examples_per_epoch
 from deit_jax.distill import Store
 from deit_jax.models import (
     Keys,
+    VisionTransformer,
     bind,
     create_model,
     flatten,
