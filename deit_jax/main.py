@@ -6,7 +6,7 @@
     python -m deit_jax.main --config=... --workdir=... --mode=replay --step=N
 
 A plan allocates nothing and writes nothing. With --topology it compiles the training step for these chips, of which
-none need be there: docs/scaling.md. A replay runs a training step again that was not finite: docs/training.md.
+none need be there: docs/planning.md. A replay runs a training step again that was not finite: docs/training.md.
 
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when the same command goes on later:
 interrupted with the state saved, the data out of reach, or another run in the workdir.
