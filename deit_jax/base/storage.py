@@ -7,6 +7,7 @@ methods, but without links, locks, appending and replacing in one stroke.
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
@@ -138,6 +139,15 @@ def here(place: Any) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             source.fetch(target)
         yield copy
+
+
+def remove(place: Any) -> None:
+    """Removes a folder with all that is in it, as far as that can be."""
+    if is_bucket(place):
+        with contextlib.suppress(OSError):
+            place.rmtree()
+    else:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def scratch() -> Path:
