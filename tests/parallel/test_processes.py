@@ -14,6 +14,7 @@ import pytest
 from processes import FLAGS, ROOT, TOTAL, children, losses, run, send_at
 from tiny import write_teacher
 
+from deit_jax.base.storage import here, place
 from deit_jax.run.metrics import read_rows
 
 # processes, devices of each
@@ -92,19 +93,20 @@ def test_all_shapes_and_meshes_are_one(shape, mesh, kind, runs):
 
 
 @pytest.mark.long
-def test_a_run_goes_on_on_other_devices(runs, tmp_path):
-    """Begun by two processes of four, cut over fsdp; then by one with one device, then by four of two."""
-    half = "--config.checkpoint.every_steps=15"
-    flags = [*FLAGS, half, f"--workdir={tmp_path}"]
-    for shape, mesh, steps in ((TWO, FSDP4, 15), (ONE, DATA, 20), (FOUR, DATA, TOTAL)):
-        # A schedule of 30 steps, ended early: a constant rate does not know of the end.
-        ended = run(*shape, [*flags, *mesh, *CONSTANT, f"--config.total_steps={steps}"])
-        assert ended.status == 0, ended.err
-        assert facts_of(tmp_path)["processes"] == shape[0]
-    assert facts_of(tmp_path)["start_step"] == 20
-    whole = tmp_path / "whole"
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+@pytest.mark.parametrize("shape", [ONE, FOUR], ids=["1x1", "4x2"])
+def test_a_run_goes_on_on_other_devices(shape, where, bucket, tmp_path):
+    """Saved at step 15 by two processes of four, cut over fsdp; then data parallel, on other devices."""
+    workdir, whole = bucket if where == "bucket" else str(tmp_path / "run"), tmp_path / "whole"
+    # At a constant rate: another does know of the end.
+    flags = [*FLAGS, *CONSTANT, f"--workdir={workdir}"]
+    assert run(*TWO, [*flags, *FSDP4, "--config.total_steps=15"]).status == 0
+    ended = run(*shape, flags)
+    assert ended.status == 0, ended.err
     assert run(*ONE, [*FLAGS, *CONSTANT, f"--workdir={whole}"]).status == 0
-    np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-5)
+    with here(place(workdir, "--workdir")) as local:
+        assert (facts_of(local)["processes"], facts_of(local)["start_step"]) == (shape[0], 15)
+        check_equal(local, whole)
 
 
 CONSTANT = ["--config.optim.schedule=constant"]
