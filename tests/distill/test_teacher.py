@@ -67,7 +67,7 @@ def test_each_device_asks_about_its_rows_alone():
     variables = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 2, 6)), jnp.float32)}
     images = np.random.default_rng(2).random((8, 5, 5, 3), np.float32)
     teacher = Teacher(apply, variables, MEAN, STD, (5, 5))
-    rows = parallel.put_batch({"image": images}, mesh)["image"]
+    rows = parallel.put_batch({"image": images}, mesh, len(images))["image"]
     asked = jax.jit(teacher.on(mesh)).lower(parallel.place(variables, mesh), rows).compile()
     assert collectives(asked.as_text()) == []
     np.testing.assert_allclose(
