@@ -216,6 +216,7 @@ def test_a_mistake_in_one_ends_all_with_its_status():
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.long
 def test_an_exception_keeps_its_traceback_and_ends_all():
     (first, _, heard), (second, _, said) = end(start(["time.sleep(60)", "1 / 0"], step_timeout=20))
     assert (first, second) == (1, 1)
@@ -224,7 +225,7 @@ def test_an_exception_keeps_its_traceback_and_ends_all():
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
 def test_one_that_is_lost_is_named_in_time(number, lost):
     """Also where the other waits for it where Python has no say."""
     wait = "print('here', flush=True); hosts.gather('again')"
