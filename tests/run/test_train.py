@@ -406,9 +406,9 @@ def test_what_an_evaluation_raises_costs_no_training(finished, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         call = Evaluator.__call__
 
-        def failing(self, weights):
+        def failing(self, *given):
             stops()
-            return call(self, weights)
+            return call(self, *given)
 
         patch.setattr(Evaluator, "__call__", failing)
         with pytest.raises((ValueError, Interrupted)):
