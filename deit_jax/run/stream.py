@@ -182,6 +182,7 @@ def batch_shapes(config: Config, mesh: Mesh, image_size: int, recorded: Mapping[
     rows = {
         "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
+        "index": jax.ShapeDtypeStruct((batch_size,), np.int32),
     }
     shapes: Batch = {
         **parallel.row_shapes(rows, mesh),
