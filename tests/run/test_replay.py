@@ -89,7 +89,7 @@ FAULTS = {
         {"blocks__1__mlp__fc1__kernel": HUGE, "blocks__0__norm2__scale": HUGE},
         "blocks.0.norm2",
     ),
-    "what is computed between layers": ({}, {"blocks__1__attn__qkv__kernel": 1e30}, "blocks.1.attn"),
+    "what is computed between layers": ({}, {"blocks__0__attn__qkv__kernel": 1e30}, "blocks.0.attn"),
     "the sum around a branch": ({}, {"blocks__0__attn__proj__bias": ALTERNATING, "cls_token": ALTERNATING}, "blocks.0"),
     "the sum before the first block": ({}, {"patch_embed__proj__bias": HUGE, "pos_embed": HUGE}, "model"),
     "a head": ({}, {"head__kernel": HUGE}, "head"),
@@ -284,7 +284,7 @@ def test_the_command_ends_with_json(tmp_path):
         ("--mode=replay",): "--step: missing, which of those in .*; kept are 5",
         ("--mode=replay", "--step=7"): "--step: 7 is not kept in .*; kept are 5",
         ("--mode=replay", "--step=7", f"--workdir={tmp_path}/other"): "--step: 7 is not kept in .*; none is",
-        ("--step=7",): "--step: is for --mode=replay alone; leave it out",
+        ("--step=7",): "--step: is for --mode=replay; leave it out, or set --mode=replay",
     }.items():
         ending = end(main.main, [*arguments, *more])
         assert (ending.status, ending.fault()) == (2, "")
