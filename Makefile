@@ -83,7 +83,6 @@ $(BIN)/pip:
 	$(call CHECK_PYTHON,PYTHON)
 	$(PYTHON) -m venv .venv-compilers
 	@echo "installing into .venv-compilers (some minutes)"
-	.venv-compilers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \
-	  libtpu==0.0.42 jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 \
-	  nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cudnn-cu12==9.28.0.42
+	.venv-compilers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[dev,plan-tpu,plan-cuda]' libtpu==0.0.42 nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cudnn-cu12==9.28.0.42
 	@touch $@

@@ -34,6 +34,7 @@ from deit_jax.config.schema import Config
 from deit_jax.data import Source
 from deit_jax.data.memory import MemorySource
 from deit_jax.models import VisionTransformer, abstract_model, bind, forward_flops, list_models, training_flops
+from deit_jax.parallel import hosts
 from deit_jax.parallel.peak import seconds
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.learning import peak_learning_rate
@@ -55,9 +56,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if name not in BENCHMARKS:
         raise UserError(f"the first argument is {name}, should be one of {', '.join(BENCHMARKS)}")
-    cli.start_jax()
     result, output = BENCHMARKS[name](argv[1:])
     result["command"] = shlex.join(["python", "-m", "deit_jax.benchmark", *argv])
+    if jax.process_index():
+        return 0
     print(json.dumps(result), flush=True)
     if output:
         try:
@@ -86,6 +88,7 @@ def train(argv: Sequence[str]) -> tuple[Result, str]:
 
     def step() -> Any:
         nonlocal state
+        hosts.at("a batch", compiling=True)
         state, metrics = jitted(state, batch, seed)
         return metrics
 
@@ -121,6 +124,7 @@ def data(argv: Sequence[str]) -> tuple[Result, str]:
     given, tree, name = cli.parse_with_config(inspect.getdoc(data) or "", define, argv)
     _check(given, "batches")
     config = resolve(tree)
+    cli.start_jax()
     if given.compare and not (config.data.augment or config.data.color_jitter):
         raise UserError("--compare: the config has no augmentation beside crop and flip; set config.data.augment")
     source = train_source(config)
@@ -249,7 +253,8 @@ def _float_batch(run: Run) -> dict[str, Array]:
     random, size, batch_size = np.random.default_rng(0), run.config.data.image_size, run.config.batch_size
     images = random.standard_normal((batch_size, size, size, 3), np.float32)
     targets = random.dirichlet(np.ones(CLASSES), batch_size).astype(np.float32)
-    return parallel.put_batch({"image": images, "target": targets}, run.mesh)
+    rows = parallel.local_rows(run.mesh, batch_size)
+    return parallel.put_batch({"image": images[rows], "target": targets[rows]}, run.mesh, batch_size)
 
 
 def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[flags.FlagValues, Config]:
@@ -265,6 +270,7 @@ def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[f
         if trains:
             enum("parts", "core", ["core", "full"], "of a training step, see above")
             flags.DEFINE_boolean("remat", False, "recompute the blocks in the backward pass", flag_values=values)
+        cli.define_hosts(values)
         _define_common(values)
 
     given, beside = cli.parse(inspect.getdoc(benchmark) or "", define, argv)
@@ -273,11 +279,9 @@ def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[f
     _check(given, "model", "batch_size", "batches")
     if given.model not in list_models():
         raise UserError(f"--model: unknown model {given.model!r}{nearest(given.model, list_models())}")
-    if given.batch_size % jax.device_count():
-        raise UserError(f"--batch_size: {given.batch_size} is not divisible by the {jax.device_count()} devices")
     named: Any = abstract_model(given.model)
     if not isinstance(named, VisionTransformer):
-        raise UserError(f"--model: {given.model} is none of the Transformers, whose operations alone are counted")
+        raise UserError(f"--model: {given.model} is none of the Transformers, which alone are measured")
     tree = recipes.deit(given.model)
     recipes.crop_and_flip(tree)
     tree.batch_size = given.batch_size
@@ -286,7 +290,12 @@ def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[f
     tree.mixing.group = math.gcd(tree.mixing.group, given.batch_size)
     if not (trains and given.parts == "full"):
         tree.ema.decay = 0.0
-    return given, for_platform(resolve(tree), jax.default_backend())
+    config = resolve(tree)
+    cli.start_hosts(given, config)
+    config = for_platform(config, cli.start_jax())
+    if given.batch_size % jax.device_count():
+        raise UserError(f"--batch_size: {given.batch_size} is not divisible by the {jax.device_count()} devices")
+    return given, config
 
 
 def _define_common(values: flags.FlagValues) -> None:
@@ -308,7 +317,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _show(facts: Mapping[str, Any]) -> None:
-    for name, value in facts.items():
+    for name, value in facts.items() if jax.process_index() == 0 else ():
         print(f"{name:22}{value:,}" if type(value) in (int, float) else f"{name:22}{value}", flush=True)
 
 

@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import gc
+import hashlib
 import io
 import logging
 import os
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -21,12 +23,15 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from deit_jax.base import cuda
 from deit_jax.base.caches import cache_folder
 from deit_jax.base.errors import TryAgain, UserError, nearest
+from deit_jax.base.storage import place
 from deit_jax.base.text import printable
-from deit_jax.config.resolve import field_paths, flatten
-from deit_jax.config.schema import UNITS
+from deit_jax.config.resolve import field_paths, flatten, to_dict
+from deit_jax.config.schema import UNITS, Config
 from deit_jax.run.interrupt import Interrupted
+from deit_jax.run.versions import versions
 
 Define = Callable[[flags.FlagValues], None]
+STEP_TIMEOUT = 1800  # seconds; compiling for large machines takes minutes
 HELP = {"--help", "-h", "-help", "--helpfull"}
 
 
@@ -111,39 +116,51 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background has it
             signal.signal(number, hear)
     try:
-        status = main(sys.argv[1:]) or 0
+        status, line = main(sys.argv[1:]) or 0, ""
         sys.stdout.flush()
+        if hosts := _hosts():
+            hosts.close()
     except BaseException as error:
         # What imports an extension module makes another exception of a signal's.
-        status = heard[0] if heard else _status_of(error)
+        status, line = (heard[0], "") if heard else _ending(error)
+        line = printable(" ".join(line.split()))
+        if hosts := _hosts():
+            hosts.end(status, line or f"ended with status {status}")
+    if line:
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            print(line, file=sys.stderr, flush=True)
     if status in (0, 2):
         sys.exit(status)
     # At once: a thread that waits for a file for ever would keep an ordinary exit waiting.
     os._exit(status)
 
 
-def _status_of(error: BaseException) -> int:
-    """The exit status for what ended a command, told in a line; raises what nobody has foreseen."""
+def _ending(error: BaseException) -> tuple[int, str]:
+    """The exit status for what ended a command, and the line that tells it; raises what nobody has foreseen."""
     match error:
         case UserError():
-            return _say(f"error: {error}", 2)
+            return 2, f"error: {error}"
         case TryAgain() | Interrupted():
-            return _say(str(error), 75)
+            return 75, str(error)
         case BrokenPipeError():
-            return 141
+            return 141, ""
         case OSError():  # of a place that nobody has looked at before
             where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-            return _say(f"error: {where}{error.strerror or error}; see to it, or name another place", 2)
+            return 2, f"error: {where}{error.strerror or error}; see to it, or name another place"
         case KeyboardInterrupt():
-            return 130
+            return 130, ""
         case _:
+            if hosts := _hosts():
+                hosts.blame()
+                traceback.print_exception(error)
+                return 1, f"{type(error).__name__}: {error}"
             raise error
 
 
-def _say(line: str, status: int) -> int:
-    with contextlib.suppress(OSError):  # nobody may be reading any more
-        print(printable(" ".join(line.split())), file=sys.stderr, flush=True)
-    return status
+def _hosts() -> ModuleType | None:
+    """`parallel.hosts`, where there are several processes; other commands need not wait for JAX to be imported."""
+    module = sys.modules.get("deit_jax.parallel.hosts")
+    return module if module and module.several() else None
 
 
 def _unraisable(heard: Sequence[int], unraisable: Any) -> None:
@@ -159,14 +176,49 @@ def local_path(given: str, flag: str) -> Path:
     """The absolute path of a place of this machine that a flag names; `UserError` where it is another one."""
     if "://" in given:
         raise UserError(f"{flag}: {given} is a URL; name a place of this machine, and copy it from there")
-    try:
-        path = Path(given).expanduser().absolute()
-        str(path).encode()
-    except RuntimeError as error:
-        raise UserError(f"{flag}: {given} begins with ~, and there is no such home folder; name it in full") from error
-    except UnicodeEncodeError as error:  # the libraries that write arrays take text alone
-        raise UserError(f"{flag}: {given} is no UTF-8; choose another name") from error
+    path = place(given, flag)
+    assert isinstance(path, Path)
     return path
+
+
+def define_hosts(values: flags.FlagValues) -> None:
+    """Defines the flags of commands that may run as several processes, which `start_hosts` takes."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, of a run of several", flag_values=values)
+    flags.DEFINE_string("processes", "", "how many processes the run has", flag_values=values)
+    flags.DEFINE_string("process", "", "which of them this is, from 0", flag_values=values)
+    flags.DEFINE_float("start_timeout", 300, "seconds in which all have to be there", 1, flag_values=values)
+    help_text = "seconds that a step may take (default: 1800; for ever, where there is one process)"
+    flags.DEFINE_float("step_timeout", 0, help_text, 0, flag_values=values)
+
+
+def start_hosts(given: flags.FlagValues, config: Config) -> bool:
+    """Finds the other processes of the run, if there are any; see `parallel.hosts.start`.
+
+    Returns:
+        Whether this is the first of them, which alone writes and speaks.
+
+    Raises:
+        UserError: they do not find each other, or have another config or code.
+    """
+    from deit_jax.parallel import cluster, hosts
+
+    flag_values = {name: str(given[name.removeprefix("--")].value) for name in cluster.FLAGS}
+    found = cluster.find(flag_values, os.environ, gpus=cluster.visible_gpus(os.environ))
+    limit = given.step_timeout or (STEP_TIMEOUT if found else 0)
+    hosts.start(found, start_timeout=given.start_timeout, step_timeout=limit)
+    fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
+    hosts.require_same(fields | {"the code of deit_jax": _code()} | versions())
+    if hosts.index():  # the first one speaks, but for what only the others see of the data
+        logging.basicConfig(format=f"{hosts.name(hosts.index())}: %(message)s")
+        logging.getLogger().setLevel(logging.ERROR)
+        logging.getLogger("deit_jax.data").setLevel(logging.WARNING)
+    return hosts.index() == 0
+
+
+def _code() -> str:
+    """A digest of this package's files."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def start_jax() -> str:

@@ -15,13 +15,13 @@ The last line of the output is a JSON object.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from deit_jax import cli
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place, place, told
 from deit_jax.weights import Weights, files, folders, places, read, tables
 from deit_jax.weights.orbax import write_variables
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     given, places_given = cli.parse(__doc__ or "", define, argv)
     if len(places_given) != 2:
         raise UserError(f"SRC DST: two places are needed, {len(places_given)} given; see --help")
-    source, destination = places_given[0], cli.local_path(places_given[1], "DST")
+    source, destination = places_given[0], place(places_given[1], "DST")
     kind = given.format or ("timm" if destination.suffix == ".safetensors" else "orbax")
     _check_free(destination, kind)
     cli.start_jax()
@@ -47,19 +47,19 @@ def main(argv: Sequence[str]) -> int:
     try:
         WRITERS[kind](destination, weights)
     except OSError as error:
-        reason = error.strerror or error
+        reason = told(error, destination)
         raise UserError(f"{destination}: cannot be written: {reason}; choose another place") from error
     report(source, destination, kind, weights)
     return 0
 
 
-def write_timm(destination: Path, weights: Weights) -> None:
+def write_timm(destination: Place, weights: Weights) -> None:
     """One safetensors file with timm's names; the card in its header."""
     metadata = {places.KEY: json.dumps(weights.card.to_json())}
     files.write_safetensors(destination, tables.scatter(weights.variables, tables.TIMM), metadata)
 
 
-def write_orbax(destination: Path, weights: Weights) -> None:
+def write_orbax(destination: Place, weights: Weights) -> None:
     """A checkpoint directory without optimizer; the card beside the weights."""
     write_variables(destination, dict(weights.variables), {"card": weights.card.to_json()})
 
@@ -67,7 +67,7 @@ def write_orbax(destination: Path, weights: Weights) -> None:
 WRITERS = {"timm": write_timm, "hf": folders.write_folder, "orbax": write_orbax}
 
 
-def report(source: str, destination: Path, kind: str, weights: Weights) -> None:
+def report(source: str, destination: Place, kind: str, weights: Weights) -> None:
     """Prints what was written, for people and as a JSON object."""
     card = weights.card
     result: dict[str, Any] = {
@@ -87,7 +87,7 @@ def report(source: str, destination: Path, kind: str, weights: Weights) -> None:
     print(json.dumps(result))
 
 
-def _check_free(destination: Path, kind: str) -> None:
+def _check_free(destination: Place, kind: str) -> None:
     """`UserError` where something would be overwritten, or the name does not go with the format."""
     if destination.is_dir() and kind != "timm":
         if any(destination.iterdir()):

@@ -1,7 +1,12 @@
-"""Trains or evaluates what a config describes, or runs a training step again that was not finite.
+"""Trains or evaluates what a config describes, tells what training it takes, or looks into a step that failed.
 
-    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR] [--mode=train|evaluate|replay --step=N]
+    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR|gs://BUCKET/NAME] [--mode=train|evaluate]
         [--config.section.field=value ...]
+    python -m deit_jax.main --config=... --mode=plan [--topology=v5e:16x16] [--slices=2] [--utilisation=0.4]
+    python -m deit_jax.main --config=... --workdir=... --mode=replay --step=N
+
+A plan allocates nothing and writes nothing. With --topology it compiles the training step for these chips, of which
+none need be there: docs/planning.md. A replay runs a training step again that was not finite: docs/training.md.
 
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when the same command goes on later:
 interrupted with the state saved, the data out of reach, or another run in the workdir.
@@ -16,26 +21,43 @@ from absl import flags
 
 from deit_jax import cli
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place, place
 from deit_jax.config.resolve import for_platform, resolve
-from deit_jax.run.workdir import own
+from deit_jax.config.schema import Config
+from deit_jax.run.workdir import Workdir, own
+
+FLAGS_OF = {"replay": ("step",), "plan": ("topology", "slices", "utilisation")}  # of one mode alone
 
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, resolves the config, and runs the mode; returns the exit status."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config name>)", flag_values=values)
-        flags.DEFINE_enum("mode", "train", ["train", "evaluate", "replay"], "what to do", flag_values=values)
-        flags.DEFINE_integer("step", None, "of --mode=replay: a step in failures/ of the workdir", flag_values=values)
+        flags.DEFINE_string(
+            "workdir", None, "folder of the run, or gs://BUCKET/NAME (default: runs/<config name>)", flag_values=values
+        )
+        flags.DEFINE_enum("mode", "train", ["train", "evaluate", "plan", "replay"], "what to do", flag_values=values)
+        flags.DEFINE_integer("step", None, "a step in failures/ of the workdir, to replay", flag_values=values)
+        flags.DEFINE_string("topology", "", "chips to plan for, such as v5e:16x16 or h100:8", flag_values=values)
+        flags.DEFINE_integer("slices", 1, "of the topology, over the data-centre network", 1, flag_values=values)
+        flags.DEFINE_float("utilisation", None, "of the chips' peak, to plan with", flag_values=values)
+        cli.define_hosts(values)
 
-    given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv)
-    root = cli.local_path(given.workdir or f"runs/{name}", "--workdir")
+    given, config_dict, stem = cli.parse_with_config(__doc__ or "", define, argv)
+    root = place(given.workdir or f"runs/{stem}", "--workdir")
     config = resolve(config_dict)
-    if given.step is not None and given.mode != "replay":
-        raise UserError("--step: is for --mode=replay alone; leave it out")
+    for mode, names in FLAGS_OF.items():
+        for name in names if given.mode != mode else ():
+            if given[name].present:
+                raise UserError(f"--{name}: is for --mode={mode}; leave it out, or set --mode={mode}")
+    if given.mode == "plan":
+        return _plan(config, root, given)
     with contextlib.ExitStack() as stack:
         # Before all that takes time: of two runs in a workdir one is to end at once.
-        workdir = stack.enter_context(own(root)) if given.mode == "train" else None
+        first = cli.start_hosts(given, config)
+        workdir = None
+        if given.mode == "train":
+            workdir = stack.enter_context(own(root)) if first else Workdir(root)
         platform = cli.start_jax()
         if given.mode == "replay":
             from deit_jax.run.replay import replay
@@ -52,6 +74,26 @@ def main(argv: Sequence[str]) -> int:
         except Unsaved as error:
             _tell(error.result)
             raise
+    return 0
+
+
+def _plan(config: Config, workdir: Place, given: flags.FlagValues) -> int:
+    import jax
+
+    from deit_jax.parallel.topologies import find_topology
+    from deit_jax.run.plan import make_plan
+
+    topology, share = None, given.utilisation
+    if share is not None and not 0 < share <= 1:
+        raise UserError(f"--utilisation: is {share}, should be above 0 and at most 1")
+    if given.topology:
+        topology = find_topology(given.topology, given.slices)
+        jax.config.update("jax_platforms", "cpu")  # what compiles for other machines needs none of this one's chips
+    elif given.slices > 1:
+        raise UserError("--slices: are those of a topology; name one, such as --topology=v5e:4x4")
+    here = cli.start_jax()
+    config = for_platform(config, topology.chip.platform if topology else here)
+    print(json.dumps(make_plan(config, workdir, utilisation=share, topology=topology)), flush=True)
     return 0
 
 

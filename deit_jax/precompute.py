@@ -1,6 +1,6 @@
 """Records what a teacher says of a run's training images, so that the run itself need not compute it.
 
-    python -m deit_jax.precompute --config=FILE[:ARGUMENT] --output=DIR [--views=stream|one] [--check]
+    python -m deit_jax.precompute --config=FILE[:ARGUMENT] --output=DIR|gs://BUCKET/NAME [--views=stream|one] [--check]
         [--config.section.field=value ...]
 
 Train with the same config and `--config.distillation.store=DIR`. With `--views=stream` (the default) every position of
@@ -23,7 +23,6 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,15 +35,18 @@ from tqdm import tqdm
 from deit_jax import cli, parallel
 from deit_jax.base import rng
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place, place
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
 from deit_jax.data import eval_batches
-from deit_jax.distill import Header, Rows, Store, Writer, expand, read_header, summarize, teaching
+from deit_jax.distill import Header, Rows, Store, Writer, expand, kept_logits, read_header, summarize, teaching
 from deit_jax.distill.open import FIELD, open_teacher
+from deit_jax.parallel import hosts
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.evaluate import teacher_note
 from deit_jax.run.interrupt import Interrupt
 from deit_jax.run.stream import eval_source, train_source
+from deit_jax.run.together import require_same_data, require_shared
 from deit_jax.step.step import teacher_step
 
 CHUNK_ROWS = 8192  # at most about so many rows; 10 logits with their classes are then a third of a megabyte
@@ -60,9 +62,10 @@ def main(argv: Sequence[str]) -> int:
     """Parses the command line, then records or checks; returns the exit status."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("output", "", "folder of the store", flag_values=values)
+        flags.DEFINE_string("output", "", "folder of the store, or gs://BUCKET/NAME", flag_values=values)
         flags.DEFINE_enum("views", "stream", ["stream", "one"], "what the teacher is shown", flag_values=values)
         flags.DEFINE_boolean("check", False, "compare a sample with what is recorded", flag_values=values)
+        cli.define_hosts(values)
 
     given, tree, _ = cli.parse_with_config(__doc__ or "", define, argv)
     if not given.output:
@@ -70,10 +73,11 @@ def main(argv: Sequence[str]) -> int:
     config = resolve(tree)
     if config.distillation.kind == "none":
         raise UserError("config.distillation.kind: is 'none', so there is nothing to record; set soft or hard")
-    folder = cli.local_path(given.output, "--output")  # one that all processes see
+    folder = place(given.output, "--output")  # one that all processes see
+    first = cli.start_hosts(given, config)
     config = for_platform(config, cli.start_jax())
     result = check(config, folder) if given.check else Recording(config, given.views).write(folder)
-    if jax.process_index() == 0:
+    if first:
         print(json.dumps(result))
     return 0
 
@@ -88,6 +92,7 @@ class Recording:
     def __init__(self, config: Config, views: str):
         mesh, source = open_mesh(config), train_source(config)
         held_out = eval_source(config, source.class_names)
+        require_same_data(train_split=source, eval_split=held_out)
         classes, batch_size = len(source.class_names), config.batch_size
         parallel.check_batch(mesh, batch_size, config.optim.accumulation)
         run = build(config, mesh, source)  # what training would refuse is refused before hours of recording
@@ -95,7 +100,7 @@ class Recording:
         rows = run.total * batch_size if views == "stream" else len(source)
         self.header = Header(
             classes=classes,
-            top=_top(config, classes),
+            top=kept_logits(config.distillation.kind, config.distillation.top_k, classes),
             rows=rows,
             chunk=max(1, min(CHUNK_ROWS, rows // CHUNKS) // batch_size) * batch_size,
             views=views,
@@ -105,6 +110,7 @@ class Recording:
         self.batch_size, self._progress = batch_size, config.log.progress
         self._batches: Batches = functools.partial(_stream if views == "stream" else _centre_crops, run)
         self._variables = parallel.place(teacher.variables, mesh)
+        teacher = teacher.on(mesh)
         predict = teaching.predict(teacher)
         self._note: Callable[[], str] | None = None
         if config.distillation.teacher.evaluate:
@@ -129,6 +135,7 @@ class Recording:
         waiting: tuple[Any, ...] = ()
         with closing(self._batches(start, stop)) as batches:
             for step, batch in enumerate(batches, start):
+                hosts.at(f"the batch of step {step}", compiling=step < start + 2)
                 said = self._look(self._variables, batch, top)  # runs on while the batch before is fetched and written
                 if waiting:
                     yield self._fetched(*waiting)
@@ -142,7 +149,7 @@ class Recording:
         left = self.header.rows - step * self.batch_size
         return {name: array[:left] for name, array in rows.items()}
 
-    def write(self, folder: Path) -> dict[str, Any]:
+    def write(self, folder: Place) -> dict[str, Any]:
         """Records what is missing in `folder`.
 
         Raises:
@@ -151,6 +158,7 @@ class Recording:
         """
         header, main_process = self.header, jax.process_index() == 0
         writer = Writer(folder, header)
+        require_shared(folder, "--output")
         # The list of the first process: for a while a shared folder may not look the same to all of them.
         left = np.isin(np.arange(header.chunks), writer.missing()).astype(np.uint8)
         todo = np.flatnonzero(multihost_utils.broadcast_one_to_all(left)).tolist()
@@ -186,7 +194,7 @@ class Recording:
                 yield (step - 1) // per_chunk, step % per_chunk == 0 or step == end, rows
 
 
-def check(config: Config, folder: Path) -> dict[str, Any]:
+def check(config: Config, folder: Place) -> dict[str, Any]:
     """Asks the teacher again about a sample of batches.
 
     Every chunk is read, too, which finds damaged ones.
@@ -225,13 +233,6 @@ def check(config: Config, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _top(config: Config, classes: int) -> int:
-    if config.distillation.kind == "hard":
-        return 0
-    top_k = config.distillation.top_k
-    return classes if top_k == -1 else min(top_k, classes)
-
-
 def _stream(run: Run, start: int, stop: int) -> Generator[Any, None, None]:
     return (batch for batch, _ in run.batches(start, stop))
 
@@ -249,7 +250,7 @@ def _centre_crops(run: Run, start: int, stop: int) -> Generator[Any, None, None]
         threads=data.threads,
         prefetch=data.prefetch,
     )
-    return (parallel.put_batch({"image": batch["image"]}, run.mesh) for batch in batches)
+    return (parallel.put_batch({"image": batch["image"]}, run.mesh, batch_size) for batch in batches)
 
 
 def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,9 @@ import atexit
 import os
 import shutil
 import tempfile
+import zlib
 
+import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -28,3 +30,11 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 # Every annotated argument and result is checked, shapes included, in tests only: the messages are long. As for type
 # checkers, an int is a float (PEP 484's numeric tower).
 install_import_hook("deit_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest) -> str:
+    """The URL of a place in a bucket that no other test uses."""
+    from emulator import new_bucket
+
+    return f"{new_bucket('tests')}/{zlib.crc32(request.node.nodeid.encode())}"

@@ -108,6 +108,20 @@ def test_modules_are_built_from_parameters_in_one_place():
     assert users <= {"models/params.py"}
 
 
+def test_places_are_made_at_one_door():
+    """`base.storage` makes them: `Path("gs://b/x")` is a relative folder `gs:`, and to append there is to overwrite."""
+    rooms = ("run/", "distill/", "weights/orbax.py", "weights/places.py", "main.py", "precompute.py", "convert.py")
+    wrong = []
+    for path in FILES:
+        calls = [node for node in ast.walk(ast.parse(path.read_text(), path)) if isinstance(node, ast.Call)]
+        for call in calls if where(path).startswith(rooms) else ():
+            name = ast.unparse(call.func).rpartition(".")[2]
+            appends = name == "open" and any(isinstance(a, ast.Constant) and "a" in str(a.value) for a in call.args)
+            if name in ("Path", "PosixPath") or (appends and where(path) != "run/metrics.py"):
+                wrong.append(f"{where(path)}: {ast.unparse(call)}")
+    assert wrong == []
+
+
 def test_no_file_is_called_utils():
     assert [where(path) for path in FILES if path.stem in ("utils", "util", "helpers", "common")] == []
 

@@ -218,7 +218,7 @@ def contradictions() -> Iterator[Case]:
         ("model.num_classes=0",),
         ("distillation.top_k=0",),
         ("distillation.store=somewhere",),
-        ("distillation.store=gs://a/b", "distillation.kind=hard"),
+        ("distillation.store=s3://a/b", "distillation.kind=hard"),
         ("distillation.teacher.name=", "distillation.kind=hard"),
         ("mixing.label_smoothing=0.1", "loss.kind=binary_cross_entropy", "loss.binarize=True"),
         ("model.attention=cudnn",),
@@ -333,7 +333,10 @@ def test_config_files(share, taken, tmp_path):
 WEIGHTS = "--weights=nowhere"
 # Of each command: what else it takes to get to its flags, and those flags by kind.
 FLAGS: dict[Any, tuple[list[str], dict[str, str]]] = {
-    main: (["--config=given.py"], {"workdir": "place", "mode": "choice"}),
+    main: (
+        ["--config=given.py"],
+        {"workdir": "place", "mode": "choice", "topology": "text", "slices": "number", "utilisation": "number"},
+    ),
     precompute: (
         ["--config=given.py", "--output=out", "--config.distillation.kind=hard", "--config.distillation.store=no"],
         {"output": "place", "views": "choice", "check": "switch"},

@@ -339,7 +339,7 @@ def test_names_that_are_no_text_can_be_printed():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("gs://bucket/run", "is a URL"),
+        ("s3://bucket/run", "is a URL of s3, which is not read; name a folder or file of this machine, or"),
         ("~nobody-of-this-name/run", "no such home folder"),
         (os.fsdecode(b"r\xdfn"), "is no UTF-8"),
     ],
@@ -526,8 +526,8 @@ def test_a_config_file_may_look_at_its_own_path(config_file):
         ([CONFIG, "--config.log.progress", "False"], "False: not a flag; "),
         ([CONFIG, "--wrkdir=x"], "--wrkdir: unknown flag; did you mean workdir?"),
         ([CONFIG, "--md", "train"], "--md: unknown flag; did you mean mode?"),
-        ([CONFIG, "--seed=3"], "--seed: unknown flag; known: "),
-        ([CONFIG, "--mode=trian"], "flag --mode=trian: value should be one of <train|evaluate>"),
+        ([CONFIG, "--seed=3"], "--seed: unknown flag; did you mean step?"),
+        ([CONFIG, "--mode=trian"], "flag --mode=trian: value should be one of <train|evaluate|plan|replay>"),
         ([CONFIG, "--workdir"], "Missing value for flag --workdir"),
         ([CONFIG, "--flagfile=nowhere"], "nowhere"),
         ([CONFIG, "--config.batch_siz=3"], "config.batch_siz: unknown field; did you mean batch_size"),

@@ -156,5 +156,5 @@ def test_help_tells_what_there_is(capsys):
 
 
 def test_a_url_is_no_destination(tmp_path):
-    with pytest.raises(UserError, match=r"DST: gs://bucket/x is a URL; name a place of this machine"):
-        convert.main([str(tmp_path), "gs://bucket/x"])
+    with pytest.raises(UserError, match=r"DST: s3://bucket/x is a URL of s3, which is not read"):
+        convert.main([str(tmp_path), "s3://bucket/x"])

@@ -14,6 +14,7 @@ from tiny import distilled_config, replace, tiny_run, write_teacher
 
 from deit_jax import precompute
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import copy_whole, here, place
 from deit_jax.data import eval_batches
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.index import example_index
@@ -244,3 +245,31 @@ def test_a_teacher_that_says_nothing_is_refused(teacher, tmp_path):
     config = distilled_config(tmp_path / "nan", distillation__kind="soft", distillation__top_k=3)
     with pytest.raises(UserError, match="its logits are NaN or infinite in the batch of step 0"):
         precompute.Recording(config, "stream").write(tmp_path / "store")
+
+
+def test_a_store_in_a_bucket_is_the_one_on_a_disk(teacher, recorded, bucket):
+    """Recorded there in two goes, by a teacher from there, checked there, and read from there."""
+    config = distilled_config(teacher, distillation__kind="soft", distillation__top_k=3)
+    copy_whole(teacher, place(f"{bucket}/teacher", ""))
+    there = replace(
+        config,
+        "distillation",
+        teacher=dataclasses.replace(config.distillation.teacher, weights=f"{bucket}/teacher"),
+        store=f"{bucket}/store",
+    )
+    recording, store = precompute.Recording(there, "stream"), place(f"{bucket}/store", "")
+    recording.write(store)
+    (store / "done" / "1").unlink()
+    (store / "values" / "c" / "2" / "0").write_bytes(b"damaged")
+    assert recording.write(store)["recorded"] == 2 * recording.header.chunk
+    with here(store) as copy:
+        assert content(copy) == content(recorded)
+    assert precompute.check(there, store)["same_labels"] == 100.0
+    run = tiny_run(there)
+    ours = open_store(there, run.source, ROWS).read(slice(96, 128), np.arange(32))
+    theirs = Store(recorded, fingerprint={}, rows=ROWS, soft=True).read(slice(96, 128), np.arange(32))
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, strict=True)
+    (store / "labels" / "c" / "0").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"chunk 0 of {store} cannot be read: .*run deit_jax.precompute again"):
+        open_store(there, run.source, ROWS).read(slice(0, 32), np.arange(32))

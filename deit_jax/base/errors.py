@@ -18,6 +18,13 @@ class TryAgain(Exception):
     """
 
 
+class OutOfReach(TryAgain):
+    """A bucket does not answer, or not now."""
+
+    def __init__(self, where: object, reason: str):
+        super().__init__(f"{where}: {reason}; the same command goes on when the bucket answers")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean a or b?` for the known names most like `name`, or else all that are known."""
     known = list(known)

@@ -4,10 +4,10 @@ import collections
 import json
 import math
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, TypeVar
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place, is_bucket
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ MAX_DIGITS = 18  # of a whole number: what int64 and float64 hold
 KINDS: dict[Any, str] = {dict: "object", list: "list"}
 
 
-def read_json(path: Path, form: type[T], *, mend: str = "fetch it anew") -> T:
+def read_json(path: Place, form: type[T], *, mend: str = "fetch it anew") -> T:
     """The content of a JSON file, which has to be an object or a list (`form`: dict or list).
 
     Raises:
@@ -34,12 +34,14 @@ def read_json(path: Path, form: type[T], *, mend: str = "fetch it anew") -> T:
     return content
 
 
-def read_regular(path: Path, most: int = -1) -> bytes:
+def read_regular(path: Place, most: int = -1) -> bytes:
     """The content of a file, or its first bytes; `OSError` where it cannot be read.
 
     Raises:
         ValueError: it is a folder, or a pipe or device, which reading would wait for, perhaps for ever.
     """
+    if is_bucket(path):
+        return path.read_bytes()[: most if most >= 0 else None]
     if path.exists() and not path.is_file():
         raise ValueError("is no regular file")
     with path.open("rb") as file:

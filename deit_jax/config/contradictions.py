@@ -3,6 +3,7 @@
 import dataclasses
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import place
 from deit_jax.config.curves import published_curve
 from deit_jax.config.schema import UNITS, Config, Distillation
 from deit_jax.config.sizes import parse_sizes
@@ -123,8 +124,8 @@ def _check_distillation(distillation: Distillation) -> None:
             "config.distillation.kind: is 'none', and distillation.store names what a teacher said; set soft or hard, "
             "or leave the store out"
         )
-    if "://" in distillation.store:
-        raise UserError(f"config.distillation.store: {distillation.store} is a URL; copy the store to a folder")
+    if distillation.store:
+        place(distillation.store, "config.distillation.store")  # of a kind that is read
     if distillation.kind != "none" and not (distillation.teacher.name or distillation.store):
         raise UserError(
             f"config.distillation.teacher.name: missing for distillation.kind={distillation.kind!r}; name a teacher, "

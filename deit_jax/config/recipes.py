@@ -24,7 +24,7 @@ DATASETS = {
     "folder": ("train", "validation"),
 }
 # DeiT's models fit a device many times over, so that every mesh is data parallel; `fsdp` and `tensor` are the user's.
-_MESH = {"data": -1, "fsdp": 1, "tensor": 1}
+_MESH = {"data": -1, "fsdp": 1, "tensor": 1, "slices": 1}
 HARDWARE = {
     "auto": {"dtype": "auto", "attention": "auto", "mesh": _MESH},
     "cpu": {"dtype": "float32", "attention": "einsum", "mesh": _MESH},

@@ -58,6 +58,7 @@ LATER: dict[str, Any] = {
     "data.repeats": 1,
     "data.exif": True,
     "eval.published_curve": "",
+    "mesh.slices": 1,
 }
 
 _POSITIVE = 1e-12
@@ -73,7 +74,7 @@ _RANGES = [
     ),
     (r"(_steps|_epochs|_examples)$", 0, math.inf),
     (
-        r"(batch_size|image_size|repeats|group|min_count|max_count|accumulation|keep|max_skipped|mesh\.(fsdp|tensor))$",
+        r"(batch_size|image_size|repeats|group|min_count|max_count|accumulation|keep|max_skipped|mesh\.(fsdp|tensor|slices))$",
         1,
         math.inf,
     ),

@@ -193,7 +193,10 @@ class Eval:
 class Mesh:
     data: int  # -1: all devices that the other axes leave
     fsdp: int
-    tensor: int
+    tensor: int  # attention by heads, MLPs by their wide axis
+    slices: (
+        int  # of TPUs that only data goes over; of other devices: processes, where fsdp and tensor shall stay in one
+    )
 
 
 @dataclasses.dataclass(frozen=True)

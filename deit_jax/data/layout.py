@@ -145,7 +145,7 @@ def _inner(root: str, folder: str) -> str:
     return _inner(root, f"{folder}/{inner}") if same else folder
 
 
-def subfolders(root: str, folder: str = "") -> list[os.DirEntry[str]]:
+def subfolders(root: str, folder: str = "") -> list[tree.Entry]:
     """The folders in a folder, which is relative to `root`, by name."""
     with in_data_dir():
         return tree.listed(os.path.join(root, folder))[1]

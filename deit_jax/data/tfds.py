@@ -6,11 +6,11 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.forms import read_json
+from deit_jax.base.storage import Place, is_bucket, named, within
 from deit_jax.base.threads import map_in_threads
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.records import Record, fingerprint, nfc, relabel
@@ -59,15 +59,16 @@ class TfdsSource:
         return bisect.bisect_right(self._ends, index)
 
     def __getitem__(self, index: int) -> Record:
+        file = named(self._files[self._file_of(index)], "config.data.dir")
         try:
-            example = self._examples[index]
+            example = within(lambda: self._examples[index], file)
             image, label = example["image"], int(example["label"])
-        except OSError:
+        except (OSError, TryAgain):
             raise
         except Exception as error:  # ArrayRecord raises RuntimeError for a damaged record, protobuf its own
             # And RuntimeError where the machine cannot read the file, which shows when it is opened here.
-            with open(self._files[self._file_of(index)], "rb") as file:
-                file.read(1)
+            with file.open("rb") as content:
+                content.read(1)
             raise CorruptImage(f"{self.name(index)}: cannot be read: {_first_line(error)}") from error
         if label < 0:  # how TFDS marks a test set whose labels are kept secret
             raise UserError(f"{self._field}: {self._name} has no labels; choose another split")
@@ -88,20 +89,24 @@ def open_tfds(
     from tensorflow_datasets.core.read_only_builder import builder_from_files
 
     directory = os.path.expanduser(directory)
+    place = named(directory or tfds.core.constants.DATA_DIR, "config.data.dir")
     try:
-        builder = builder_from_files(name, data_dir=directory or None)
+        builder = within(lambda: builder_from_files(name, data_dir=directory or None), place)
+    except TryAgain:
+        raise
     except Exception as error:  # whatever descriptions of another form make TFDS and protobuf run into
-        _refuse_damaged(Path(directory or tfds.core.constants.DATA_DIR, re.split("[/:]", name)[0]), error)
+        _refuse_damaged(place / re.split("[/:]", name)[0], error)
         raise _not_prepared(name, directory, tfds.list_builders(with_community_datasets=False)) from None
     features = builder.info.features
-    named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    label = named.get("label")
-    if "image" not in named or not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
+    by_name = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    label = by_name.get("label")
+    if "image" not in by_name or not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
         raise UserError(
             f"config.data.name: {name} has no features image and label (a class), so it cannot train a classifier"
         )
     try:
-        examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        examples = within(lambda: builder.as_data_source(split, decoders=decoders), place)
     except NotImplementedError:
         raise _not_array_record(name, builder.info) from None
     except ValueError as error:
@@ -120,7 +125,7 @@ def open_tfds(
     return TfdsSource(examples, files, name=full_name, found=found, class_names=class_names, field=field)
 
 
-def _refuse_damaged(folder: Path, error: Exception) -> None:
+def _refuse_damaged(folder: Place, error: Exception) -> None:
     """`UserError` where what describes a data set, of whatever version, is damaged, and so TFDS met the error."""
     for pattern in ("*/dataset_info.json", "*/features.json"):  # of versions, and those of a data set with configs
         for path in sorted([*folder.glob(pattern), *folder.glob(f"*/{pattern}")]):
@@ -135,10 +140,12 @@ def _look_into_files(examples: Any, files: Sequence[tuple[str, int, int]]) -> No
 
     def look(begin: int, name: str, skipped: int, end: int) -> str:
         try:
-            if os.path.exists(name) and not os.path.isfile(name):  # a pipe would be waited for
+            file = named(name, "config.data.dir")
+            if not is_bucket(file) and file.exists() and not file.is_file():  # a pipe would be waited for
                 raise ValueError("is no regular file")
-            for index in (begin, end - 1):
-                examples.data_source[index]
+            within(lambda: [examples.data_source[index] for index in (begin, end - 1)], file)
+        except TryAgain:
+            raise
         except Exception as error:
             return f"{name}: {_first_line(error)}"
         return ""

@@ -1,9 +1,10 @@
-"""Folders on a disk: what in them are photos, and which folders in them are looked into.
+"""Folders on a disk, or in a bucket: what in them are photos, and which folders in them are looked into.
 
 Photos are regular files with a photo's suffix. Hidden names are passed over, and so are the folders that systems and
 storage devices leave beside people's own. Links are followed, but not to a folder that the link lies in.
 """
 
+import dataclasses
 import errno
 import functools
 import logging
@@ -12,7 +13,9 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from deit_jax.base.storage import SCHEME, named
 from deit_jax.base.text import printable
 from deit_jax.data.decode import SUFFIXES, UNREAD
 
@@ -24,13 +27,30 @@ SYSTEM_FOLDERS = {
     "__pycache__",
 }
 
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+    """A photo or a folder in a bucket: what is asked of an `os.DirEntry`."""
+
+    name: str
+    path: str
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def inode(self) -> str:
+        return self.path
+
+
+Entry = os.DirEntry[str] | Object
+
 _PHOTOS = SUFFIXES + UNREAD
 _by_name = operator.attrgetter("name")
 
 log = logging.getLogger(__name__)
 
 
-def walk(folder: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+def walk(folder: str) -> Iterator[tuple[str, list[Entry]]]:
     """A folder and those below it, each with its own photos, in no order; subfolders by name.
 
     Each is visited once, and linked ones last, so that a link changes no path of a photo that is there anyway.
@@ -41,17 +61,17 @@ def walk(folder: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
     waiting, linked, seen = [folder], deque[str](), set()
     while waiting or linked:
         path = waiting.pop() if waiting else linked.popleft()
-        stat = os.stat(path)
-        if (stat.st_dev, stat.st_ino) in seen:
+        identity = _identity(path)
+        if identity in seen:
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add(identity)
         own, subfolders = listed(path)
         yield path, own
         linked += [entry.path for entry in subfolders if entry.is_symlink()]
         waiting += [entry.path for entry in reversed(subfolders) if not entry.is_symlink()]
 
 
-def listed(folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+def listed(folder: str) -> tuple[list[Entry], list[Entry]]:
     """The photos in a folder, and, sorted by name, the subfolders that are looked into.
 
     Says on stderr what is left out: pipes, sockets and devices called like photos, links that lead nowhere.
@@ -59,7 +79,9 @@ def listed(folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]
     Raises:
         OSError: it cannot be listed, or what a link in it leads to cannot be looked at.
     """
-    own, subfolders, no_files = [], [], []
+    if folder.startswith(SCHEME):
+        return _listed_in_bucket(folder)
+    own, subfolders, no_files = list[Entry](), list[Entry](), []
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -79,6 +101,26 @@ def listed(folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]
     if no_files:
         tell(f"{folder}: {len(no_files)} left out that are no files or lead nowhere: {', '.join(sorted(no_files)[:3])}")
     return own, sorted(subfolders, key=_by_name)
+
+
+def _listed_in_bucket(folder: str) -> tuple[list[Entry], list[Entry]]:
+    place: Any = named(folder, "config.data.dir")
+    own, subfolders = list[Entry](), list[Entry]()
+    for name, is_folder in place.entries():
+        entry = Object(name, f"{place}/{name}")
+        if is_folder and not name.startswith(".") and not is_system(name):
+            subfolders.append(entry)
+        elif not is_folder and not name.startswith(".") and name.lower().endswith(_PHOTOS):
+            own.append(entry)
+    return own, sorted(subfolders, key=_by_name)
+
+
+def _identity(folder: str) -> tuple[int, int] | str:
+    """What two names of one folder have in common."""
+    if folder.startswith(SCHEME):
+        return folder
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
 
 
 @functools.cache

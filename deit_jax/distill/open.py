@@ -6,9 +6,10 @@ import importlib
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -19,10 +20,11 @@ from jaxtyping import Array
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json, read_regular
+from deit_jax.base.storage import Place, named
 from deit_jax.config.schema import Config
 from deit_jax.data.records import fingerprint as digest
 from deit_jax.distill import Teacher
-from deit_jax.models import abstract_model, bind, entry
+from deit_jax.models import Preprocessing, abstract_model, bind, entry
 from deit_jax.models import flatten as variables_of
 from deit_jax.weights import adapt, read_weights
 from deit_jax.weights.imagenet import words
@@ -33,15 +35,19 @@ ABOUT = "preprocessing.json"  # what deit_jax.export writes beside a program
 PLATFORMS = {"cuda": "gpu", "rocm": "gpu"}  # of programs, as JAX calls its backends
 
 
-def open_teacher(config: Config, class_names: Sequence[str]) -> Teacher:
+def open_teacher(config: Config, class_names: Sequence[str], platform: str = "") -> Teacher:
     """The teacher that `config.distillation.teacher` names, its logits in the order of these classes.
+
+    Args:
+        platform: `cpu`, `gpu` or `tpu`, which it is to run on ("": JAX's own here).
 
     Raises:
         UserError: it is not there, does not work, or was trained for other classes.
     """
     name = config.distillation.teacher.name
     if is_artefact(name):
-        teacher = _from_artefact(Path(name).expanduser(), class_names)
+        where = named(os.path.expanduser(name), f"{FIELD}.name")
+        teacher = _from_artefact(where, class_names, platform or jax.default_backend())
     elif ":" in name:
         teacher = _from_module(name)
     else:
@@ -94,7 +100,11 @@ def _from_registry(config: Config, class_names: Sequence[str]) -> Teacher:
         raise UserError(f"{FIELD}.weights: {chosen.weights}: {error}") from error
     for note in notes:
         logging.warning("%s: %s: %s", FIELD, chosen.weights, note)
-    look = weights.card.preprocessing or published
+    return of_network(abstract, variables, weights.card.preprocessing or published)
+
+
+def of_network(abstract: Any, variables: Any, look: Preprocessing) -> Teacher:
+    """The teacher that a network is with these variables, for images that look so."""
 
     def apply(variables: Any, images: Array) -> Array:
         logits = bind(abstract, variables).head_logits(images)
@@ -129,7 +139,7 @@ def _from_module(name: str) -> Teacher:
         ) from error
 
 
-def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
+def _from_artefact(path: Place, class_names: Sequence[str], platform: str) -> Teacher:
     """A function that `jax.export` wrote, of uint8 images or of floating-point ones in [0, 1].
 
     Where deit_jax.export has put the names of its classes beside it, they decide about the order of the logits.
@@ -151,10 +161,9 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
         raise UserError(
             f"{FIELD}.name: {path} takes {images.shape[0]} image(s) at a time; export it with a symbolic batch size"
         )
-    if jax.default_backend() not in [PLATFORMS.get(name, name) for name in exported.platforms]:
+    if platform not in [PLATFORMS.get(name, name) for name in exported.platforms]:
         raise UserError(
-            f"{FIELD}.name: {path} is for {', '.join(exported.platforms)}, not for {jax.default_backend()}; export it "
-            f"for that"
+            f"{FIELD}.name: {path} is for {', '.join(exported.platforms)}, not for {platform}; export it for that"
         )
     columns, known = None, about.get("class_names", [])
     if known and exported.out_avals[0].shape[1:] != (len(known),):
@@ -181,7 +190,7 @@ def _from_artefact(path: Path, class_names: Sequence[str]) -> Teacher:
     return Teacher(apply, {}, (0.0,) * 3, (1.0,) * 3, (height, width), function)
 
 
-def _about(program: Path) -> dict[str, Any]:
+def _about(program: Place) -> dict[str, Any]:
     """What deit_jax.export has written beside a program; nothing where there is no such file."""
     path, mend = program.with_name(ABOUT), "mend or remove that file"
     if not path.exists():
@@ -206,7 +215,7 @@ def _written_by(about: Mapping[str, Any]) -> str:
 
 
 def is_artefact(name: str) -> bool:
-    return Path(name).suffix == ".jaxexport"
+    return PurePath(name).suffix == ".jaxexport"
 
 
 def _check_classes(known: Sequence[str], wanted: Sequence[str]) -> None:
@@ -228,7 +237,7 @@ def _check_classes(known: Sequence[str], wanted: Sequence[str]) -> None:
 def _source_of(module: str) -> str:
     """A digest of the file that a module is."""
     file = sys.modules[module].__file__
-    return digest([Path(file).read_bytes()]) if file else ""
+    return digest([read_regular(named(file, FIELD))]) if file else ""
 
 
 def _channels(values: Any) -> tuple[float, ...]:

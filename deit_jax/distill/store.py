@@ -1,6 +1,6 @@
 """What a teacher said, recorded once and replayed: a row for each position of a training stream, or for each example.
 
-A store is a folder:
+A store is a folder, or lies in a bucket:
 
     store.json      the header: what was recorded, and the fingerprint of all that it depends on
     labels          uint8, uint16 or uint32 [rows]: the teacher's best class
@@ -18,7 +18,6 @@ import json
 import logging
 import reprlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.base.links import refuse_links
+from deit_jax.base.storage import Place, is_bucket, tensorstore, told, within
 from deit_jax.distill.summary import index_type
 
 HEADER, DONE = "store.json", "done"
@@ -79,7 +79,12 @@ class Header:
     @property
     def nbytes(self) -> int:
         """What the rows take."""
-        return self.rows * sum(kind.itemsize * int(np.prod(shape)) for kind, shape in self.arrays().values())
+        return self.rows * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes."""
+        return sum(kind.itemsize * int(np.prod(shape)) for kind, shape in self.arrays().values())
 
 
 class Writer:
@@ -89,12 +94,12 @@ class Writer:
         UserError: the folder cannot be written to, or holds something else, a recording of something else, or links.
     """
 
-    def __init__(self, folder: Path, header: Header):
+    def __init__(self, folder: Place, header: Header):
         self._folder, self._header = folder, header
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Listed before it is asked for the header, which another process may be writing, and then the rest.
-            others = [path for path in folder.iterdir() if HEADER not in path.name]  # nor what a kill left of one
+            others = [path for path in _list(folder) if HEADER not in path.name]  # nor what a kill left of one
             if (folder / HEADER).exists():
                 _check_same(folder, read_header(folder), header)
             elif others:
@@ -102,10 +107,12 @@ class Writer:
             else:
                 with replacing(folder / HEADER) as fresh:
                     fresh.write_text(json.dumps(dataclasses.asdict(header), indent=2) + "\n")
-            refuse_links(folder.rglob("*"), flag="--output", folder="the store", writer="a recording")
+            if not is_bucket(folder):
+                refuse_links(folder.rglob("*"), flag="--output", folder="the store", writer="a recording")
             (folder / DONE).mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"--output: cannot write to {folder}: {error.strerror}; name a folder of yours") from error
+            mend = "" if is_bucket(folder) else "; name a folder of yours"
+            raise UserError(f"--output: cannot write to {folder}: {told(error, folder)}{mend}") from error
         self._arrays = {name: _open(folder, name, header, create=True) for name in header.arrays()}
 
     def missing(self) -> list[int]:
@@ -134,9 +141,8 @@ class Writer:
                 whole[: len(rows[name])] = rows[name]
                 _make_way(_file(self._folder, name, array, chunk))
                 writes.append(array[start : start + size].write(whole))
-            for write in writes:
-                write.result()
-            (self._folder / DONE / str(chunk)).touch()
+            within(lambda: [write.result() for write in writes], self._folder, nbytes=size * self._header.row_bytes)
+            (self._folder / DONE / str(chunk)).write_bytes(b"")
         except (OSError, ValueError) as error:
             raise UserError(f"--output: cannot write to {self._folder}: {_why(error)}; the same command goes on") from (
                 error
@@ -155,7 +161,7 @@ class Store:
         UserError: it is not there, incomplete, too short, or was recorded for another run; the line names what differs.
     """
 
-    def __init__(self, folder: Path, *, fingerprint: Mapping[str, Any], rows: int, soft: bool):
+    def __init__(self, folder: Place, *, fingerprint: Mapping[str, Any], rows: int, soft: bool):
         self.folder, self.header = folder, read_header(folder)
         differing = _differing(fingerprint, self.header.fingerprint)
         if differing:
@@ -217,19 +223,20 @@ class Store:
             ) from error
 
 
-def _file(folder: Path, name: str, array: ts.TensorStore, chunk: int) -> Path:
+def _file(folder: Place, name: str, array: ts.TensorStore, chunk: int) -> Place:
     """Of a chunk of an array, in the order of zarr's default keys."""
     return folder.joinpath(name, "c", str(chunk), *["0"] * (array.rank - 1))
 
 
-def _read(folder: Path, arrays: Mapping[str, ts.TensorStore], header: Header, chunk: int) -> Rows:
+def _read(folder: Place, arrays: Mapping[str, ts.TensorStore], header: Header, chunk: int) -> Rows:
     """The rows of a chunk; `OSError` or `ValueError` where they cannot be read, or were never written."""
-    for file in (_file(folder, name, array, chunk) for name, array in arrays.items()):
+    for file in (_file(folder, name, array, chunk) for name, array in arrays.items() if not is_bucket(folder)):
         require(file.is_file() or not file.exists(), f"{file} is no regular file")  # a pipe would be waited for
     start = chunk * header.chunk
     stop = min(start + header.chunk, header.rows)
     reads = {name: array[start:stop].read() for name, array in arrays.items()}
-    rows = {name: np.asarray(read.result()) for name, read in reads.items()}
+    whole = within(lambda: [read.result() for read in reads.values()], folder, nbytes=header.chunk * header.row_bytes)
+    rows = {name: np.asarray(array) for name, array in zip(reads, whole, strict=True)}
     for name, array in rows.items():
         # What was never written reads as NaN, or as the largest number of its type.
         if np.isnan(array).any() if array.dtype == np.float16 else (array >= header.classes).any():
@@ -237,7 +244,7 @@ def _read(folder: Path, arrays: Mapping[str, ts.TensorStore], header: Header, ch
     return rows
 
 
-def read_header(folder: Path) -> Header:
+def read_header(folder: Place) -> Header:
     """The header of a store; `UserError` where there is none, or none that could be of a store."""
     try:
         content = parse_json(read_regular(folder / HEADER))
@@ -262,15 +269,19 @@ def _check_form(content: Any) -> None:
     require(isinstance(content["fingerprint"], dict), "has no fingerprint")
 
 
-def missing(folder: Path, header: Header) -> list[int]:
+def _list(folder: Place) -> list[Place]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def missing(folder: Place, header: Header) -> list[int]:
     """The chunks of a store that are not whole."""
-    done = {path.name for path in (folder / DONE).iterdir()} if (folder / DONE).is_dir() else set()
+    done = {path.name for path in _list(folder / DONE)}
     return [chunk for chunk in range(header.chunks) if str(chunk) not in done]
 
 
-def _make_way(file: Path) -> None:
+def _make_way(file: Place) -> None:
     """Removes an empty folder, onto which no file can be moved; `UserError` where it is not empty."""
-    if file.is_dir():
+    if not is_bucket(file) and file.is_dir():
         try:
             file.rmdir()
         except OSError as error:
@@ -280,7 +291,7 @@ def _make_way(file: Path) -> None:
             ) from error
 
 
-def _check_same(folder: Path, found: Header, wanted: Header) -> None:
+def _check_same(folder: Place, found: Header, wanted: Header) -> None:
     """Raises `UserError` naming what differs between a store that was begun and what is to be recorded."""
     new, old = ({**dataclasses.asdict(header), **header.fingerprint} for header in (wanted, found))
     differing = _differing({name: value for name, value in new.items() if name != "fingerprint"}, old)
@@ -303,11 +314,11 @@ def _why(error: Exception) -> str:
     return str(error).split(" [")[0]  # TensorStore appends its whole specification
 
 
-def _open(folder: Path, name: str, header: Header, *, create: bool = False) -> ts.TensorStore:
+def _open(folder: Place, name: str, header: Header, *, create: bool = False) -> ts.TensorStore:
     kind, shape = header.arrays()[name]
     spec = {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(folder.absolute() / name)},
+        "kvstore": tensorstore(folder.absolute() / name),
         "metadata": {
             "shape": (header.chunks * header.chunk, *shape),
             "data_type": kind.name,
@@ -317,6 +328,6 @@ def _open(folder: Path, name: str, header: Header, *, create: bool = False) -> t
         },
     }
     try:
-        return ts.open(spec, open=True, create=create).result()
+        return within(lambda: ts.open(spec, open=True, create=create).result(), folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{FIELD}: {folder / name} cannot be opened: {_why(error)}; record it anew") from error

@@ -10,6 +10,17 @@ from jaxtyping import Array, Float
 FLOAT16_MAX = 65504.0
 
 
+def kept_logits(kind: str, top_k: int, classes: int) -> int:
+    """How many logits of a row are recorded of a `soft` teacher; 0 of a `hard` one: its best class alone.
+
+    Args:
+        top_k: of them, at most; -1 for all.
+    """
+    if kind == "hard":
+        return 0
+    return classes if top_k == -1 else min(top_k, classes)
+
+
 def summarize(logits: Float[Array, "batch classes"], top: int) -> dict[str, Array]:
     """What a store keeps of a batch of logits: `labels`, and of the `top` largest, if any, what `expand` needs.
 

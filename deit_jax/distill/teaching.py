@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import place
 from deit_jax.config.resolve import recorded_fields, stream_fields
 from deit_jax.config.schema import Config
 from deit_jax.data import IMAGES_VERSION, Source
@@ -64,7 +65,7 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
         store = open_store(config, source, rows)
         notes = _notes(store.header, config)
         return Teaching(from_recorded(classes), store=store, notes=notes)
-    teacher = open_teacher(config, source.class_names)
+    teacher = open_teacher(config, source.class_names).on(mesh)
     return Teaching(
         lambda variables, images, recorded: teacher(variables, images),
         parallel.place(teacher.variables, mesh),
@@ -91,7 +92,7 @@ def open_store(config: Config, source: Source, rows: int) -> Store:
         UserError: it was recorded for another run, is not whole, or holds less than `distillation.kind` needs.
     """
     distillation = config.distillation
-    folder = Path(distillation.store).expanduser()
+    folder = place(distillation.store, "config.distillation.store")
     header, name = read_header(folder), distillation.teacher.name
     teacher = None
     if distillation.teacher.weights or ":" in name or is_artefact(name):
@@ -120,7 +121,7 @@ def fingerprint(config: Config, source: Source, teacher: Teacher | None, views: 
     chosen |= {"data": source.fingerprint, "classes": list(source.class_names), "images": IMAGES_VERSION}
     name = config.distillation.teacher.name
     if name:
-        chosen["distillation.teacher.name"] = Path(name).name
+        chosen["distillation.teacher.name"] = PurePath(name).name
     if teacher:
         leaves = jax.tree_util.tree_leaves_with_path(teacher.variables)
         parts = (part for path, leaf in leaves for part in (jax.tree_util.keystr(path), leaf.tobytes()))

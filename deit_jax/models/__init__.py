@@ -1,7 +1,7 @@
 """The networks, built by name, and their parameters as one flat dict."""
 
 from deit_jax.models.convolution import ConvolutionalNetwork
-from deit_jax.models.flops import forward_flops, training_flops
+from deit_jax.models.flops import forward_flops, product_flops, training_flops
 from deit_jax.models.keys import Keys
 from deit_jax.models.params import abstract_model, bind, check_fit, flatten, retype
 from deit_jax.models.positions import resize_positions, sincos_positions
@@ -26,6 +26,7 @@ __all__ = [
     "flatten",
     "forward_flops",
     "list_models",
+    "product_flops",
     "resize_positions",
     "resolve",
     "retype",

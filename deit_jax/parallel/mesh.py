@@ -22,7 +22,8 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
 # Mesh axes of a parameter's LAST dimensions. Matrices into the wide space of attention and MLP are cut by columns,
-# those back by rows, so that `tensor` needs one reduction for each pair (arXiv:1909.08053, section 3).
+# those back by rows, so that `tensor` needs one reduction for each pair (arXiv:1909.08053, section 3). Where it lies
+# cut, the matrix of queries, keys and values in one is no device's heads; `Attention` has it moved, not what it makes.
 PARAMETER_RULES: list[tuple[str, tuple[str | None, ...]]] = [
     (r"(attn\.qkv|mlp\.fc1)\.kernel$", ("fsdp", "tensor")),
     (r"(attn\.proj|mlp\.fc2)\.kernel$", ("tensor", "fsdp")),
@@ -32,13 +33,30 @@ PARAMETER_RULES: list[tuple[str, tuple[str | None, ...]]] = [
 ]
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    slices: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """A mesh over `devices` (default: all there are); `data = -1` takes what the other axes leave.
 
+    The devices are in the order of slices, processes, and devices of a process. So `data` alone goes over slices,
+    between which the network is slow, `fsdp` and `tensor` stay inside one, and inside a process while they fit; and a
+    process has rows of the batch that follow one another (`local_rows`). `jax.make_mesh` and `mesh_utils`, which order
+    the devices by the axes of a TPU's torus, scatter them: even for data alone on v5e:4x4.
+
+    Args:
+        slices: of TPUs, as the devices themselves tell. Elsewhere, where nobody knows of slices, the processes, each
+            then with all devices of its host; 1 there leaves `fsdp` and `tensor` free to go over processes.
+
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the axes do not multiply to the number of devices, or the slices are not those that there are, or do
+            not divide `data`.
     """
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if data == -1:
         data = count // (fsdp * tensor)
     if data * fsdp * tensor != count:
@@ -46,7 +64,23 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
             f"config.mesh: data x fsdp x tensor = {data} x {fsdp} x {tensor} does not make the {count} device(s) "
             f"there are; set config.mesh.data=-1 and let the others divide {count}"
         )
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    there = len(set(map(_slice, devices)))
+    if slices != there and (slices > 1 or devices[0].platform == "tpu"):
+        raise UserError(
+            f"config.mesh.slices: is {slices}, and the {count} device(s) are of {there} slice(s); set it to {there}"
+        )
+    if data % slices:
+        raise UserError(
+            f"config.mesh.slices: {slices} does not divide mesh.data = {data}, which alone goes over slices; "
+            f"make mesh.fsdp or mesh.tensor smaller"
+        )
+    ordered = sorted(devices, key=lambda device: (_slice(device), device.process_index))
+    return Mesh(np.array(ordered).reshape(data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _slice(device: jax.Device) -> int:
+    """Which slice a device is of, see `make_mesh`."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else device.process_index
 
 
 def batch_devices(mesh: Mesh) -> int:
@@ -63,6 +97,17 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
         raise UserError(
             f"config.batch_size: {batch_size} is not divisible by {unit} (mesh.data x mesh.fsdp x optim.accumulation); "
             f"try {near}"
+        )
+
+
+def check_heads(mesh: Mesh, heads: int) -> None:
+    """Raises `UserError` unless attention of so many heads divides over the mesh."""
+    tensor = mesh.shape["tensor"]
+    if heads % tensor:
+        divisors = [str(number) for number in range(1, heads + 1) if heads % number == 0]
+        raise UserError(
+            f"config.mesh.tensor: {tensor} does not divide the {heads} heads of the model's attention, which it cuts; "
+            f"take {' or '.join(divisors)}"
         )
 
 
@@ -104,19 +149,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of a global batch that this process feeds to its devices."""
-    indices = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((batch_size,)).values()
-    bounds = sorted({index[0].indices(batch_size)[:2] for index in indices if index})
+def local_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> slice:
+    """The rows of a global batch that a process (None: this one) feeds to its devices."""
+    process = jax.process_index() if process is None else process
+    parts: Mapping[Any, Any] = NamedSharding(mesh, P(BATCH)).devices_indices_map((batch_size,))
+    fed = {rows.indices(batch_size)[:2] for device, (rows,) in parts.items() if device.process_index == process}
+    bounds = sorted(fed)
     if any(stop != start for (_, stop), (start, _) in itertools.pairwise(bounds)):
-        raise ValueError(f"the mesh gives this process scattered rows of the batch: {bounds}")
+        raise ValueError(f"the mesh gives process {process} scattered rows of the batch: {bounds}")
     return slice(bounds[0][0], bounds[-1][1])
 
 
-def put_batch(rows: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays, cut along their first axis, from this process's rows."""
+def put_batch(rows: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
+    """Global arrays of `batch_size` rows, cut along their first axis, from this process's rows.
+
+    The size is told, since JAX would take any number of rows for this process's share of some batch.
+    """
     sharding = NamedSharding(mesh, P(BATCH))
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in rows.items()}
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value, (batch_size, *value.shape[1:]))
+        for name, value in rows.items()
+    }
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:

@@ -187,25 +187,20 @@ class Run:
     def image_seconds(self) -> Callable[[int], float]:
         """What the model's part in training on one image of a step would take at the speed of large matrix products.
 
-        Images per second times this is the model-FLOPs utilisation. 0 where `log.utilisation` does not ask for it, or
-        nobody counts the network's operations. The products take a moment, on all processes.
-
-        Raises:
-            UserError: it is asked for, of a network whose operations nobody counts.
+        Images per second times this is the model-FLOPs utilisation. 0 where `log.utilisation` does not ask for it. The
+        products take a moment, on all processes.
         """
         wanted, on_cpu = self.config.log.utilisation, jax.default_backend() == "cpu"
-        counted = isinstance(self.model, VisionTransformer)
-        if wanted == "on" and not counted:
-            raise UserError(
-                f"config.log.utilisation: the operations of Transformers alone are counted, not those of "
-                f"{self.config.model.name}; set it to off"
-            )
-        if wanted == "off" or not counted or (wanted == "auto" and on_cpu):
+        if wanted == "off" or (wanted == "auto" and on_cpu):
             return lambda step: 0.0
-        count = forward_flops if self.config.optim.trainable == "head" else training_flops
         peak = parallel.matmul_peak(self.mesh, self.config.model.dtype)()
-        seconds = {size: self.copies * count(self.model, (size, size)) / peak for _, size in self.sizes}
+        seconds = {size: self.flops_per_image(size) / peak for _, size in self.sizes}
         return lambda step: seconds[self.size_at(step)]
+
+    def flops_per_image(self, size: int) -> int:
+        """The model's part in training on one image of so many pixels a side, in floating-point operations."""
+        count = forward_flops if self.config.optim.trainable == "head" else training_flops
+        return self.copies * count(self.model, (size, size))
 
     def batches(self, start: int, stop: int, store: Store | None = None) -> Generator[tuple[Batch, int], None, None]:
         """See `device_batches`."""
@@ -225,6 +220,8 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     """
     arguments = model_arguments(config, len(source.class_names))
     model = model_of(config, arguments)
+    if isinstance(model, VisionTransformer):
+        parallel.check_heads(mesh, model.blocks[0].attn.heads)
     rates = rates_of(config, model)
     epoch_steps = examples_per_epoch(len(source), config.batch_size, config.data.repeats) / config.batch_size
 
@@ -273,9 +270,10 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     )
 
 
-def open_mesh(config: Config) -> Mesh:
-    """The device mesh; `UserError` where the devices do not make it."""
-    return parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+def open_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `devices` (default: all there are); `UserError` where they do not make it."""
+    mesh = config.mesh
+    return parallel.make_mesh(mesh.data, mesh.fsdp, mesh.tensor, mesh.slices, devices=devices)
 
 
 def read_init(config: Config) -> Weights:

@@ -1,14 +1,22 @@
-"""The checkpoints of a run: saving that goes on after a failure, and restoring that goes round what is corrupt."""
+"""The checkpoints of a run: saving that goes on after a failure, and restoring that goes round what is corrupt.
+
+Of several processes each calls the same, and what one of them meets, such as a full disk or a file that it cannot read,
+decides for all: each alone would wait for the others for ever.
+"""
 
 import contextlib
+import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import jax
 
 from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.storage import COMMITTED, Place, is_bucket
+from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
 
@@ -22,7 +30,7 @@ class Checkpoints(CheckpointDirectory):
         keep: the number of latest ones kept beside the best.
     """
 
-    def __init__(self, directory: Path, *, aside: Path, keep: int):
+    def __init__(self, directory: Place, *, aside: Place, keep: int):
         super().__init__(directory)
         self._aside, self._keep = aside, keep
         self._remove_unfinished()  # which a kill has left
@@ -34,52 +42,75 @@ class Checkpoints(CheckpointDirectory):
             last: waits for the end, and tries twice.
 
         Raises:
-            UserError: the last one cannot be written.
+            UserError: the last one cannot be written; `TryAgain` where that is a bucket's fault.
         """
         if not self.finish():
             logging.warning("the checkpoint before step %d could not be written; this one is tried again", state.step)
         for _ in range(2 if last else 1):
-            try:
-                super().save(state, meta)
-            except (OSError, ValueError) as error:  # at once: there is no room for a folder
-                logging.warning("saving to %s failed: %.300s", self.directory, error)
-                self._remove_unfinished()
-                continue
-            if not last or self.finish():
+            if self._begin(state, meta) and (not last or self.finish()):
                 return
         if last:
-            raise UserError(
-                f"{self.directory}: step {state.step} could not be saved, see above; make room, and the same command "
-                f"goes on from step {self.latest() or 0}"
+            remote = is_bucket(self.directory)
+            raise (TryAgain if remote else UserError)(
+                f"{self.directory}: step {state.step} could not be saved, see above; "
+                f"{'see to the bucket' if remote else 'make room'}, and the same command goes on from step "
+                f"{self.latest() or 0}"
             )
+
+    def _begin(self, state: TrainState, meta: Meta) -> bool:
+        """Begins to save; False where that fails at once, since there is no room for a folder."""
+        failed: Exception | None = None
+        try:
+            if hosts.several() and hosts.index() == 0 and not is_bucket(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.directory):
+                    pass
+        except OSError as error:
+            failed = error
+        if hosts.all_agree(failed is None):
+            try:
+                super().save(state, meta)
+                return True
+            except (OSError, ValueError, TryAgain) as error:
+                failed = error
+        self._failed(failed or "another process cannot")
+        return False
 
     def judge(self, step: int, top1: float) -> None:
         """Adds its evaluation to a step, where that was saved."""
-        if not (self.finish() and step in self.steps()) or jax.process_index():
+        if not self.finish() or jax.process_index():
             return
         try:
-            super().judge(step, top1)
-            self._collect()
-        except OSError as error:
-            logging.warning("the evaluation of step %d is not kept beside it: %s", step, error.strerror)
+            if step in self.steps():
+                super().judge(step, top1)
+                self._collect()
+        except (OSError, TryAgain) as error:
+            reason = getattr(error, "strerror", None) or error
+            logging.warning("the evaluation of step %d is not kept beside it: %s", step, reason)
 
     def finish(self) -> bool:
         """Waits for the save in the background, then removes what is not to be kept; False where the save failed."""
         began = self._saving >= 0
-        try:
-            self.wait()
-        except Exception as error:  # whatever Orbax makes of it
-            logging.warning("saving to %s failed: %.300s", self.directory, error)
-            self._remove_unfinished()
-            return False
-        if began:  # else the newest may not be whole, and those before it be needed
-            self._collect()
-        return True
+        return self._collect_after(began, hosts.all_agree(self._waited()))
 
     def close(self) -> None:
-        """Waits for the save in the background and lets go of the directory."""
-        self.finish()
+        """Waits for the save in the background and lets go of the directory; others may have ended."""
+        began = self._saving >= 0
+        self._collect_after(began, self._waited())
         super().close()
+
+    def _waited(self) -> bool:
+        try:
+            self.wait()
+            return True
+        except Exception as error:  # whatever Orbax makes of it
+            self._failed(error)
+            return False
+
+    def _collect_after(self, began: bool, whole: bool) -> bool:
+        if whole and began:  # else the newest may not be whole, and those before it be needed
+            self._collect()
+        return whole
 
     def restore_latest(self, target: TrainState, check: Callable[[Meta], None]) -> TrainState | None:
         """The newest state that is whole, None where nothing was saved. Corrupt ones are moved aside.
@@ -92,17 +123,20 @@ class Checkpoints(CheckpointDirectory):
         """
         self.finish()
         moved = False
-        while (step := self.latest()) is not None:
+        while (step := self._newest_of_all()) is not None:
+            state, reason = None, "cannot be read by another process"
             try:
                 self.top1(step)
                 check(self.meta(step))
                 state = self.restore(step, target)
+            except CorruptCheckpoint as error:
+                reason = str(error)
+            if hosts.all_agree(state is not None):
                 self._collect()  # which a kill may have kept from it
                 return state
-            except CorruptCheckpoint as error:
-                logging.warning("%s; moved to %s, the one before is taken", error, self._aside)
-                self._set_aside(step)
-                moved = True
+            logging.warning("%s; moved to %s, the one before is taken", reason, self._aside)
+            self._set_aside(step)
+            moved = True
         if moved:
             raise UserError(
                 f"{self.directory}: no checkpoint is whole; they were moved to {self._aside}; "
@@ -110,8 +144,17 @@ class Checkpoints(CheckpointDirectory):
             )
         return None
 
+    def _newest_of_all(self) -> int | None:
+        """The newest step in the eyes of the first process: for a while a shared folder may look older to others."""
+        return json.loads(hosts.gather(json.dumps(self.latest()))[0])
+
+    def _failed(self, error: object) -> None:
+        logging.warning("saving to %s failed: %.300s", self.directory, error)
+        with contextlib.suppress(OSError, TryAgain):  # the next start does it, too
+            self._remove_unfinished()
+
     def _remove_unfinished(self) -> None:
-        for left in self.directory.glob(f"*{UNFINISHED}*") if jax.process_index() == 0 else ():
+        for left in self.unfinished() if jax.process_index() == 0 else ():
             _remove(left)
 
     def _collect(self) -> None:
@@ -138,16 +181,27 @@ class Checkpoints(CheckpointDirectory):
         if jax.process_index() == 0:
             self._aside.mkdir(exist_ok=True)
             _remove(self._aside / str(step))
+            _disown(self.directory / str(step))
             (self.directory / str(step)).rename(self._aside / str(step))
 
 
-def _remove(folder: Path) -> None:
+def _disown(folder: Place) -> None:
+    """Takes from a step in a bucket, of which files are moved and removed one by one, what says that all are there."""
+    if is_bucket(folder):
+        (folder / COMMITTED).unlink(missing_ok=True)
+
+
+def _remove(folder: Any) -> None:
     """Under another name first: a kill must leave no step that looks whole."""
+    _disown(folder)
     with contextlib.suppress(FileNotFoundError):
+        if is_bucket(folder):
+            folder.rmtree()
+            return
         doomed = folder if UNFINISHED in folder.name else folder.rename(folder.with_name(folder.name + UNFINISHED))
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def has_steps(directory: Path) -> bool:
+def has_steps(directory: Place) -> bool:
     """Whether a checkpoint, whole or not, is in the directory; makes nothing."""
     return bool(CheckpointDirectory(directory).steps())

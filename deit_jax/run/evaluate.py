@@ -3,9 +3,9 @@
 import csv
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +16,12 @@ from jaxtyping import Array, Int
 from deit_jax import parallel
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place
 from deit_jax.base.threads import map_in_threads
 from deit_jax.config.resolve import BEGINNING, SHAPE, check_same
 from deit_jax.config.schema import Config
 from deit_jax.data import Source, eval_batches, readable
+from deit_jax.parallel import hosts
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, open_mesh, read_init
 from deit_jax.run.checkpoint import has_steps
@@ -121,8 +123,10 @@ class Evaluator:
         # Every process gets all rows back and counts the same: no sum is left to the order of devices.
         self._step = jax.jit(step, out_shardings=parallel.replicated(mesh))
 
-    def __call__(self, weights: Mapping[str, Any]) -> dict[str, Result]:
-        """A `Result` for each of the named sets of weights."""
+    def __call__(
+        self, weights: Mapping[str, Any], every_batch: Callable[[int], object] = lambda batch: None
+    ) -> dict[str, Result]:
+        """A `Result` for each of the named sets of weights; `every_batch` is called with the number of each."""
         results: dict[str, Result] = {}
         batches = eval_batches(
             self._source,
@@ -135,8 +139,9 @@ class Evaluator:
             prefetch=self._data.prefetch,
         )
         classes = len(self._source.class_names)
-        for rows in batches:
-            batch = parallel.put_batch(rows, self._mesh)
+        for number, rows in enumerate(batches, 1):
+            every_batch(number)
+            batch = parallel.put_batch(rows, self._mesh, self._batch_size)
             for name, variables in weights.items():
                 out = jax.device_get(self._step(variables, batch))
                 results.setdefault(name, Result.empty(classes, len(out["heads"]))).add(out)
@@ -182,7 +187,7 @@ def json_of(results: Mapping[str, Result]) -> dict[str, Any]:
     return {**results["eval"].summary(), **ema}
 
 
-def report(results: Mapping[str, Result], source: Source, workdir: Path) -> None:
+def report(results: Mapping[str, Result], source: Source, workdir: Place) -> None:
     """Writes the last evaluation, of the weights that are handed on: the average where there is one.
 
     Files: `confusion.png`, `per_class.csv` and, a row an image, `predictions.csv`, each whole or not at all. One that
@@ -190,14 +195,14 @@ def report(results: Mapping[str, Result], source: Source, workdir: Path) -> None
     """
     best, names = results.get("eval_ema", results["eval"]), source.class_names
 
-    def confusion(path: Path) -> None:
+    def confusion(path: Place) -> None:
         plots.save_confusion(best.folded(plots.classes_a_row(len(names))), names, path)
 
-    def per_class(path: Path) -> None:
+    def per_class(path: Place) -> None:
         classes = zip(names, best.seen, best.per_class().round(2), strict=True)
         _write_table(path, ("class", "examples", "top1"), classes)
 
-    def predictions(path: Path) -> None:
+    def predictions(path: Place) -> None:
         images = ((source.name(i), names[true], names[said], f"{p:.4f}") for i, true, said, p in best.predictions)
         _write_table(path, ("image", "class", "predicted", "probability"), images)
 
@@ -209,7 +214,7 @@ def report(results: Mapping[str, Result], source: Source, workdir: Path) -> None
             logging.warning("%s is not written: %s", workdir / name, reason)
 
 
-def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def _write_table(path: Place, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A CSV file in UTF-8, whole or not at all; what is no UTF-8 is escaped, as predict shows it."""
     with replacing(path) as fresh, fresh.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
@@ -217,7 +222,7 @@ def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]
         table.writerows(rows)
 
 
-def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+def evaluate(config: Config, workdir: Place) -> dict[str, Any]:
     """Evaluates the best checkpoint of a workdir, raw and average weights; the training split stays closed.
 
     Where the workdir has no checkpoints, the weights of `config.init_from`.
@@ -233,7 +238,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             f"--workdir: {workdir} has no checkpoints; train first, name the workdir of a run, or set config.init_from"
         )
     checkpoints = CheckpointDirectory(workdir / CHECKPOINTS)
-    step = checkpoints.best()
+    step = json.loads(hosts.gather(json.dumps(checkpoints.best()))[0])  # as the first process sees it
     if step is None:
         raise UserError(f"--workdir: no checkpoint in {workdir}/checkpoints can be read; bring one back from a copy")
     try:
@@ -243,7 +248,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _evaluate_step(
-    config: Config, workdir: Path, checkpoints: CheckpointDirectory, step: int, mesh: Mesh
+    config: Config, workdir: Place, checkpoints: CheckpointDirectory, step: int, mesh: Mesh
 ) -> dict[str, Any]:
     meta = checkpoints.meta(step)
     class_names = tuple(meta["card"]["class_names"])
@@ -255,7 +260,7 @@ def _evaluate_step(
     return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))
 
 
-def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
+def _evaluate_init(config: Config, workdir: Place, mesh: Mesh) -> dict[str, Any]:
     weights = read_init(config)
     if reason := weights.card.no_classifier(weights.classes):
         raise UserError(f"config.init_from: {config.init_from}: {reason}; fine-tune from it instead")
@@ -277,8 +282,9 @@ def _evaluate_init(config: Config, workdir: Path, mesh: Mesh) -> dict[str, Any]:
     return _evaluate_weights(run, workdir, {"eval": parallel.place(variables, mesh)})
 
 
-def _evaluate_weights(run: Run, workdir: Path, weights: Mapping[str, Variables]) -> dict[str, Any]:
-    results = Evaluator(run.config, run.predict, run.source, run.mesh)(weights)
+def _evaluate_weights(run: Run, workdir: Place, weights: Mapping[str, Variables]) -> dict[str, Any]:
+    evaluator = Evaluator(run.config, run.predict, run.source, run.mesh)
+    results = evaluator(weights, lambda batch: hosts.at(f"batch {batch} of an evaluation", compiling=batch <= 2))
     if jax.process_index() == 0:
         report(results, run.source, workdir)
     return json_of(results)

@@ -19,11 +19,10 @@ checkpoint.
 """
 
 import dataclasses
+import io
 import logging
-import shutil
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,9 +31,10 @@ import numpy as np
 from deit_jax import parallel
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
-from deit_jax.base.forms import read_json, require, whole
+from deit_jax.base.forms import read_json, read_regular, require, whole
+from deit_jax.base.storage import Place, remove
 from deit_jax.run.build import Run
-from deit_jax.run.metrics import Monitor
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import MAX_STEP, TrainState
 from deit_jax.step.step import Batch
@@ -62,7 +62,7 @@ class Failures:
         self._burst = 0  # the first step of the burst that was dealt with
         for left in self._folder.glob("step_*") if jax.process_index() == 0 else ():
             if not (left / FACTS).exists():  # a kill came before its end
-                shutil.rmtree(left, ignore_errors=True)
+                remove(left)
 
     def look(self, step: int, batch: Batch, state: TrainState, monitor: Monitor) -> None:
         """To be called after each step, with its batch and the state after it; all processes decide alike."""
@@ -82,13 +82,13 @@ class Failures:
         except Exception as error:  # of a full disk Orbax makes anything; the run needs nothing of this
             logging.warning("step %d: is not kept: %.300s", failed, error)
             if jax.process_index() == 0:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
             return
         logging.warning(
             "step %d: kept in %s; --mode=replay --step=%d tells what in it is not finite first", failed, folder, failed
         )
 
-    def _keep(self, folder: Path, failed: int, state: TrainState, *, updates: int) -> None:
+    def _keep(self, folder: Place, failed: int, state: TrainState, *, updates: int) -> None:
         batch = self._recent[failed]
         step = jax.device_put(np.int32(failed - 1), state.step.sharding)
         # What all processes do together comes first: after it each may fail by itself.
@@ -118,7 +118,7 @@ def _name(path: tuple[Any, ...]) -> str:
     return "/".join(entry.key for entry in path)
 
 
-def kept_steps(folder: Path) -> list[int]:
+def kept_steps(folder: Place) -> list[int]:
     """The steps that are kept whole in a folder, which need not be there."""
     named = [path.parent.name.removeprefix("step_") for path in folder.glob(f"step_*/{FACTS}")]
     return sorted(int(name) for name in named if name.isdecimal() and str(int(name)) == name and len(name) <= 10)
@@ -159,7 +159,7 @@ class Failure:
     meta: Meta
 
 
-def read_failure(folder: Path, step: int) -> Failure:
+def read_failure(folder: Place, step: int) -> Failure:
     """What is kept of a step.
 
     Raises:
@@ -185,13 +185,13 @@ def read_failure(folder: Path, step: int) -> Failure:
     return Failure(**given, examples=examples, names=names, batch=batch, weights=weights, meta=weights.meta(step - 1))
 
 
-def _read_batch(place: Path, rows: int) -> Batch:
+def _read_batch(place: Place, rows: int) -> Batch:
     """The batch, of all processes' files; `ValueError` where they are not all there and whole."""
     files = sorted(place.glob("batch_*.npz"), key=lambda path: int(path.stem.removeprefix("batch_")))
     parts = []
     for path in files:
         try:
-            with np.load(path) as file:
+            with np.load(io.BytesIO(read_regular(path))) as file:
                 parts.append(dict(file))
         except Exception as error:  # whatever NumPy and zipfile make of damage, which a checksum finds
             raise ValueError(f"{path.name}: {error}") from error

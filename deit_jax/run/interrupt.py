@@ -21,10 +21,28 @@ class Interrupt:
 
     But within `deferred`, where it only sets `requested`; and there again at once within `at_once`, for what may take
     for ever, such as waiting. A second SIGINT interrupts as usual.
+
+    Of several processes none may leave alone, for which the others would wait in vain. So nothing within `deferred` is
+    left at once there, and what one was asked is told to all, so that they stop at the same step (`run.monitor`). JAX
+    has a service for this, which is switched off: it and a handler of SIGTERM shut each other out, and it knows of no
+    SIGINT.
+
+    Attributes:
+        alone: there is no other process.
+        requested: this one was asked to stop.
+        heard: one of several was, as all of them know by now.
     """
 
-    requested = False
+    requested = heard = False
     _raises = True
+
+    def __init__(self, *, alone: bool = True):
+        self.alone = alone
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run is to stop: the same in all processes."""
+        return self.requested if self.alone else self.heard
 
     def __enter__(self) -> "Interrupt":
         self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -48,7 +66,7 @@ class Interrupt:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """A block that a signal leaves, those included that came before it."""
-        self._raises, before = True, self._raises
+        self._raises, before = self._raises or self.alone, self._raises
         try:
             self._check()
             yield

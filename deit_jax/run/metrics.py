@@ -1,4 +1,4 @@
-"""What a run tells: rows in `metrics.jsonl` and TensorBoard, a progress bar, images per second and data wait."""
+"""What a run tells and keeps: rows in `metrics.jsonl`, TensorBoard and Weights & Biases."""
 
 import bisect
 import contextlib
@@ -8,15 +8,11 @@ import json
 import logging
 import math
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from tqdm import tqdm
 
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
@@ -44,7 +40,7 @@ class Writer:
         if wandb:
             self._wandb = _start_wandb(workdir, config)
         if tensorboard:
-            self._tensorboard = Events(workdir.root / "tensorboard", step=step)
+            self._tensorboard = Events(workdir.growing / "tensorboard", step=step)
         self.path, self._waiting = workdir.metrics, b""
         try:
             with replacing(self.path) as fresh:
@@ -108,7 +104,7 @@ def _start_wandb(workdir: Workdir, config: Mapping[str, Any]) -> Any:
 
     name, identity = workdir.root.name, workdir.wandb_id()
     try:
-        return wandb.init(dir=str(workdir.root), config=dict(config), name=name, id=identity, resume="allow")
+        return wandb.init(dir=str(workdir.growing), config=dict(config), name=name, id=identity, resume="allow")
     except Exception as error:  # of the network, the account, the settings
         reason = str(error).partition("\n")[0]
         raise UserError(f"config.log.wandb: wandb does not start: {reason}; see to it, or set it to False") from error
@@ -194,153 +190,3 @@ class Progress:
         require(whole(corrupt, 0, 2**63 - 1), "its corrupt images are no number")
         require(row is None or _is_row(row), "its row is none")
         return cls(corrupt, row)
-
-
-class _Screen:
-    """stderr, as long as it takes anything: a bar is worth no run."""
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
-
-
-class Monitor:
-    """Follows the training loop: reads each step's metrics one step late, so that the device never waits for the host.
-
-    Args:
-        writer: None on all processes but the first.
-        start, total: steps done, and to do in all.
-        log_every: steps between rows.
-        batch_size: global.
-        progress: of the steps done.
-        show: draw a bar.
-        image_seconds: what an image of a step would take at the speed of large matrix products; 0 where utilisation is
-            not told.
-
-    Attributes:
-        burst: most skipped updates in a row so far; set back by who has dealt with them.
-        failed: the newest step read whose update was skipped, and how many in a row end with it; (0, 0): none was.
-        progress: of the steps done.
-    """
-
-    def __init__(
-        self,
-        writer: Writer | None,
-        *,
-        start: int,
-        total: int,
-        log_every: int,
-        batch_size: int,
-        progress: Progress | None = None,
-        show: bool = False,
-        image_seconds: Callable[[int], float] = lambda step: 0.0,
-    ):
-        self._writer, self._log_every, self._batch_size = writer, log_every, batch_size
-        self._image_seconds = image_seconds
-        # In a log file a line every half a minute; on a terminal a bar that moves.
-        often = 0.5 if sys.stderr.isatty() else 30
-        self._bar = tqdm(
-            total=total,
-            initial=start,
-            unit="step",
-            mininterval=often,
-            dynamic_ncols=True,
-            disable=not (show and writer),
-            file=_Screen(),
-        )
-        self._pending: tuple[int, Mapping[str, Any]] | None = None
-        self.progress = progress or Progress()
-        self.burst = self._newest_burst = 0
-        self.failed = (0, 0)
-        self._compiling = True  # the first step's time is the compiler's
-        self._skipped = False
-        self._restart_clock(time.perf_counter())
-
-    def _restart_clock(self, now: float) -> None:
-        self._since, self._waited, self._steps, self._needed = now, 0.0, 0, 0.0
-
-    def wait_for(self, batches: Iterator[tuple[Batch, int]]) -> Batch:
-        """The next batch, its corrupt images counted; the time spent here is the run's data wait."""
-        began = time.perf_counter()
-        batch, corrupt = next(batches)
-        self._waited += time.perf_counter() - began
-        self.progress.corrupt += corrupt
-        return batch
-
-    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics, still being computed, of `step`; reads those of the step before, if not yet read."""
-        previous, self._pending = self._pending, (step, metrics)
-        if previous:
-            self._read(*previous)
-
-    def settle(self, *, due: bool = False) -> None:
-        """Reads the newest step's metrics now, if not yet read.
-
-        Args:
-            due: there will be an evaluation, which the row waits for.
-        """
-        if self._pending:
-            (step, metrics), self._pending = self._pending, None
-            self._read(step, metrics, due)
-
-    def add_evaluation(self, metrics: Row) -> None:
-        """Writes the row that waits with the metrics of its evaluation, which took no time of the steps."""
-        if self.progress.row and self._writer:
-            self._writer.write(self.progress.row | metrics)
-        self.progress.row = None
-        self._restart_clock(time.perf_counter())
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the newest step read was not skipped."""
-        return self._newest_burst == 0
-
-    def _read(self, step: int, metrics: Mapping[str, Any], due: bool = False) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        now = time.perf_counter()
-        self._newest_burst = int(values["skipped_in_a_row"])
-        self.burst = max(self.burst, self._newest_burst)
-        if self._newest_burst:
-            self.failed = step, self._newest_burst
-        if self._newest_burst and not self._skipped:
-            self._skipped = True
-            logging.warning("step %d: its loss or gradient is not finite; updates like this are skipped", step)
-        self._steps += 1
-        self._needed += self._batch_size * self._image_seconds(step - 1)  # the step is counted when it is done
-        self._bar.update(step - self._bar.n)
-        told = step % self._log_every == 0 or due
-        if told:
-            self._tell(step, values, now - self._since, due)
-        if told or self._compiling:
-            self._compiling = False
-            self._restart_clock(now)
-
-    def _tell(self, step: int, values: Mapping[str, float], elapsed: float, due: bool) -> None:
-        speed, wait = self._steps * self._batch_size / elapsed, self._waited / elapsed
-        text = f"loss {values['loss']:.3f}, {speed:.0f} images/s, data wait {wait:.0%}"
-        used = {"train/utilisation": self._needed / elapsed} if self._needed else {}
-        text += "".join(f", utilisation {share:.1%}" for share in used.values())
-        self._bar.set_postfix_str(text, refresh=False)
-        row = {"step": step, **{f"train/{name}": value for name, value in values.items()}}
-        row |= {
-            "train/images_per_second": speed,
-            "train/data_wait": wait,
-            "train/corrupt": self.progress.corrupt,
-            **used,
-        }
-        if due:
-            self.progress.row = row
-        elif self._writer:
-            self._writer.write(row)
-
-    def close(self) -> None:
-        self._bar.close()
-        if self._writer:
-            self._writer.close()

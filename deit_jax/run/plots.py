@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from deit_jax.base.atomic import replacing
+from deit_jax.base.storage import Place
 from deit_jax.base.text import printable, shortened
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def classes_a_row(classes: int) -> int:
     return -(-classes // ROWS)
 
 
-def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
+def save_figure(figure: "Figure", path: Place, **options: Any) -> None:
     """Writes a PNG, whole or not at all; options as `Figure.savefig` takes them."""
     with replacing(path) as fresh, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # what no font has is drawn as boxes
@@ -34,7 +34,7 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
 
 
 def save_curves(
-    rows: Sequence[Any], path: Path, *, published: Sequence[tuple[float, float]] = (), label: str = ""
+    rows: Sequence[Any], path: Place, *, published: Sequence[tuple[float, float]] = (), label: str = ""
 ) -> None:
     """Draws the losses and the top-1 accuracies over the steps from the rows of a `metrics.jsonl`.
 
@@ -70,7 +70,7 @@ def save_curves(
     save_figure(figure, path, dpi=120)
 
 
-def save_confusion(confusion: Int[np.ndarray, "rows rows"], class_names: Sequence[str], path: Path) -> None:
+def save_confusion(confusion: Int[np.ndarray, "rows rows"], class_names: Sequence[str], path: Place) -> None:
     """Draws a confusion matrix, rows true classes and columns predicted ones, each row as shares of its sum.
 
     Args:

@@ -62,10 +62,11 @@ def replay(config: Config, root: Path, step: int | None, platform: str) -> dict[
         state = failure.weights.restore(step - 1, dataclasses.replace(run.target, opt_state=(), ema={}))
     except CorruptCheckpoint as error:
         raise UserError(f"{error}; bring it back from a copy") from error
+    size = config.batch_size
     batch: Batch = {
         name: parallel.put_replicated(part, run.mesh)
         if name == "mix"
-        else jax.tree.map(lambda rows: parallel.put_batch({"": rows}, run.mesh)[""], part)
+        else jax.tree.map(lambda rows: parallel.put_batch({"": rows}, run.mesh, size)[""], part)
         for name, part in failure.batch.items()
     }
     loss, norm, magnitudes = _computed(run, teaching, state, batch)

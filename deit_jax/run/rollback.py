@@ -7,13 +7,13 @@ of a step never changes and would do the same again. The jump is stored, so that
 import dataclasses
 import itertools
 import logging
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
+from deit_jax.base.storage import Place
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import TrainState
@@ -80,7 +80,7 @@ class Rollbacks:
             self._workdir.write_json(self._workdir.rollbacks.name, jumps)
 
 
-def _read(path: Path, total: int) -> list[dict[str, int]]:
+def _read(path: Place, total: int) -> list[dict[str, int]]:
     if not path.exists():
         return []
     try:

@@ -1,7 +1,7 @@
 """The data of a run: the splits that a config names, and the training stream, on the host and on the devices."""
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,9 +28,15 @@ from deit_jax.step.step import Batch
 
 
 def train_source(config: Config) -> Source:
-    """The training split; `UserError` where it has one class alone, or not as many as the model was told to have."""
+    """The training split; `UserError` where `check_classes` raises it."""
     data = config.data
     source = open_source(name=data.name, directory=data.dir, split=data.train_split, field="config.data.train_split")
+    check_classes(config, source)
+    return source
+
+
+def check_classes(config: Config, source: Source) -> None:
+    """Raises `UserError` where a split has one class alone, or not as many as the model was told to have."""
     classes = len(source.class_names)
     if classes < 2:
         raise UserError(
@@ -42,7 +48,6 @@ def train_source(config: Config) -> Source:
             f"config.model.num_classes: is {config.model.num_classes}, the data has {classes} classes; "
             f"set --config.model.num_classes=-1 to take the data's"
         )
-    return source
 
 
 def eval_source(config: Config, class_names: tuple[str, ...] | None) -> Source:
@@ -157,14 +162,36 @@ def device_batches(
         first, size = step * batch_size, host["image"].shape[1]
         taught = store.read(slice(first + rows.start, first + rows.stop), host["index"]) if store else {}
         device: Batch = {
-            **parallel.put_batch(host, mesh),
+            **parallel.put_batch(host, mesh, batch_size),
             "mix": parallel.put_replicated(_mix(config, step, size, unmixed_from), mesh),
-            "teacher": parallel.put_batch(taught, mesh),
+            "teacher": parallel.put_batch(taught, mesh, batch_size),
         }
         if config.erasing.probability:
             erased = {name: value[rows] for name, value in _erase(config, step, size).items()}
-            device["erasing"] = parallel.put_batch(erased, mesh)
+            device["erasing"] = parallel.put_batch(erased, mesh, batch_size)
         yield device, replaced
+
+
+def batch_shapes(config: Config, mesh: Mesh, image_size: int, recorded: Mapping[str, Any]) -> Batch:
+    """Shapes and shardings of what `device_batches` gives for a step whose images have so many pixels a side.
+
+    Args:
+        recorded: of what a recorded teacher said of a batch, the shapes by name.
+    """
+    batch_size = config.batch_size
+    rows = {
+        "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
+        "index": jax.ShapeDtypeStruct((batch_size,), np.int32),
+    }
+    shapes: Batch = {
+        **parallel.row_shapes(rows, mesh),
+        "mix": parallel.replicated_shapes(_mix(config, 0, image_size, None), mesh),
+        "teacher": parallel.row_shapes(recorded, mesh),
+    }
+    if config.erasing.probability:
+        shapes["erasing"] = parallel.row_shapes(_erase(config, 0, image_size), mesh)
+    return shapes
 
 
 def _mix(config: Config, step: int, image_size: int, unmixed_from: int | None) -> mixing.Mix:

@@ -3,21 +3,21 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from deit_jax import __version__, parallel
+from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json
+from deit_jax.base.storage import Place
 from deit_jax.config.curves import published_curve
 from deit_jax.config.resolve import check_same, to_dict
 from deit_jax.config.schema import Config
 from deit_jax.data import Source, describe_data, examples_per_epoch
 from deit_jax.distill.teaching import open_teaching
+from deit_jax.parallel import hosts
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.checkpoint import Checkpoints, has_steps
@@ -34,9 +34,12 @@ from deit_jax.run.evaluate import (
 from deit_jax.run.failures import Failures
 from deit_jax.run.interrupt import Interrupt, Interrupted
 from deit_jax.run.learning import peak_learning_rate
-from deit_jax.run.metrics import Monitor, Progress, Writer, read_rows, require_wandb
+from deit_jax.run.metrics import Progress, Writer, read_rows, require_wandb
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.rollback import Rollbacks
 from deit_jax.run.stream import eval_source, train_source
+from deit_jax.run.together import require_same_data, require_shared
+from deit_jax.run.versions import versions
 from deit_jax.run.workdir import Workdir, own
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.weights.orbax import CorruptCheckpoint, Meta
@@ -50,7 +53,7 @@ class Unsaved(UserError):
         self.result = result
 
 
-def train(config: Config, workdir: Path) -> dict[str, Any]:
+def train(config: Config, workdir: Place) -> dict[str, Any]:
     """As `train_in`, in a folder that need not exist, and that no other run has; the first process owns it for all."""
     with own(workdir) if jax.process_index() == 0 else nullcontext(Workdir(workdir)) as owned:
         return train_in(config, owned)
@@ -69,7 +72,7 @@ def train_in(config: Config, workdir: Workdir) -> dict[str, Any]:
         TryAgain: the state is saved, where there is one: as `Interrupted`, SIGTERM or SIGINT came; else the data
             cannot be read.
     """
-    with Interrupt() as interrupt:
+    with Interrupt(alone=jax.process_count() == 1) as interrupt:
         return _train(config, workdir, interrupt)
 
 
@@ -81,6 +84,8 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     parallel.check_batch(mesh, config.batch_size, config.optim.accumulation)
     source = train_source(config)
     held_out = eval_source(config, source.class_names)
+    require_shared(workdir.root, "--workdir")
+    require_same_data(train_split=source, eval_split=held_out)
     run = build(config, mesh, source)
     total = run.total
     image_seconds = run.image_seconds()  # before the state takes its room
@@ -92,6 +97,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     checkpoints = Checkpoints(workdir.checkpoints, aside=workdir.corrupt, keep=config.checkpoint.keep)
     rollbacks = Rollbacks(workdir, total=total, limit=config.guard.max_rollbacks, batch_size=config.batch_size)
     meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
+    hosts.at("the state to begin with", compiling=True)
     state, progress, notes = _begin(run, workdir, checkpoints, rollbacks, meta)
     start, seed = int(state.step), np.uint32(config.seed)
     unjudged = progress.row is not None  # the run ended before the evaluation did
@@ -105,20 +111,23 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     if teaching.predict and config.distillation.teacher.evaluate and start == 0:
         notes.append(teacher_note(config, teaching.predict, teaching.variables, held_out, mesh))
     describe_run(run, held_out, workdir, state, [*teaching.notes, *notes])
-    monitor = _monitor(run, workdir, start, image_seconds, progress, again=unjudged)
+    monitor = _monitor(run, workdir, interrupt, start, image_seconds, progress, again=unjudged)
     failures = Failures(workdir, run, meta)
     results: dict[str, Result] = {}
     unsaved: UserError | None = None
 
     def evaluate(step: int) -> None:
         with interrupt.at_once():  # if it is left, the run begins with it next time
-            results.update(evaluator(weights_of(state)))
+            results.update(evaluator(weights_of(state), monitor.evaluating))
         monitor.add_evaluation(rows_of(results))
+        workdir.keep()  # the row before the word that it was written
         checkpoints.judge(step, best_of(results))
         if config.eval.published_curve:
             _draw_curves(run, workdir)
 
     def save(*, last: bool) -> None:
+        hosts.at(f"saving step {state.step}")
+        workdir.keep()
         checkpoints.save(state, meta | monitor.progress.to_json(), last=last)
 
     # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
@@ -127,17 +136,20 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
             evaluate(start)
         for step in range(start + 1, total + 1):
             try:
+                hosts.at(f"the data of step {step}")
                 with interrupt.at_once():
                     batch = monitor.wait_for(batches)
             except (Exception, Interrupted):  # whatever it is, the state is that of the step before
-                monitor.settle()
-                checkpoints.finish()
-                if monitor.healthy and step - 1 > start and step - 1 not in checkpoints.steps():
-                    save(last=True)
+                if interrupt.alone:  # others wait in this step already, for which they have given the state away
+                    monitor.settle()
+                    checkpoints.finish()
+                    if monitor.healthy and step - 1 > start and step - 1 not in checkpoints.steps():
+                        save(last=True)
                 raise
+            hosts.at(f"step {step}", compiling=step <= start + 2)  # the second one reads the first one's metrics
             state, metrics = train_step(state, batch, seed, teaching.variables)
             monitor.add(step, metrics)
-            due, stop = step % run.eval_every == 0 or step == total, interrupt.requested and step < total
+            due, stop = step % run.eval_every == 0 or step == total, interrupt.stops and step < total
             pause = due or stop or step % run.save_every == 0
             if pause:
                 monitor.settle(due=due)
@@ -156,11 +168,12 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
                 evaluate(step)
 
     # 6. The end.
-    if interrupt.requested:
+    hosts.at("the end of the run")
+    if interrupt.stops:
         line = f"interrupted; the same command goes on from step {checkpoints.latest() or 0} of {total}"
         raise unsaved or Interrupted(line)
     if not results:
-        results.update(evaluator(weights_of(state)))
+        results.update(evaluator(weights_of(state), monitor.evaluating))
     if jax.process_index() == 0:
         report(results, held_out, workdir.root)
     _draw_curves(run, workdir)
@@ -220,9 +233,8 @@ def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState
     }
     lines = [f"{name:14}{value}" for name, value in header.items()] + [f"{'note':14}{note}" for note in notes]
     print("\n".join(lines), flush=True)
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
     facts = {
-        "versions": {"deit_jax": __version__} | {name: metadata.version(name) for name in packages},
+        "versions": versions(),
         "processes": jax.process_count(),
         "devices": jax.device_count(),
         "device_kind": kind,
@@ -299,7 +311,14 @@ def _last_jax(workdir: Workdir) -> str:
 
 
 def _monitor(
-    run: Run, workdir: Workdir, start: int, image_seconds: Callable[[int], float], progress: Progress, *, again: bool
+    run: Run,
+    workdir: Workdir,
+    interrupt: Interrupt,
+    start: int,
+    image_seconds: Callable[[int], float],
+    progress: Progress,
+    *,
+    again: bool,
 ) -> Monitor:
     """On the first process with a writer, elsewhere silent; `again`: the row of `start` itself is still to come."""
     writer, log = None, run.config.log
@@ -308,6 +327,8 @@ def _monitor(
         writer = Writer(workdir, step=start - again, tensorboard=log.tensorboard, wandb=log.wandb, config=given)
     return Monitor(
         writer,
+        parallel.Exchange(run.mesh),
+        interrupt,
         start=start,
         total=run.total,
         log_every=run.log_every,

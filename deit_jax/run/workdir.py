@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -14,21 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.base.atomic import replacing
-from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.errors import OutOfReach, TryAgain, UserError
 from deit_jax.base.forms import read_regular
 from deit_jax.base.links import refuse_links
+from deit_jax.base.storage import Place, copy_whole, is_bucket, scratch, told
+from deit_jax.run.lease import Lease
 
 LOCK = ".lock"
-CHECKPOINTS, CORRUPT, FAILURES = "checkpoints", "corrupt", "failures"
+CHECKPOINTS, CORRUPT, FAILURES, METRICS = "checkpoints", "corrupt", "failures", "metrics.jsonl"
 FOLDERS = (CHECKPOINTS, CORRUPT, FAILURES, "tensorboard", "wandb")
-FILES = (LOCK, "config.json", "run.json", "metrics.jsonl", "rollbacks.json", "wandb.id")
+FILES = (LOCK, "config.json", "run.json", METRICS, "rollbacks.json", "wandb.id")
 
 
 class Workdir:
     """The places of a run's files; whoever only reads them needs no more than this.
 
     Attributes:
-        root: the folder, absolute.
+        root: the folder, absolute, or the place in a bucket.
+        growing: where those files are that are appended to, which no bucket can: a folder of this machine.
         checkpoints: a folder a step.
         corrupt: those steps that could not be read.
         failures: the training steps that were not finite, see `run.failures`.
@@ -36,10 +40,25 @@ class Workdir:
         rollbacks: where the run went back, see `run.rollback`.
     """
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Place, growing: Path | None = None, lease: Lease | None = None):
+        self.root, self.growing, self._lease = root, growing or root, lease
         self.checkpoints, self.corrupt, self.failures = root / CHECKPOINTS, root / CORRUPT, root / FAILURES
-        self.metrics, self.rollbacks = root / "metrics.jsonl", root / "rollbacks.json"
+        self.metrics, self.rollbacks = self.growing / METRICS, root / "rollbacks.json"
+
+    def keep(self) -> bool:
+        """Copies what grows into the bucket, if the run is in one; False where that failed, to be done again later.
+
+        Raises:
+            TryAgain: another run has the workdir now.
+        """
+        if self._lease:
+            self._lease.require()
+            try:
+                copy_whole(self.growing, self.root)
+            except (OSError, OutOfReach) as error:
+                logging.warning("%s: its rows are not copied there: %s", self.root, error)
+                return False
+        return True
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a file of the run, whole or not at all; `UserError` where that fails."""
@@ -62,17 +81,46 @@ class Workdir:
         return drawn
 
 
-@contextlib.contextmanager
-def own(root: Path) -> Iterator[Workdir]:
+def own(root: Place) -> contextlib.AbstractContextManager[Workdir]:
     """Makes the folder if it is missing, and keeps all other runs out of it; the system lets go at a kill.
 
     A folder that was made and got nothing is removed in the end.
 
     Raises:
-        TryAgain: another run has it.
+        TryAgain: another run has it, or a bucket does not answer.
         UserError: it cannot be written to; or what a run writes into is a link, which may lead anywhere, or a folder in
             the place of a file.
     """
+    return _own_in_bucket(root) if is_bucket(root) else _own_folder(root)
+
+
+@contextlib.contextmanager
+def _own_in_bucket(root: Any) -> Iterator[Workdir]:
+    growing = scratch()
+    lease, kept = None, True
+    try:
+        try:
+            lease = Lease(root / LOCK)
+            if (root / METRICS).exists():
+                (root / METRICS).fetch(growing / METRICS)
+        except OSError as error:
+            raise UserError(f"--workdir: cannot write to {root}: {told(error, root)}") from error
+        workdir = Workdir(root, growing, lease)
+        try:
+            yield workdir
+        finally:
+            kept = workdir.keep()
+    finally:
+        if lease:
+            lease.release()
+        if kept:
+            shutil.rmtree(growing, ignore_errors=True)
+        else:
+            logging.warning("%s: its newest rows are in %s alone", root, growing)
+
+
+@contextlib.contextmanager
+def _own_folder(root: Path) -> Iterator[Workdir]:
     made: list[Path] = []
     lock = None
     try:

@@ -15,6 +15,7 @@ from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import MAX_BYTES, parse_json, read_json
 from deit_jax.base.names import listing
+from deit_jax.base.storage import Place
 from deit_jax.weights.pickles import read_pickle
 
 Tensors = dict[str, np.ndarray]
@@ -53,7 +54,7 @@ def read_tensors(path: Path, *, ema: bool | None = None) -> tuple[Tensors, dict[
     return _plain(tensors, path), metadata
 
 
-def write_safetensors(path: Path, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]) -> None:
+def write_safetensors(path: Place, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]) -> None:
     """Writes tensors under their names, whole or not at all; `OSError` where the file cannot be written."""
     whole = {name: np.ascontiguousarray(value) for name, value in tensors}
     with replacing(path) as fresh:

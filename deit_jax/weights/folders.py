@@ -10,6 +10,7 @@ from typing import Any
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json
+from deit_jax.base.storage import Place
 from deit_jax.models import Preprocessing, resolve
 from deit_jax.weights import files, huggingface, processors, tables
 from deit_jax.weights.card import Card, Weights
@@ -124,7 +125,7 @@ def _timm_labels(labels: Any) -> tuple[str, ...]:
     return huggingface.class_names([names[index] for index in sorted(names)]) if counted else ()
 
 
-def write_folder(folder: Path, weights: Weights) -> None:
+def write_folder(folder: Place, weights: Weights) -> None:
     """Writes a folder that transformers' `from_pretrained` reads, whole or not at all.
 
     Args:

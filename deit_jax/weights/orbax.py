@@ -8,6 +8,7 @@ keeps all of them out of reach; and it wants the metrics at the save, when a run
 """
 
 import errno
+import functools
 import logging
 import math
 import os
@@ -15,7 +16,6 @@ import re
 import stat
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from jaxtyping import Array
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
+from deit_jax.base.storage import COMMITTED, Place, is_bucket, within
 from deit_jax.step.state import MAX_STEP, TrainState, Variables
 from deit_jax.weights.card import Card
 
@@ -43,19 +44,31 @@ class CorruptCheckpoint(Exception):
 class CheckpointDirectory:
     """The steps in an absolute directory, which need not exist until one is saved."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Place):
         self.directory = directory
         self._saver: ocp.AsyncCheckpointer | None = None
         self._saving = -1  # the newest step whose save was begun
+        self._nbytes = 0  # of it
 
     def steps(self) -> list[int]:
-        """The saved steps, whole or not, in their order. Whatever else is called is none of them."""
-        if not self.directory.is_dir():
+        """The saved steps, whole or damaged, in their order. Whatever else is called is none of them."""
+        return sorted(int(path.name) for path in self._numbered() if _committed(path))
+
+    def unfinished(self) -> list[Place]:
+        """What a kill has left of saving or removing a step."""
+        begun = [path for path in self._numbered() if not _committed(path)]
+        return [*self.directory.glob(f"*{UNFINISHED}*"), *begun]
+
+    def _numbered(self) -> list[Place]:
+        try:
+            named = [path for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        named = [path.name for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir()]
-        return sorted(
-            int(name) for name in named if len(name) <= 10 and str(int(name)) == name and int(name) <= MAX_STEP
-        )
+        return [
+            path
+            for path in named
+            if len(path.name) <= 10 and str(int(path.name)) == path.name and int(path.name) <= MAX_STEP
+        ]
 
     def latest(self) -> int | None:
         """The newest saved step."""
@@ -147,7 +160,13 @@ class CheckpointDirectory:
             meta=ocp.args.JsonSave({**meta, "layout": LAYOUT, "arrays": describe(state)}),
         )
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._saver.save(self.directory / str(step), args=items)
+        self._nbytes = _nbytes(state)
+        save = functools.partial(self._saver.save, self.directory / str(step), args=items)
+        try:
+            within(save, self.directory, nbytes=self._nbytes)
+        except TryAgain:
+            self._saver = None  # which is left alone, and may be at it still
+            raise
         self._saving = step
 
     def wait(self) -> None:
@@ -155,7 +174,7 @@ class CheckpointDirectory:
         saver, self._saving = self._saver, -1
         if saver:
             try:
-                saver.wait_until_finished()
+                within(saver.wait_until_finished, self.directory, nbytes=self._nbytes)
             except Exception:
                 self._saver = None  # whose state nobody knows
                 raise
@@ -218,11 +237,15 @@ class CheckpointDirectory:
     def _read(self, step: int, handler: Any, arguments: Any) -> Any:
         """The state, by a handler of Orbax's."""
         where = self.directory / str(step)
-        try:
-            _require_regular(where / "state")
+
+        def read() -> Any:
             with closing(ocp.Checkpointer(handler)) as reader:
                 return reader.restore(where / "state", args=arguments)
-        except (MemoryError, jax.errors.JaxRuntimeError):
+
+        try:
+            _require_regular(where / "state")
+            return within(read, where, nbytes=_nbytes(arguments.item))
+        except (MemoryError, TryAgain, jax.errors.JaxRuntimeError):
             raise  # of the machine, not of the files
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
             _raise_machines(error, where)
@@ -234,7 +257,22 @@ class CheckpointDirectory:
             raise CorruptCheckpoint(f"{where}: cannot be read: {str(error)[:300]}") from error
 
 
-def _require_regular(folder: Path) -> None:
+def _committed(step: Place) -> bool:
+    """Whether a step was saved to its end. On a disk its name says so, unless it was copied from a bucket."""
+    if (step / COMMITTED).exists():
+        return True
+    about = step / "_CHECKPOINT_METADATA"  # tells when the saving began, and when it ended
+    if is_bucket(step) or not about.is_file():
+        return not is_bucket(step)
+    return b'"commit_timestamp_nsecs": null' not in about.read_bytes()
+
+
+def _nbytes(tree: Any) -> int:
+    """Bytes of all arrays, or of what they are to be."""
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _require_regular(folder: Place) -> None:
     """`ValueError` where it holds what is neither a file nor a folder: TensorStore would wait for a pipe for ever."""
     for root, _, names in os.walk(folder):
         for name in names:
@@ -242,7 +280,7 @@ def _require_regular(folder: Path) -> None:
                 raise ValueError(f"{name} is no file")
 
 
-def _raise_machines(error: Exception, where: Path) -> None:
+def _raise_machines(error: Exception, where: Place) -> None:
     """Raises `TryAgain` where an error is of the machine, and says nothing of the files."""
     number = error.errno if isinstance(error, OSError) else None
     if told := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
@@ -270,7 +308,7 @@ def _check_meta(meta: Any) -> int:
     return layout
 
 
-def read_variables(directory: Path, *, step: int | str = "best", ema: bool | None = None) -> tuple[Variables, Meta]:
+def read_variables(directory: Place, *, step: int | str = "best", ema: bool | None = None) -> tuple[Variables, Meta]:
     """The weights in a checkpoint directory, see `CheckpointDirectory.variables`.
 
     Args:
@@ -290,7 +328,7 @@ def read_variables(directory: Path, *, step: int | str = "best", ema: bool | Non
         raise UserError(f"{error}; name another step of it, as in {directory}@STEP, or bring it back") from error
 
 
-def write_variables(directory: Path, variables: Variables, meta: Meta) -> None:
+def write_variables(directory: Place, variables: Variables, meta: Meta) -> None:
     """Writes weights alone as step 0 of a new checkpoint directory, which is there whole or not at all.
 
     Raises:
@@ -303,6 +341,8 @@ def write_variables(directory: Path, variables: Variables, meta: Meta) -> None:
             checkpoints = CheckpointDirectory(unfinished)
             checkpoints.save(state, meta)
             checkpoints.close()
+    except TryAgain:
+        raise
     except Exception as error:  # Orbax raises ValueError, RuntimeError and others for a full disk
         raise UserError(f"{directory}: cannot be written: {error}; is there room, and is the place yours?") from error
 
@@ -350,7 +390,7 @@ def _checksums(state: TrainState) -> dict[str, Array]:
     return {path: jnp.sum(words(leaf), dtype=jnp.uint32) for path, leaf in _leaves(state).items()}
 
 
-def _check_fit(saved: Mapping[str, Any], target: TrainState, where: Path) -> None:
+def _check_fit(saved: Mapping[str, Any], target: TrainState, where: Place) -> None:
     wanted = {path: (list(leaf.shape), str(leaf.dtype)) for path, leaf in _leaves(target).items()}
     found = {path: (entry["shape"], entry["dtype"]) for path, entry in saved.items()}
     for path in sorted(wanted.keys() | found.keys()):

@@ -10,7 +10,7 @@ What a `spec` can be:
     hf://owner/name[@revision]      such a folder on the hub
     pretrained                      the published weights of the model
 
-A leading `~` is the user's home.
+The first three may be in a bucket, gs://bucket/name. A leading `~` is the user's home.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import numpy as np
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json
+from deit_jax.base.storage import SCHEME, Place, here, is_bucket, named
 from deit_jax.models import list_models
 from deit_jax.weights import files, folders, hub, tables
 from deit_jax.weights.card import Card
@@ -66,24 +67,31 @@ def _find(spec: str, model: str, ema: bool | None) -> Found:
         return dataclasses.replace(_in_file(hub.pretrained(model), ema), imagenet=True)
     if path.startswith(hub.PREFIX):
         return dataclasses.replace(_in_folder(hub.fetch(path), ema), imagenet=hub.of_imagenet(path))
-    place = Path(path)
-    if "://" in path or not place.exists():
-        raise UserError(f"{path}: is not there; name a workdir, a weight file, a folder, {hub.PREFIX}owner/name")
-    if not step and place.name.isdecimal() and _has_steps(place.parent) and (place / "state").is_dir():
-        place, step = place.parent, place.name
-    directory = _checkpoints(place)
+    known = f"name a workdir, a weight file, a folder, {SCHEME}bucket/name of one, {hub.PREFIX}owner/name"
+    if "://" in path and not path.startswith(SCHEME):
+        raise UserError(f"{path}: is not there; {known}")
+    where = named(path, path)
+    if not where.exists():
+        raise UserError(f"{path}: is not there; {known}")
+    if not step and where.name.isdecimal() and _has_steps(where.parent) and (where / "state").is_dir():
+        where, step = where.parent, where.name
+    directory = _checkpoints(where)
     if directory:
         return _in_checkpoint(directory, step, ema)
     if step:
         raise UserError(f"{spec}: only a checkpoint directory has steps; leave out @{step}")
-    return _in_folder(place, ema) if place.is_dir() else _in_file(place, ema)
+    if where.is_dir() and not (where / folders.CONFIG).is_file():
+        raise UserError(f"{where}: has neither checkpoints nor {folders.CONFIG}; name a workdir or a weight file")
+    with here(where) as local:
+        found = _in_folder(local, ema) if local.is_dir() else _in_file(local, ema)
+    return dataclasses.replace(found, where=path) if is_bucket(where) else found
 
 
 def _split(spec: str, ema: bool | None) -> tuple[str, str | None, bool | None]:
     """Path, step and choice of the average of a spec."""
     address = spec.startswith(hub.PREFIX)
     match = re.fullmatch(r"(.+?)(?:@(latest|best|\d+))?(?:#(raw|ema))?", spec)
-    if match is None or Path(spec).exists():
+    if match is None or os.path.exists(spec):
         return spec, None, ema
     path, step, kind = match.groups()
     if kind and ema not in (None, kind == "ema"):
@@ -92,7 +100,7 @@ def _split(spec: str, ema: bool | None) -> tuple[str, str | None, bool | None]:
     return path, None if address else step, (kind == "ema") if kind else ema
 
 
-def _checkpoints(place: Path) -> Path | None:
+def _checkpoints(place: Place) -> Place | None:
     """The checkpoint directory that `place` is or, as a workdir, has; `UserError` where it has another program's."""
     if _has_steps(place):
         return place
@@ -110,7 +118,7 @@ def _checkpoints(place: Path) -> Path | None:
     raise UserError(f"{inside}: holds no steps of this package, but {names[0]}{', ...' if names[1:] else ''}; {mend}")
 
 
-def _has_steps(directory: Path) -> bool:
+def _has_steps(directory: Place) -> bool:
     # Of digits as classes, a folder of photos has such names, too.
     return directory.is_dir() and any(
         child.name.isdigit() and any((child / part).is_dir() for part in ("state", "meta"))
@@ -118,7 +126,7 @@ def _has_steps(directory: Path) -> bool:
     )
 
 
-def _in_checkpoint(directory: Path, step: str | None, ema: bool | None) -> Found:
+def _in_checkpoint(directory: Place, step: str | None, ema: bool | None) -> Found:
     from deit_jax.weights.orbax import read_variables  # Orbax takes a third of a second, which files need not wait for
 
     number = int(step) if step and step.isdigit() else step or "best"
@@ -128,8 +136,6 @@ def _in_checkpoint(directory: Path, step: str | None, ema: bool | None) -> Found
 
 
 def _in_folder(folder: Path, ema: bool | None) -> Found:
-    if not (folder / folders.CONFIG).is_file():
-        raise UserError(f"{folder}: has neither checkpoints nor {folders.CONFIG}; name a workdir or a weight file")
     file, card = folders.read_folder(folder)
     return dataclasses.replace(_in_file(file, ema), card=card)
 

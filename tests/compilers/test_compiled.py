@@ -64,7 +64,7 @@ OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_enable_triton_gemm": False}}
 
 
 @functools.cache
-def eight(platform: str) -> Mesh:
+def eight(platform: str, tensor: int = 1) -> Mesh:
     """Eight TPU v5e or H100, as the compiler knows them."""
     if platform == "tpu":
         importlib.import_module("libtpu")
@@ -72,7 +72,7 @@ def eight(platform: str) -> Mesh:
     else:
         importlib.import_module("jax_plugins.xla_cuda12")
         devices = topologies.get_topology_desc(platform="cuda", topology="1x1x8", target_config=H100).devices
-    return parallel.make_mesh(devices=devices)
+    return parallel.make_mesh(-1, 1, tensor, devices=devices)
 
 
 def compiled(platform: str, function: Callable[..., Any], *given: Any) -> str:
@@ -85,7 +85,7 @@ def placed(shape: Sequence[int], dtype: Any, mesh: Mesh, spec: P) -> jax.ShapeDt
 
 
 @functools.cache
-def train_step(platform: str, gradient_dtype: str) -> tuple[Run, str]:
+def train_step(platform: str, gradient_dtype: str, tensor: int = 1) -> tuple[Run, str]:
     """A plain DeiT of 197 tokens, all devices in one mixing group: the run, and its compiled train step."""
     config = tiny_config(
         model__name="deit_tiny_patch16_224",
@@ -98,7 +98,7 @@ def train_step(platform: str, gradient_dtype: str) -> tuple[Run, str]:
         mixing__group=32,
         optim__gradient_dtype=gradient_dtype,
     )
-    mesh, source = eight(platform), train_source(config)
+    mesh, source = eight(platform, tensor), train_source(config)
     run = build(config, mesh, source)
     batch, _ = next(build(config, open_mesh(config), source).batches(0, 1))  # on CPU devices
     there = jax.tree.map(lambda x: placed(x.shape, x.dtype, mesh, x.sharding.spec), batch)
@@ -131,6 +131,34 @@ def test_mixing_partners_travel_as_uint8(platform):
     _, program = train_step(platform, "float32")
     moved = re.findall(r" = (.*) (?:collective-permute|all-to-all|all-gather)(?:-start)?\(", program)
     assert {dtype for shapes in moved for dtype in re.findall(r"(\w+)\[[\d,]*224,224,3\]", shapes)} == {"u8"}
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_nothing_of_queries_keys_and_values_travels(platform):
+    """`tensor` cuts them by heads: no moved array has 197 tokens, of one image or of many in a row."""
+    _, program = train_step(platform, "float32", tensor=2)
+
+    def of_tokens(operations: str) -> list[str]:
+        shapes = re.findall(rf" = (.*) (?:{operations})(?:-start)?\(", program)
+        found = [dims for each in shapes for dims in re.findall(r"\w\[([\d,]+)\]", each)]
+        return [dims for dims in found if any(int(size) % 197 == 0 for size in dims.split(","))]
+
+    assert of_tokens("all-reduce")  # what attention and MLP add to the tokens
+    assert of_tokens("collective-permute|all-to-all|all-gather") == []
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("name", ["v5e:4x4", "v5e:16x16", "v4:2x2x4", "v5p:2x2x2", "v6e:4x4"])
+def test_every_process_of_a_pod_has_rows_in_a_row(name, slices):
+    kind = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
+    asked = kind | ({"num_slices": slices} if slices > 1 else {})
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **asked).devices
+    processes, count = {device.process_index for device in devices}, len(devices)
+    for fsdp, tensor in ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2)):
+        mesh = parallel.make_mesh(-1, fsdp, tensor, slices, devices)
+        assert {len({getattr(chip, "slice_index", 0) for chip in part.flat}) for part in mesh.devices} == {1}
+        rows = [parallel.local_rows(mesh, count, process) for process in processes]
+        assert sorted(row for own in rows for row in range(count)[own]) == list(range(count))
 
 
 def test_cudnn_attention_trains_a_plain_deit():

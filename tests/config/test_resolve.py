@@ -221,6 +221,7 @@ POSITIVE = [
     "guard__max_skipped",
     "mesh__fsdp",
     "mesh__tensor",
+    "mesh__slices",
 ]
 POSITIVE_REAL = ["optim__learning_rate", "optim__eps", "distillation__tau"]
 SHARES = [
@@ -365,7 +366,10 @@ def test_the_ends_of_ranges_are_admitted(name, value):
         ({"distillation__top_k": 0}, ["distillation.top_k"]),
         ({"distillation__top_k": -2}, ["distillation.top_k"]),
         ({"distillation__store": "store"}, ["distillation.kind", "'none'", "set soft or hard", "leave the store out"]),
-        ({"distillation__kind": "hard", "distillation__store": "gs://a/store"}, ["distillation.store", "is a URL"]),
+        (
+            {"distillation__kind": "hard", "distillation__store": "s3://a/store"},
+            ["distillation.store", "is a URL of s3"],
+        ),
         ({"distillation__kind": "soft"}, ["distillation.teacher.name", "distillation.kind", "distillation.store"]),
     ],
 )
@@ -561,6 +565,7 @@ FREE: dict[str, Any] = {
     "mesh__data": 1,
     "mesh__fsdp": 2,
     "mesh__tensor": 2,
+    "mesh__slices": 2,
 }
 
 

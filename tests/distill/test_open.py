@@ -307,7 +307,7 @@ def test_a_program_of_uint8_images(exported, workdir):
     sharp = np.float32(np.indices((3, 8, 8, 3)).sum(0) % 2)
     np.testing.assert_allclose(ask(teacher, sharp), ask(own, sharp), atol=0.2)
     mesh = parallel.make_mesh(8)
-    batch = parallel.put_batch({"image": images}, mesh)
+    batch = parallel.put_batch({"image": images}, mesh, len(images))
     np.testing.assert_allclose(ask(teacher, batch["image"]), ask(teacher, images), rtol=1e-4, atol=1e-4)
 
 

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deit_jax import parallel
 from deit_jax.distill import Teacher
+from deit_jax.models.convolution import convolve
+from deit_jax.parallel.programs import collectives
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 IMAGES = np.random.default_rng(0).random((2, 9, 7, 3), np.float32)
@@ -51,3 +54,23 @@ def test_no_gradient_reaches_its_weights_or_passes_to_its_images():
     given = ({"scale": jnp.ones(3)}, jnp.asarray(IMAGES))
     assert loss(*given) > 0
     assert not any(gradient.any() for gradient in jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(*given)))
+
+
+def test_each_device_asks_about_its_rows_alone():
+    """A grouped convolution, for which XLA would gather the batch on every device."""
+
+    def apply(variables, images):
+        twice = jnp.concatenate([images, images], axis=-1)
+        return convolve(twice, variables["kernel"], 1, ((1, 1), (1, 1)), 3).mean((1, 2))
+
+    mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+    variables = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 2, 6)), jnp.float32)}
+    images = np.random.default_rng(2).random((8, 5, 5, 3), np.float32)
+    teacher = Teacher(apply, variables, MEAN, STD, (5, 5))
+    rows = parallel.put_batch({"image": images}, mesh, len(images))["image"]
+    asked = jax.jit(teacher.on(mesh)).lower(parallel.place(variables, mesh), rows).compile()
+    assert collectives(asked.as_text()) == []
+    np.testing.assert_allclose(
+        asked(parallel.place(variables, mesh), rows), teacher(variables, jnp.asarray(images)), rtol=1e-5
+    )
+    assert teacher.on(parallel.make_mesh(devices=jax.devices()[:1])).apply is apply

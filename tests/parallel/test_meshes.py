@@ -1,7 +1,9 @@
-"""Losses and evaluations do not depend on the mesh."""
+"""Losses and evaluations do not depend on the mesh; what it is made of, and what moves over it."""
 
 import functools
+import random
 import re
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from deit_jax.step import erasing, mixing
 from deit_jax.step.step import Normalization, student_images
 
 STEPS = 20
-CONFIG = tiny_config(optim__accumulation=2, optim__learning_rate=0.05, total_steps=STEPS)
+CONFIG = tiny_config(optim__accumulation=2, optim__learning_rate=0.05, total_steps=STEPS, model__heads=2)
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (2, 4, 1), "tensor": (2, 2, 2)}
 
 
@@ -77,9 +79,11 @@ def test_batch_statistics_are_of_the_global_batch():
 
 
 def test_fsdp_cuts_parameters_moments_and_average():
-    _, state, _ = run_on("fsdp")
-    whole = sum(x.nbytes for x in jax.tree.leaves(run_on("one")[1]))
-    assert parallel.bytes_per_device(state) < 0.45 * whole
+    """Four ways, to little more than a quarter: vectors and positions alone stay whole."""
+    (_, whole, _), (_, state, _) = run_on("data"), run_on("fsdp")
+    for part in ("params", "ema", "opt_state"):
+        held, of = (parallel.bytes_per_device(getattr(each, part)) for each in (state, whole))
+        assert 0.25 * of < held < 0.3 * of, part
     path = "blocks.1.mlp.fc1.kernel"
     moments = [leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state) if path in str(keys)]
     assert len(moments) == 2
@@ -99,6 +103,80 @@ def test_rows_of_the_only_process():
     assert parallel.local_rows(parallel.make_mesh(4, 2, 1), 24) == slice(0, 24)
 
 
+def fakes(slices=2, processes=4, each=4, platform="tpu"):
+    """So many processes in each slice, with so many devices each, in any order."""
+
+    def device(i):
+        facts = {"process_index": i // each, "slice_index": i // (each * processes), "platform": platform}
+        return mock.NonCallableMock(spec=jax.Device, id=i, **facts)
+
+    count = slices * processes * each
+    return random.Random(0).sample([device(i) for i in range(count)], count)
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (4, 1), (1, 2), (2, 2), (4, 2), (2, 8), (16, 1)])
+def test_data_alone_goes_over_slices_and_processes_have_rows_in_a_row(fsdp, tensor):
+    devices = fakes()
+    mesh = parallel.make_mesh(-1, fsdp, tensor, slices=2, devices=devices)
+    assert set(mesh.devices.flat) == set(devices)
+    assert mesh.shape == {"data": 32 // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
+    for i, inside in enumerate(mesh.devices):
+        assert {device.slice_index for device in inside.flat} == {2 * i // mesh.shape["data"]}
+        assert len({device.process_index for device in inside.flat}) == max(1, fsdp * tensor // 4)
+    fed = [parallel.local_rows(mesh, 96, process) for process in range(8)]
+    assert {rows.stop - rows.start for rows in fed} == {96 * max(tensor, 4) // 32}
+    assert sorted({row for rows in fed for row in range(96)[rows]}) == list(range(96))
+
+
+@pytest.mark.parametrize(
+    ("axes", "slices", "devices", "said"),
+    [
+        ((-1, 1, 1), 1, fakes(), "slices: is 1, and the 32 device(s) are of 2 slice(s); set it to 2"),
+        ((-1, 1, 1), 4, fakes(), "slices: is 4, and the 32 device(s) are of 2 slice(s); set it to 2"),
+        ((-1, 1, 1), 2, fakes(slices=1), "slices: is 2, and the 16 device(s) are of 1 slice(s); set it to 1"),
+        ((-1, 1, 1), 2, fakes(slices=1, platform="gpu"), "slices: is 2, and the 16 device(s) are of 4 slice(s)"),
+        ((-1, 16, 2), 2, fakes(), "slices: 2 does not divide mesh.data = 1, which alone goes over slices"),
+    ],
+)
+def test_slices_that_there_are_not(axes, slices, devices, said):
+    with pytest.raises(UserError, match=re.escape(f"config.mesh.{said}")):
+        parallel.make_mesh(*axes, slices=slices, devices=devices)
+
+
+def test_gpus_are_cut_into_processes_only_where_it_is_asked():
+    devices = fakes(slices=1, platform="gpu")
+    assert parallel.make_mesh(1, 16, 1, devices=devices).size == 16
+    assert parallel.make_mesh(-1, 4, 1, slices=4, devices=devices).shape["data"] == 4
+    with pytest.raises(UserError, match=r"4 does not divide mesh\.data = 2"):
+        parallel.make_mesh(-1, 8, 1, slices=4, devices=devices)
+
+
+def test_heads_that_do_not_divide():
+    with pytest.raises(UserError, match=r"config\.mesh\.tensor: 2 does not divide the 3 heads .*; take 1 or 3"):
+        build(tiny_config(), parallel.make_mesh(4, 1, 2), train_source(CONFIG))
+
+
+def test_nothing_of_queries_keys_and_values_travels():
+    """`tensor` cuts them by heads: read off the compiled step, in which no moved array has 11 tokens, of one image or
+    of many in a row."""
+    config = tiny_config(model__heads=2, data__image_size=12)
+    run = build(config, parallel.make_mesh(2, 2, 2), train_source(config))
+    batch, _ = next(run.batches(0, 1))
+    text = run.train_step().lower(run.target, batch, np.uint32(0)).compile().as_text()
+
+    def shapes(operations):
+        found = re.findall(rf" = (.*) (?:{operations})(?:-start)?\(", text)
+        return {tuple(map(int, dims.split(","))) for each in found for dims in re.findall(r"\[([\d,]+)\]", each)}
+
+    def of_tokens(shape):
+        return any(size % 11 == 0 for size in shape)
+
+    assert any(map(of_tokens, shapes("all-reduce")))  # what attention and MLP add to the tokens
+    moved = shapes("collective-permute|all-to-all|all-gather")
+    assert {(24 // 2, 72), (24 // 2, 3, 2, 12)} <= moved  # the weights of qkv and their gradient, which fsdp cuts, too
+    assert not any(map(of_tokens, moved))
+
+
 def test_mesh_that_does_not_fit():
     with pytest.raises(UserError, match=r"config\.mesh.*3 x 1 x 1"):
         parallel.make_mesh(3)
@@ -113,12 +191,12 @@ def test_mixing_partners_travel_as_uint8(erased):
     mesh = parallel.make_mesh(8)
     mix = mixing.draw(0, 0, groups=1, image_size=8, mixup=0.8, cutmix=1.0, probability=1.0, switch_probability=0.5)
     images = np.random.default_rng(0).integers(256, size=(16, 8, 8, 3), dtype=np.uint8)
-    batch = {**parallel.put_batch({"image": images}, mesh), "mix": parallel.put_replicated(mix, mesh)}
+    batch = {**parallel.put_batch({"image": images}, mesh, 16), "mix": parallel.put_replicated(mix, mesh)}
     see = jax.jit(functools.partial(student_images, normalize=Normalization((0.5,) * 3, (0.2,) * 3)))
     if erased:
         where = {"area": (0.02, 1 / 3), "aspect": (0.3, 1 / 0.3), "min_count": 1, "max_count": 2, "probability": 0.7}
         drawn = erasing.draw(0, 0, batch_size=16, image_size=8, mode="pixel", **where)
-        batch["erasing"] = parallel.put_batch(drawn, mesh)
+        batch["erasing"] = parallel.put_batch(drawn, mesh, 16)
     lines = see.lower(batch).compile().as_text().splitlines()
     moving = [line for line in lines if re.search(r" (collective-permute|all-to-all|all-gather)(-start)?\(", line)]
     assert moving

@@ -12,10 +12,13 @@ from tiny import replace, tiny_run
 
 from deit_jax.base.errors import UserError
 from deit_jax.config.schema import Duration
+from deit_jax.parallel import Exchange, make_mesh
 from deit_jax.run import failures, train
 from deit_jax.run.build import Run
 from deit_jax.run.failures import Failures, kept_steps, read_failure
-from deit_jax.run.metrics import Monitor, read_rows
+from deit_jax.run.interrupt import Interrupt
+from deit_jax.run.metrics import read_rows
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.replay import replay
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import TrainState
@@ -128,7 +131,7 @@ def test_a_step_that_cannot_be_kept_costs_a_warning(tmp_path, monkeypatch, caplo
 def test_a_healthy_step_is_not_looked_at(tmp_path):
     """Neither its state nor its batch, which are still being computed."""
     watching = Failures(Workdir(tmp_path), tiny_run(SPARSE), {})
-    monitor = Monitor(None, start=0, total=12, log_every=1, batch_size=32)
+    monitor = Monitor(None, Exchange(make_mesh()), Interrupt(), start=0, total=12, log_every=1, batch_size=32)
     for step in range(1, 9):
         watching.look(step, {"image": object()}, TrainState(*[object()] * 7), monitor)
     assert len(watching._recent) == 2  # no more batches than a step's and that of the one before
@@ -157,7 +160,7 @@ def kept(tmp_path_factory):
     workdir, run = tmp_path_factory.mktemp("kept"), tiny_run(SPARSE)
     state = run.first_state()
     state = dataclasses.replace(state, step=state.step + 3, skipped_in_a_row=state.skipped_in_a_row + 1)
-    monitor = Monitor(None, start=0, total=12, log_every=1, batch_size=32)
+    monitor = Monitor(None, Exchange(make_mesh()), Interrupt(), start=0, total=12, log_every=1, batch_size=32)
     monitor.failed = (3, 1)
     meta = {"config": {}, "card": run.card.to_json()}
     Failures(Workdir(workdir), run, meta).look(3, next(run.batches(2, 3))[0], state, monitor)

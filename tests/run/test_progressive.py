@@ -14,7 +14,8 @@ from deit_jax.config.schema import Duration
 from deit_jax.models import resize_positions
 from deit_jax.run import train
 from deit_jax.run.interrupt import Interrupted
-from deit_jax.run.metrics import Monitor, read_rows
+from deit_jax.run.metrics import read_rows
+from deit_jax.run.monitor import Monitor
 from deit_jax.weights.orbax import CheckpointDirectory
 
 # An epoch of the digits has 40 steps where images are repeated, patches are 4 pixels wide.

@@ -18,12 +18,14 @@ from deit_jax.config.resolve import to_dict
 from deit_jax.distill.teaching import open_teaching
 from deit_jax.models import bind
 from deit_jax.models.convolution import ConvNorm
+from deit_jax.parallel import Exchange
 from deit_jax.run import faults
 from deit_jax.run import replay as replays
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.failures import Failures
+from deit_jax.run.interrupt import Interrupt
 from deit_jax.run.layers import Watch
-from deit_jax.run.metrics import Monitor
+from deit_jax.run.monitor import Monitor
 from deit_jax.run.replay import _computed, replay
 from deit_jax.run.stream import train_source
 from deit_jax.run.workdir import Workdir
@@ -68,7 +70,7 @@ def keep(run, workdir, *, batch=None, **params):
         changed[path] = jax.device_put(jnp.asarray(new, old.dtype), old.sharding)
     state = dataclasses.replace(state, params=state.params | changed, step=state.step + (STEP - 1))
     after = dataclasses.replace(state, step=state.step + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
-    monitor = Monitor(None, start=0, total=12, log_every=1, batch_size=32)
+    monitor = Monitor(None, Exchange(run.mesh), Interrupt(), start=0, total=12, log_every=1, batch_size=32)
     monitor.failed = (STEP, 1)
     meta = {"config": to_dict(run.config), "card": run.card.to_json()}
     Failures(Workdir(workdir), run, meta).look(STEP, given, after, monitor)
@@ -87,7 +89,7 @@ FAULTS = {
         {"blocks__1__mlp__fc1__kernel": HUGE, "blocks__0__norm2__scale": HUGE},
         "blocks.0.norm2",
     ),
-    "what is computed between layers": ({}, {"blocks__1__attn__qkv__kernel": 1e30}, "blocks.1.attn"),
+    "what is computed between layers": ({}, {"blocks__0__attn__qkv__kernel": 1e30}, "blocks.0.attn"),
     "the sum around a branch": ({}, {"blocks__0__attn__proj__bias": ALTERNATING, "cls_token": ALTERNATING}, "blocks.0"),
     "the sum before the first block": ({}, {"patch_embed__proj__bias": HUGE, "pos_embed": HUGE}, "model"),
     "a head": ({}, {"head__kernel": HUGE}, "head"),
@@ -282,7 +284,7 @@ def test_the_command_ends_with_json(tmp_path):
         ("--mode=replay",): "--step: missing, which of those in .*; kept are 5",
         ("--mode=replay", "--step=7"): "--step: 7 is not kept in .*; kept are 5",
         ("--mode=replay", "--step=7", f"--workdir={tmp_path}/other"): "--step: 7 is not kept in .*; none is",
-        ("--step=7",): "--step: is for --mode=replay alone; leave it out",
+        ("--step=7",): "--step: is for --mode=replay; leave it out, or set --mode=replay",
     }.items():
         ending = end(main.main, [*arguments, *more])
         assert (ending.status, ending.fault()) == (2, "")
@@ -301,7 +303,7 @@ def test_layers_are_watched_in_the_order_of_their_calls():
     images = run.normalize(batch["image"])
     with jax.disable_jit():
         watch.over(bind(run.model, state.params), images).head_logits(images)
-    parts = ("norm1", "attn", "attn.qkv", "attn.proj", "norm2", "mlp", "mlp.fc1", "mlp.fc2")
+    parts = ("norm1", "attn", "norm2", "mlp", "mlp.fc1", "mlp.fc2")  # attention takes the weights of its own layers
     blocks = [f"blocks.{i}{name and '.'}{name}" for i in range(2) for name in ("", *parts)]
     assert watch.order == ["patch_embed", *blocks, "norm", "head"]
     assert watch.fault is None

@@ -1,0 +1,108 @@
+"""Who the processes of a run are: told by flags, or by the environment of what starts them."""
+
+import dataclasses
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from deit_jax.base.errors import UserError
+
+FLAGS = ("--coordinator", "--processes", "--process")
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What is known of the processes before they have met.
+
+    Attributes:
+        source: who tells it: flags, environment variables, or what started the processes.
+        coordinator: `HOST:PORT` of process 0; None where JAX finds it out, and the two numbers, too.
+        processes, process: how many there are, and which of them this is.
+        devices: which of this machine's GPUs are this process's; None: all.
+    """
+
+    source: str
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    devices: tuple[int, ...] | None = None
+
+
+def find(given: Mapping[str, str], environment: Mapping[str, str], *, gpus: int) -> Cluster | None:
+    """The processes of which flags or else the environment tell; None where there is this one alone.
+
+    Args:
+        given: the values of `FLAGS`; "" where a flag is not given.
+        gpus: that this process sees.
+
+    Raises:
+        UserError: of three values that belong together one is missing, or is none.
+    """
+    if any(given.values()):
+        return _of_three(given)
+    if any(environment.get(name) for name in VARIABLES[1:]):
+        return _of_three({name: environment.get(name, "") for name in VARIABLES})
+    if "OMPI_MCA_orte_hnp_uri" in environment:
+        processes, rank, on_host = (
+            int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+        )
+        return Cluster("Open MPI", devices=_share(rank, on_host, gpus)) if processes > 1 else None
+    if all(name in environment for name in _SLURM):
+        if int(environment["SLURM_NTASKS"]) == 1:
+            return None
+        bound = "SLURM_GPUS_PER_TASK" in environment or "gres/gpu" in environment.get("SLURM_TRES_PER_TASK", "")
+        rank, on_host = int(environment["SLURM_LOCALID"]), _slurm_tasks(environment)
+        return Cluster("SLURM", devices=None if bound else _share(rank, on_host, gpus))
+    if environment.get("JAX_PLATFORMS", "tpu").startswith("tpu") and importlib.util.find_spec("libtpu"):
+        return Cluster("TPU")
+    if "JOB_COMPLETION_INDEX" in environment and importlib.util.find_spec("kubernetes"):
+        return Cluster("Kubernetes")
+    return None
+
+
+def visible_gpus(environment: Mapping[str, str]) -> int:
+    """NVIDIA GPUs that this process sees, before JAX has looked."""
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([name for name in chosen.split(",") if name.strip()])
+    return len([path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()])
+
+
+def _of_three(values: Mapping[str, str]) -> Cluster | None:
+    """Of the coordinator, the number of processes and this one's, by the names that they were given under."""
+    missing = [name for name, value in values.items() if not value]
+    if missing:
+        raise UserError(f"{missing[0]}: missing; {', '.join(values)} belong together, or leave all of them out")
+    (where, address), (count_name, count), (index_name, index) = values.items()
+    if not re.fullmatch(r"(\[[^]]+\]|[^:]+):\d{1,5}", address):
+        raise UserError(f"{where}: {address} is no HOST:PORT; name the host of process 0 and a free port of it")
+    for name, value in ((count_name, count), (index_name, index)):
+        if not value.isdecimal():
+            raise UserError(f"{name}: {value} is no number of processes; set 1, 2, ... of them, numbered from 0")
+    processes, process = int(count), int(index)
+    if not process < processes:
+        raise UserError(f"{index_name}: is {process}, and {count_name} {processes}; count from 0 to {processes - 1}")
+    return Cluster(where, address, processes, process) if processes > 1 else None
+
+
+def _share(rank: int, on_host: int, gpus: int) -> tuple[int, ...] | None:
+    """The GPUs of one of several processes on a host: JAX would give each a single one, whatever there are.
+
+    Where they do not divide, what starts the processes has shared them out already.
+    """
+    if gpus < on_host or gpus % on_host:
+        return None if not gpus else tuple(range(gpus))
+    each = gpus // on_host
+    return tuple(range(rank * each, (rank + 1) * each))
+
+
+def _slurm_tasks(environment: Mapping[str, str]) -> int:
+    """Tasks of the step on this node, of a list such as `8(x3),4`."""
+    listed = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "1")
+    nodes: list[int] = []
+    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
+        nodes += [int(tasks)] * int(times or 1)
+    return nodes[min(int(environment.get("SLURM_NODEID", "0")), len(nodes) - 1)]

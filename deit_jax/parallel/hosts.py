@@ -1,0 +1,192 @@
+"""The processes of a run: how they meet, and what they tell one another. Most of it does nothing where there is one.
+
+`jax.distributed` brings them together. It has no public name for its key-value store: that is taken from where Orbax
+takes it.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax._src import distributed
+
+from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.parallel.cluster import FLAGS, Cluster
+from deit_jax.parallel.peers import SILENT, Peers
+from deit_jax.parallel.watchdog import Watchdog
+
+_peers: Peers | None = None
+_watchdog: Watchdog | None = None
+
+
+def start(cluster: Cluster | None, *, start_timeout: float, step_timeout: float) -> None:
+    """Starts JAX's service where there are several processes, and the watch over this one.
+
+    Before any device is asked for. JAX's own notice of preemption is switched off, see `run.interrupt`.
+
+    Args:
+        cluster: None for a process alone.
+        start_timeout: seconds in which all have to be there.
+        step_timeout: seconds that anything may take; 0: for ever, where there is one process.
+
+    Raises:
+        UserError: the coordinator that the user named cannot be reached, or not be made.
+        TryAgain: the cluster's own cannot.
+    """
+    global _peers, _watchdog
+    if cluster:
+        _connect(cluster, start_timeout, step_timeout)
+    told = distributed.global_state
+    if told.num_processes > 1:
+        place = str(told.coordinator_address)
+        _peers = Peers(told.client, place, told.process_id, told.num_processes, step_timeout=step_timeout)
+        _peers.start()
+        _watchdog = _peers.watchdog
+    elif step_timeout:
+        _watchdog = Watchdog(step_timeout, end=_end_alone)
+        _watchdog.start()
+
+
+def several() -> bool:
+    """Whether there is more than this process."""
+    return _peers is not None
+
+
+def index() -> int:
+    """Which process this is; `jax.process_index`, which that asks the devices for, is the same."""
+    return _peers.index if _peers else 0
+
+
+def name(process: int) -> str:
+    """What people call a process: its number and its host."""
+    return _peers.name(process) if _peers else f"process {process}"
+
+
+def at(doing: str, *, compiling: bool = False) -> None:
+    """See `Watchdog.at`; the other processes hear of it, too."""
+    if _watchdog:
+        _watchdog.at(doing, compiling=compiling)
+
+
+def gather(value: str) -> list[str]:
+    """See `Peers.gather`."""
+    return _peers.gather(value) if _peers else [value]
+
+
+def all_agree(yes: bool) -> bool:
+    """Whether the answer of every process is yes; all have to ask."""
+    return all(answer == "yes" for answer in gather("yes" if yes else "no"))
+
+
+def require_same(facts: Mapping[str, Any]) -> None:
+    """Raises `UserError` in all processes where the facts, by name, of one are not those of process 0."""
+    first, *rest = (json.loads(told) for told in gather(json.dumps(facts, default=str)))
+    for peer, other in enumerate(rest, 1):
+        for name in sorted(first.keys() | other.keys()):
+            here, there = first.get(name, "missing"), other.get(name, "missing")
+            if here != there and _peers:
+                raise UserError(
+                    f"{name}: is {here!r} in {_peers.name(0)} and {there!r} in {_peers.name(peer)}; start all of a run "
+                    f"with the same command, code and data"
+                )
+
+
+def end(status: int, line: str) -> None:
+    """See `Peers.leave`."""
+    if _peers:
+        _peers.leave(status, line)
+
+
+def blame() -> None:
+    """See `Peers.blame`."""
+    if _peers:
+        _peers.blame()
+
+
+def close() -> None:
+    """The end of a command that did what it should."""
+    if _peers:
+        _peers.close()
+
+
+def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> None:
+    given = cluster.source == FLAGS[0]  # else something that starts many hosts, of which one may be late
+    kind = UserError if given else TryAgain
+    where = f"{cluster.source}: {cluster.coordinator or 'its processes'}"
+    if cluster.coordinator and cluster.process:
+        _require_reachable(where, cluster.coordinator, start_timeout, kind)
+    elif cluster.coordinator:
+        _require_free(where, cluster.coordinator, kind)
+
+    failed: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            jax.distributed.initialize(
+                cluster.coordinator,
+                cluster.processes,
+                cluster.process,
+                cluster.devices,
+                initialization_timeout=int(start_timeout) + 60,
+                heartbeat_timeout_seconds=int(min(SILENT, step_timeout)) + 30,  # ours comes first, and says more
+                shutdown_timeout_seconds=30,
+            )
+        except (RuntimeError, ValueError) as error:
+            failed.append(error)
+
+    jax.config.update("jax_enable_preemption_service", False)
+    # In a thread: it hears of no Ctrl-C, and what comes too late it ends by SIGABRT with a stack trace of its own.
+    connecting = threading.Thread(target=connect, daemon=True)
+    connecting.start()
+    until = time.monotonic() + start_timeout
+    while connecting.is_alive():
+        connecting.join(0.2)
+        if time.monotonic() > until:
+            line = f"error: {where}: not all processes have come within {start_timeout:g} seconds"
+            print(line, file=sys.stderr, flush=True)
+            os._exit(2 if given else 75)
+    for error in failed:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError):
+            raise kind(f"{where}: cannot be started: {reason}") from error
+        if cluster.coordinator or "coordinator_address" not in reason:  # else there is no cluster
+            raise UserError(f"{where}: {reason}; see to it, or give {', '.join(FLAGS)}") from error
+
+
+def _require_free(where: str, coordinator: str, kind: type[Exception]) -> None:
+    """Raises a `kind` of exception where the coordinator's port is another program's; JAX crashes there."""
+    port, both = int(coordinator.rpartition(":")[2]), socket.has_dualstack_ipv6()
+    try:
+        family = socket.AF_INET6 if both else socket.AF_INET
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise kind(f"{where}: cannot be started: {reason}; name another port") from error
+
+
+def _require_reachable(where: str, coordinator: str, timeout: float, kind: type[Exception]) -> None:
+    """Raises a `kind` of exception where nobody answers at the coordinator's address in time."""
+    host, _, port = coordinator.rpartition(":")
+    begun, reason = time.monotonic(), ""
+    while time.monotonic() - begun < timeout:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            time.sleep(0.2)
+    raise kind(
+        f"{where} cannot be reached, tried for {timeout:g} seconds: {reason}; name the host of process 0, and start "
+        f"that one, too"
+    )
+
+
+def _end_alone(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+    os._exit(75)

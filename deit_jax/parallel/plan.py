@@ -1,0 +1,179 @@
+"""A step compiled ahead of time: the memory that a device needs for it, and what travels between devices."""
+
+import collections
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from deit_jax.parallel.mesh import BATCH, replicated
+from deit_jax.parallel.programs import Array, Collective, collectives, estimated_cycles
+
+PACKED = (8, 128)  # tiles that the compiler for TPUs packs small sums into which it sends between slices
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class TooLarge(Exception):
+    """The compiler finds no room for a program; `needed` are the bytes of a device that it asks for, 0 if unknown."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        asked = re.search(r"(?:Used |required for HLO temporaries \()([\d.]+)([KMGT]?)", message)
+        self.needed = int(float(asked[1]) * _UNITS[asked[2]]) if asked else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a compiler says of a program, of one device.
+
+    Attributes:
+        memory: bytes of its `arguments`, `temporaries`, `outputs`, of the outputs that are `aliased` with arguments, of
+            the `generated_code`, and at the `peak` (without code), by these names.
+        collectives: see `programs.collectives`.
+        cycles: see `programs.estimated_cycles`.
+        seconds: that lowering and compiling took.
+    """
+
+    memory: dict[str, int]
+    collectives: list[Collective]
+    cycles: int
+    seconds: float
+
+    @property
+    def needed(self) -> int:
+        """Bytes of a device: the peak with the code."""
+        return self.memory["peak"] + self.memory["generated_code"]
+
+
+def compile_ahead(step: Any, *arguments: Any, options: Mapping[str, Any] | None = None) -> Compiled:
+    """Compiles a jitted function for the devices that the shardings of its arguments name.
+
+    Args:
+        arguments: shapes with shardings; nothing is allocated.
+        options: the compiler's.
+
+    Raises:
+        TooLarge: the compiler finds no room for it.
+    """
+    start = time.perf_counter()
+    lowered = step.lower(*arguments)
+    try:
+        compiled = lowered.compile(dict(options or {}))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise TooLarge(" ".join(str(error).split())) from error
+        raise
+    said, program = compiled.memory_analysis(), compiled.as_text()
+    names = {"arguments": "argument", "temporaries": "temp", "outputs": "output", "aliased": "alias"}
+    memory = {name: getattr(said, f"{part}_size_in_bytes") for name, part in names.items()}
+    memory["generated_code"] = said.generated_code_size_in_bytes
+    memory["peak"] = said.peak_memory_in_bytes
+    return Compiled(memory, collectives(program), estimated_cycles(program), time.perf_counter() - start)
+
+
+def row_shapes(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and shardings of what `put_batch` makes of the rows of a global batch, given as arrays or shapes."""
+    return _placed(tree, NamedSharding(mesh, P(BATCH)))
+
+
+def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and shardings of what `put_replicated` makes of arrays."""
+    return _placed(tree, replicated(mesh))
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes that arrays, given as shapes with shardings, take on a device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def residual_bytes(function: Any, parameters: Any, *arguments: Any) -> int:
+    """Bytes that reverse-mode differentiation by `parameters` keeps of a forward pass, XLA's own choices aside.
+
+    Args:
+        function: of (parameters, *arguments).
+        parameters, arguments: shapes, of which nothing is computed.
+    """
+    kept = jax.eval_shape(lambda p, *rest: jax.vjp(lambda p: function(p, *rest), p)[1], parameters, *arguments)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """The arrays of a data-parallel or sharded step, by which what travels is told apart.
+
+    Attributes:
+        parameters: how many numbers each parameter has.
+        devices: of the mesh.
+        targets: rows of the batch on a device, and classes.
+        pixels: height, width and channels of the images.
+        data_parallel: parameters are whole on every device, so that what is summed over devices is a sum over the
+            batch: gradients, loss and statistics.
+    """
+
+    parameters: Collection[int]
+    devices: int
+    targets: tuple[int, int]
+    pixels: tuple[int, int, int]
+    data_parallel: bool
+
+    def name(self, kind: str, array: Array) -> str:
+        """What an array of a collective is.
+
+        `images` are integers; `indices` are boxes, keys and flags; `activations` is what is nothing else.
+        """
+        shape = tuple(side for side in array.shape if side > 1)
+        pictured = shape[-3:] == self.pixels
+        if array.dtype == "pred" or array.dtype[0] in "su":
+            return "images" if pictured else "indices"
+        if array.size == 1:
+            return "scalars"
+        if self.data_parallel and (_is_sum(kind) or shape[-2:] == PACKED):
+            return "gradients"
+        if pictured:
+            return "float images"
+        if shape == tuple(side for side in self.targets if side > 1):
+            return "targets"
+        if any(self._is_part(array.size, whole) for whole in self.parameters):
+            return "gradients" if _is_sum(kind) or self.data_parallel else "parameters"
+        return "activations"
+
+    def _is_part(self, size: int, whole: int) -> bool:
+        return whole % size == 0 and self.devices % (whole // size) == 0
+
+
+def _is_sum(kind: str) -> bool:
+    return kind.endswith(("all-reduce", "reduce-scatter"))
+
+
+def what_moves(found: Sequence[Collective], arrays: Arrays) -> list[dict[str, Any]]:
+    """Collectives by kind, type and what they move, the largest first.
+
+    Returns:
+        For each `kind`, `dtype` and what it `moves` (see `Arrays.name`) the `count` in a step, the `bytes` that they
+        give on a device, and the JAX `operation` of the largest.
+    """
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    largest: collections.Counter = collections.Counter()
+    for each in found:
+        parts: collections.Counter = collections.Counter()
+        for array in each.arrays:
+            parts[each.kind, array.dtype, arrays.name(each.kind, array)] += array.nbytes
+        for key, nbytes in parts.items():
+            empty = dict(zip(("kind", "dtype", "moves"), key, strict=True)) | {"count": 0, "bytes": 0, "operation": ""}
+            group = groups.setdefault(key, empty)
+            group["count"] += each.times
+            group["bytes"] += each.times * nbytes
+            if nbytes > largest[key]:
+                largest[key], group["operation"] = nbytes, each.operation
+    return sorted(groups.values(), key=lambda group: -group["bytes"])

@@ -1,0 +1,59 @@
+"""Ends a process in which nothing goes on any more.
+
+A thread of its own keeps the time, which nothing that the main thread waits for can stop: a peer in a collective
+operation, a disk, a reader of photos.
+"""
+
+import faulthandler
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+COMPILING = 900  # seconds
+
+
+class Watchdog(threading.Thread):
+    """Calls `end` with a line when what is done `at` one time takes longer than a limit, and shows all stacks.
+
+    While the process is stopped, as by Ctrl-Z, no time passes.
+
+    Args:
+        limit: in seconds.
+        end: of the line; does not return.
+        tick: called every so often with the seconds that have passed.
+    """
+
+    def __init__(
+        self, limit: float, *, end: Callable[[str], object], tick: Callable[[float], object] = lambda seconds: None
+    ):
+        super().__init__(daemon=True, name="watchdog")
+        self.limit, self._end, self._tick = limit, end, tick
+        self.doing, self._since, self._most = "", math.inf, limit
+        self._now = 0.0  # seconds that this thread has seen
+
+    def at(self, doing: str, *, compiling: bool = False) -> None:
+        """Says what is begun now, and so that what was done before is over.
+
+        Args:
+            compiling: at first, which takes minutes whatever the limit.
+        """
+        self._most = max(self.limit, COMPILING) if compiling else self.limit
+        self.doing, self._since = doing, self._now
+
+    def rest(self) -> None:
+        """From now on nothing has a limit, until something else is begun."""
+        self._since = math.inf
+
+    def run(self) -> None:
+        pause, last = min(1.0, self.limit / 10), time.monotonic()
+        while True:
+            time.sleep(pause)
+            now = time.monotonic()
+            passed, last = min(now - last, 2 * pause), now
+            self._now += passed
+            self._tick(passed)
+            if self._now - self._since > self._most:
+                faulthandler.dump_traceback(sys.stderr)
+                self._end(f"{self.doing} has taken {self._most:g} seconds, as long as --step_timeout allows")

@@ -1,0 +1,153 @@
+"""What a run takes, as far as it is known without a compiler: operations, data, memory and time."""
+
+import dataclasses
+import statistics
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax import __version__, parallel
+from deit_jax.data import KnownSource, Source
+from deit_jax.data.decode import CorruptImage
+from deit_jax.models import VisionTransformer, bind, flatten
+from deit_jax.parallel.plan import residual_bytes, shard_bytes
+from deit_jax.parallel.topologies import Topology
+from deit_jax.run.ahead import Step
+from deit_jax.run.build import Run
+from deit_jax.run.metrics import read_rows
+from deit_jax.run.network import model_arguments, model_of
+
+ASSUMED = 0.4  # of the peak, where no utilisation is given or measured
+SAMPLE = 256  # images whose stored sizes are looked at
+MEASURED = 20  # rows of metrics.jsonl at its end whose utilisation counts
+
+Report = dict[str, Any]
+
+
+def estimate(step: Step, where: str, utilisation: float | None, workdir: Path, topology: Topology | None) -> Report:
+    """All that is known without a compiler.
+
+    Args:
+        where: see `planned_source`.
+        utilisation: of the chips' peak; None for what was measured in the workdir, else `ASSUMED`.
+    """
+    run, config = step.run, step.run.config
+    images, image_bytes, measured_on = run.total * config.batch_size, *_image_bytes(run.source)
+    student, teacher = _student_flops(run), step.teaching.flops
+    parts = _bytes_by_part(step)
+    share, said = (utilisation, "given") if utilisation else _measured_utilisation(workdir)
+    chips = topology.chips if topology else run.mesh.size
+    peak = topology.chip.peak if topology else parallel.matmul_peak(run.mesh, config.model.dtype)() / chips
+    hours = images * (student + teacher) / (share * peak * chips) / 3600
+    return {
+        "model": config.model.name,
+        "teacher": config.distillation.store or config.distillation.teacher.name,
+        "parameters": sum(leaf.size for leaf in run.target.params.values()),
+        "teacher_parameters": step.teaching.parameters,
+        "flops_per_image": student + teacher,
+        "student_flops_per_image": student,
+        "teacher_flops_per_image": teacher,
+        "data": config.data.name,
+        "examples": len(run.source),
+        "classes": len(run.source.class_names),
+        "data_source": where,
+        "steps": run.total,
+        "batch_size": config.batch_size,
+        "images": images,
+        "epochs": round(run.total / run.epoch_steps, 2),
+        "bytes_per_image": round(image_bytes),
+        "bytes_per_image_source": measured_on,
+        "bytes_read": round(images * image_bytes),
+        "topology": topology.name if topology else jax.devices()[0].device_kind,
+        "slices": topology.slices if topology else 1,
+        "chips": chips,
+        "devices": run.mesh.size,
+        "mesh": dict(run.mesh.shape),
+        "dtype": config.model.dtype,
+        "attention": config.model.attention,
+        "images_per_device": config.batch_size // parallel.batch_devices(run.mesh),
+        "bytes_by_part": parts,
+        "bytes_per_device": sum(parts.values()),
+        "memory_per_device": topology.memory if topology else None,
+        "utilisation": share,
+        "utilisation_source": said,
+        "peak_flops_per_chip": round(peak),
+        "hours": round(hours, 3),
+        "chip_hours": round(hours * chips, 3),
+        "versions": {"deit_jax": __version__, "jax": jax.__version__},
+    }
+
+
+def _image_bytes(source: Source) -> tuple[float, str]:
+    """Mean bytes of an image as it is stored, and in words how that is known."""
+    if isinstance(source, KnownSource):
+        return source.image_bytes, "published"
+    sizes = []
+    for index in np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(int):
+        with suppress(CorruptImage):
+            image = source[int(index)].image
+            sizes.append(image.nbytes if isinstance(image, np.ndarray) else len(image))
+    return statistics.fmean(sizes or [0]), f"mean of {len(sizes)} images"
+
+
+def _student_flops(run: Run) -> int:
+    """Operations of training on an image, the mean over a run whose images grow."""
+    ends = [first for first, _ in run.sizes[1:]] + [run.total]
+    steps = [max(0, min(end, run.total) - first) for end, (first, _) in zip(ends, run.sizes, strict=True)]
+    return round(sum(n * run.flops_per_image(size) for n, (_, size) in zip(steps, run.sizes, strict=True)) / run.total)
+
+
+def _measured_utilisation(workdir: Path) -> tuple[float, str]:
+    """What the run in a workdir last told, where there is one; and where it is from, in words."""
+    rows = read_rows(workdir / "metrics.jsonl")
+    told = [row["train/utilisation"] for row in rows if row.get("train/utilisation")][-MEASURED:]
+    return (statistics.median(told), f"measured in {workdir}") if told else (ASSUMED, "assumed")
+
+
+def _bytes_by_part(step: Step) -> dict[str, int]:
+    """Bytes of a device, by what takes them, estimated: a compiler keeps and computes again what it finds best."""
+    run, config, target = step.run, step.run.config, step.run.target
+    trained = {path: target.params[path] for path in run.rates}
+    micro = config.batch_size * run.copies // config.optim.accumulation // parallel.batch_devices(run.mesh)
+    sums = 2 if config.optim.accumulation > 1 else 1  # of all micro-batches, and of one
+    return {
+        "parameters": shard_bytes(target.params) + shard_bytes(target.stats),
+        "optimizer": shard_bytes(target.opt_state),
+        "average": shard_bytes(target.ema),
+        "gradients": sums * shard_bytes(trained),
+        "activations": round(micro * _activation_bytes(run)),
+        "teacher": shard_bytes(step.teaching.teaching.variables),
+        "batch": shard_bytes(step.batch),
+    }
+
+
+def _activation_bytes(run: Run) -> float:
+    """Bytes that are kept of an image's forward pass for the backward one."""
+    config, size = run.config, max(size for _, size in run.sizes)
+    frozen = config.optim.trainable == "head"
+
+    def kept(remat: bool, images: int) -> int:
+        chosen = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+        model = model_of(chosen, model_arguments(chosen, len(run.source.class_names)))
+        variables = flatten(model)
+        trained = {path: variables.pop(path) for path in run.rates}
+
+        def logits(trained: Any, fixed: Any, pixels: Any, seed: Any) -> Any:
+            bound = bind(model, trained | fixed)
+            bound.set_input_size((size, size))
+            return bound.head_logits(pixels, key=None if frozen else jax.random.key(seed))
+
+        pixels = jax.ShapeDtypeStruct((images, size, size, 3), jnp.float32)
+        return residual_bytes(logits, trained, variables, pixels, jax.ShapeDtypeStruct((), jnp.uint32))
+
+    def an_image(remat: bool) -> float:
+        return (kept(remat, 4) - kept(remat, 2)) / 2  # without what does not depend on the images
+
+    if not config.model.remat:
+        return an_image(False)
+    blocks = len(run.model.blocks) if isinstance(run.model, VisionTransformer) else 1
+    return an_image(True) + an_image(False) / blocks  # one block at a time is computed again

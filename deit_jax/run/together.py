@@ -1,0 +1,37 @@
+"""What the processes of a run compare before they begin."""
+
+import secrets
+import time
+
+from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place
+from deit_jax.data import Source
+from deit_jax.parallel import hosts
+
+SEEN = 60  # seconds after which a file that one host wrote is seen by all that share its folder
+
+
+def require_shared(folder: Place, flag: str) -> None:
+    """Raises `UserError`, in all processes, unless the folder that a flag names is the same for all of them."""
+    if not hosts.several():
+        return
+    name, *_ = hosts.gather(f".seen-{secrets.token_hex(8)}")
+    if hosts.index() == 0:
+        (folder / name).write_text("")
+    hosts.gather("written")
+    until = time.monotonic() + SEEN
+    while not (seen := (folder / name).exists()) and time.monotonic() < until:
+        time.sleep(0.5)
+    answers = hosts.gather(str(seen))
+    if hosts.index() == 0:
+        (folder / name).unlink()
+    if "False" in answers:
+        stranger = hosts.name(answers.index("False"))
+        raise UserError(
+            f"{flag}: {stranger} does not see what {hosts.name(0)} writes into {folder}; name a place that all share"
+        )
+
+
+def require_same_data(**splits: Source) -> None:
+    """Raises `UserError`, in all processes, unless they have opened the same splits of `config.data`."""
+    hosts.require_same({f"the data of config.data.{name}": split.fingerprint for name, split in splits.items()})

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Starts a run as several processes on this machine, each with some CPU devices: to try what a pod does.
+
+    python launch/local.py --processes=2 --devices_per_process=4 -- --config=configs/quickstart.py --workdir=runs/two
+
+What follows `--` goes to `python -m deit_jax.main` in every process; `--module=deit_jax.precompute` starts another
+command. A signal (SIGTERM, Ctrl-C) is passed on to all processes. Where one of them ends with a fault, of which it
+tells the others, or dies without a word, these have some time to end by themselves. `--restarts=N` starts all of them
+again, N times at most, where the exit status says that the same command goes on.
+
+Exit status: 0 when all processes ended well; 75 when the same command goes on; else that of the process that failed.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+TOLD, UNTOLD = 15, 120  # seconds that the others have
+AGAIN = (75, 134, -signal.SIGABRT, -signal.SIGKILL)  # JAX's runtime ends those that have lost process 0 by SIGABRT
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--devices_per_process", type=int, default=1)
+    parser.add_argument("--module", default="deit_jax.main")
+    parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
+    parser.add_argument("flags", nargs="*", help="of the command, after --")
+    given = parser.parse_args()
+    for attempt in range(given.restarts + 1):
+        status = run(commands(given), given.devices_per_process, dry=given.dry_run)
+        if status != 75:
+            break
+        if attempt < given.restarts:
+            print(f"started again, {attempt + 1} of {given.restarts} times", file=sys.stderr, flush=True)
+    return status
+
+
+def commands(given: argparse.Namespace) -> list[list[str]]:
+    """One for each process."""
+    command = [sys.executable, "-m", given.module, *given.flags]
+    if given.processes == 1:
+        return [command]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    common = [f"--coordinator={coordinator}", f"--processes={given.processes}"]
+    return [[*command, *common, f"--process={i}"] for i in range(given.processes)]
+
+
+def run(commands: list[list[str]], devices: int, *, dry: bool) -> int:
+    """Runs them side by side; returns the exit status for all."""
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    if dry:
+        for command in commands:
+            print(*(f"{name}={value}" for name, value in environment.items()), *command)
+        return 0
+    # Of the others' stdout there is nothing: the first process speaks.
+    processes = [
+        subprocess.Popen(command, env=os.environ | environment, stdout=None if i == 0 else subprocess.DEVNULL)
+        for i, command in enumerate(commands)
+    ]
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    deadline = float("inf")
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        for status in filter(None, [process.returncode for process in processes]):
+            deadline = min(deadline, time.monotonic() + (TOLD if status > 0 else UNTOLD))
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+    return together([process.returncode for process in processes])
+
+
+def together(statuses: list[int]) -> int:
+    """The exit status for all, with a word on those that a signal ended."""
+    for i, status in enumerate(statuses):
+        if status < 0:
+            print(f"process {i} was ended by {signal.Signals(-status).name}", file=sys.stderr, flush=True)
+    failed = [status for status in statuses if status]
+    for_good = [status if status > 0 else 128 - status for status in failed if status not in AGAIN]
+    return for_good[0] if for_good else 75 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Runs a command, and runs it again where its exit status asks for that: 75 (interrupted, and saved) and 134 (JAX ended
+# a process whose peer was gone). All others end it: 0 is done, 2 a mistake to mend, anything else a fault.
+#
+#   launch/supervise.sh [--tries=100] [--pause=SECONDS] [--log=FILE] [--dry-run] -- COMMAND...
+#
+# SIGTERM and SIGINT go on to the command, which saves and is not run again. With --log the output is appended to FILE,
+# and FILE.pid, locked while this runs, has the number of the process to send SIGTERM to.
+set -uo pipefail
+
+tries=100 pause=10 log='' dry_run=''
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --tries=*) tries=${1#*=} ;;
+    --pause=*) pause=${1#*=} ;;
+    --log=*) log=${1#*=} ;;
+    --dry-run) dry_run=1 ;;
+    --) shift && break ;;
+    *) echo "error: $1: unknown flag; known are --tries, --pause, --log and --dry-run" >&2 && exit 2 ;;
+  esac
+  shift
+done
+[[ $tries =~ ^[1-9][0-9]*$ ]] || { echo "error: --tries=$tries: give a number from 1 on" >&2 && exit 2; }
+(($#)) || { echo "error: no command; give it after --" >&2 && exit 2; }
+if [[ $dry_run ]]; then
+  printf '%q ' "$@"
+  echo "${log:+>>$log 2>&1}  # up to $tries times, while it ends in 75 or 134"
+  exit
+fi
+if [[ $log ]]; then
+  exec 9>>"$log.pid" || exit 2
+  flock --nonblock 9 || { echo "error: $log: written by another supervisor; stop that one, or name another log" >&2 && exit 2; }
+  echo $$ >"$log.pid"
+  exec >>"$log" 2>&1
+fi
+
+say() { echo "supervise: $(date '+%F %T') $(hostname): $*"; }
+
+child='' stopped=''
+stop() {
+  stopped=1
+  [[ $child ]] && kill -TERM "$child" 2>/dev/null
+}
+trap stop TERM INT
+
+for ((try = 1; ; try++)); do
+  say "try $try of $tries: $*"
+  "$@" 9>&- &
+  child=$!
+  [[ ! $stopped ]] || stop
+  wait "$child"
+  status=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ends `wait`, not the command
+    wait "$child"
+    status=$?
+  done
+  child=''
+  say "exit status $status"
+  [[ $status == 75 || $status == 134 ]] && [[ ! $stopped ]] && ((try < tries)) || exit "$status"
+  sleep "$pause"
+  [[ ! $stopped ]] || exit "$status"
+done

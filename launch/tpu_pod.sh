@@ -1,0 +1,208 @@
+#!/usr/bin/env bash
+# Trains on Cloud TPU VMs: one TPU, a pod of many hosts, or several slices.
+#
+#   launch/tpu_pod.sh COMMAND [flags] [-- flags of deit_jax.main]
+#
+#   create   asks for the TPU
+#   setup    waits until it is there, copies the last commit to every worker, installs it
+#   start    starts `python -m deit_jax.main` with what follows --, on all workers
+#   tail     follows the log of worker 0, with --all of all workers
+#   resume   as start, after a TPU that was taken away is deleted, made anew and set up
+#   stop     ends the training, which saves; the TPU stays, and costs
+#   delete   gives the TPU back
+#
+#   --name=NAME        of the TPU
+#   --zone=ZONE        such as us-west4-a
+#   --project=PROJECT  where it is not gcloud's default
+#   --type=TYPE        accelerator type: v4-32, v5litepod-256, v5p-64, v6e-256
+#   --runtime=VERSION  of the TPU's software, where the type's default is not wanted
+#   --spot             at a lower price, and taken away at any time
+#   --reserved         from a reservation
+#   --queued           a queued resource: the request waits until there is room
+#   --slices=N         N TPUs of this type as one machine; always queued
+#   --create=FLAG      passed on to gcloud's create, such as --create=--network=NAME; again for more
+#   --all              tail: all workers
+#   --dry-run          prints every command, and runs none
+#
+# Flags that stay the same can be in the variable TPU_POD. On the workers launch/supervise.sh keeps the training running
+# when this connection is gone, and starts it again on exit status 75 and 134.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# What a worker does first where it must not disturb: launch/supervise.sh holds this lock.
+# shellcheck disable=SC2016 # for the worker's shell
+busy='flock --nonblock ~/train.log.pid true || exec echo "$(hostname): training is running"'
+
+name='' zone='' project='' type='' runtime='' slices=1 capacity='' kind=tpu-vm all='' dry_run=''
+create=() training=()
+
+parse() {
+  while (($#)); do
+    case $1 in
+      --name=*) name=${1#*=} ;;
+      --zone=*) zone=${1#*=} ;;
+      --project=*) project=${1#*=} ;;
+      --type=*) type=${1#*=} ;;
+      --runtime=*) runtime=${1#*=} ;;
+      --spot | --reserved) capacity=$1 ;;
+      --queued) kind=queued-resources ;;
+      --slices=*) slices=${1#*=} ;;
+      --create=*) create+=("${1#*=}") ;;
+      --all) all=1 ;;
+      --dry-run) dry_run=1 ;;
+      --) shift && training=("$@") && break ;;
+      *) fail "$1: unknown flag; launch/tpu_pod.sh --help names them, deit_jax.main's come after --" ;;
+    esac
+    shift
+  done
+  [[ $name ]] || fail "--name: missing; name the TPU"
+  [[ $zone ]] || fail "--zone: missing; name the zone, such as --zone=us-west4-a"
+  [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices: give a number from 1 on"
+  ((slices == 1)) || kind=queued-resources
+}
+
+quote() { # a word as a shell reads it
+  case $1 in
+    '' | *[!A-Za-z0-9_./:=,@%+-]*) printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")" ;;
+    *) printf %s "$1" ;;
+  esac
+}
+
+run() {
+  if [[ ! $dry_run ]]; then
+    "$@"
+    return
+  fi
+  local word line=''
+  for word in "$@"; do line+="$(quote "$word") "; done
+  echo "${line% }"
+}
+
+tpu() { # VERB ARGUMENTS...
+  run gcloud compute tpus "$kind" "$1" "${@:2}" --zone="$zone" ${project:+--project="$project"}
+}
+
+everywhere() { # ssh|scp ARGUMENTS...: on all workers of all slices
+  local nodes=''
+  [[ $kind == tpu-vm ]] || nodes=--node=all
+  tpu "$@" --worker=all ${nodes:+"$nodes"}
+}
+
+state() { # sets STATE; in a dry run to $1
+  STATE=$1
+  local field='value(state)'
+  [[ $kind == tpu-vm ]] || field='value(state.state)'
+  if [[ $dry_run ]]; then
+    tpu describe "$name" --format="$field"
+  elif STATE=$(tpu describe "$name" --format="$field" 2>&1); then
+    STATE=${STATE##*$'\n'} # the last line: gcloud's notes come before it
+  elif [[ $STATE == *NOT_FOUND* ]]; then
+    STATE=NOT_FOUND
+  else
+    fail "$STATE"
+  fi
+}
+
+do_create() {
+  [[ $type ]] || fail "--type: missing; name the accelerator type, such as --type=v5litepod-256"
+  if [[ ! $runtime ]]; then
+    case $type in
+      v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+      v5p-*) runtime=v2-alpha-tpuv5 ;;
+      v6e-*) runtime=v2-alpha-tpuv6e ;;
+      *) runtime=tpu-ubuntu2204-base ;;
+    esac
+  fi
+  local flags=(--version="$runtime")
+  if [[ $kind == queued-resources ]]; then
+    flags=(--runtime-version="$runtime" --node-id="$name")
+    ((slices == 1)) || flags=(--runtime-version="$runtime" --node-count="$slices")
+  fi
+  tpu create "$name" --accelerator-type="$type" "${flags[@]}" ${capacity:+"$capacity"} ${create[@]+"${create[@]}"}
+}
+
+await() { # until the TPU is there
+  while state ACTIVE; do
+    case $STATE in
+      ACTIVE | READY) return ;;
+      FAILED | SUSPENDED | PREEMPTED | TERMINATED | STOPPED | NOT_FOUND)
+        fail "$name is $STATE; launch/tpu_pod.sh resume makes it anew" ;;
+    esac
+    echo "$name is $STATE; looking again in 30 s" >&2
+    sleep "${TPU_POD_PAUSE:-30}"
+  done
+}
+
+do_setup() {
+  await
+  local archive=${TMPDIR:-/tmp}/deit_jax.tar.gz
+  [[ $dry_run ]] || git diff --quiet HEAD || echo "note: what is not committed stays here" >&2
+  run git archive --format=tar.gz --output="$archive" HEAD
+  everywhere scp "$archive" "$name:"
+  # uv brings a Python of its own: that of the TPU's image is too old.
+  everywhere ssh "$name" --command="set -e
+$busy
+rm -rf deit_jax && mkdir deit_jax && tar -xzf deit_jax.tar.gz -C deit_jax && cd deit_jax
+[ -x ~/.local/bin/uv ] || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
+~/.local/bin/uv venv --quiet --python 3.12 .venv
+~/.local/bin/uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[tpu,gcs]'"
+}
+
+do_start() {
+  ((${#training[@]})) || fail "nothing to train; give the flags of deit_jax.main after --"
+  local word command='.venv/bin/python -m deit_jax.main'
+  for word in "${training[@]}"; do command+=" $(quote "$word")"; done
+  everywhere ssh "$name" --command="cd deit_jax && [ -x .venv/bin/python ] || exit 3
+$busy
+nohup setsid bash launch/supervise.sh --log=\"\$HOME/train.log\" -- $command </dev/null >/dev/null 2>&1 &"
+}
+
+do_tail() {
+  local follow="tail -n 20 -F train.log | sed --unbuffered \"s/^/\$(hostname): /\""
+  if [[ $all ]]; then
+    everywhere ssh "$name" --command="$follow"
+  else
+    tpu ssh "$name" --worker=0 --command="$follow"
+  fi
+}
+
+do_resume() {
+  state SUSPENDED
+  while [[ $STATE == SUSPENDING || $STATE == DELETING || $STATE == STOPPING ]]; do
+    sleep "${TPU_POD_PAUSE:-30}"
+    state SUSPENDED
+  done
+  case $STATE in
+    FAILED | SUSPENDED | PREEMPTED | TERMINATED | STOPPED) do_delete && do_create ;;
+    NOT_FOUND) do_create ;;
+    ACTIVE | READY) if do_start; then return; fi ;; # else a worker is not set up
+  esac
+  do_setup
+  do_start
+}
+
+do_stop() { # SIGTERM to the supervisor, and what it saves awaited
+  everywhere ssh "$name" --command="flock --nonblock train.log.pid true && exec echo \"\$(hostname): nothing is running\"
+kill \"\$(cat train.log.pid)\"; flock --timeout 600 train.log.pid true; tail -n 1 train.log"
+}
+
+do_delete() {
+  local force=''
+  [[ $kind == tpu-vm ]] || force=--force # with its nodes
+  tpu delete "$name" --quiet ${force:+"$force"}
+}
+
+case ${1:-} in
+  create | setup | start | tail | resume | stop | delete)
+    # shellcheck disable=SC2086 # TPU_POD has several flags
+    parse ${TPU_POD:-} "${@:2}"
+    "do_$1"
+    ;;
+  '' | --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+  *) fail "$1: unknown command; known are create, setup, start, tail, resume, stop and delete" ;;
+esac

@@ -1,0 +1,93 @@
+"""launch/supervise.sh: which exit statuses start a command again, how often, and what a signal does."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import ROOT
+
+SCRIPT = str(ROOT / "launch/supervise.sh")
+# Ends in the first of $STATUSES that is left; 134 as JAX's runtime does it.
+COMMAND = """
+echo run >>runs
+n=$(wc -l <runs)
+status=$(echo $STATUSES | cut -d' ' -f$n)
+[ $status != 134 ] || kill -ABRT $$
+exit $status
+"""
+
+
+@pytest.mark.parametrize(
+    ("statuses", "runs", "status"),
+    [
+        ("0", 1, 0),
+        ("75 134 75 0", 4, 0),
+        ("75 2 0", 2, 2),
+        ("1 0", 1, 1),
+        ("137 0", 1, 137),
+        ("75 75 75 134 75 0", 5, 75),  # no tries left
+    ],
+)
+def test_only_75_and_134_start_it_again(tmp_path, statuses, runs, status):
+    command = [SCRIPT, "--tries=5", "--pause=0", "--", "bash", "-c", COMMAND]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"STATUSES": statuses}, capture_output=True)
+    assert done.returncode == status
+    assert (tmp_path / "runs").read_text().count("run") == runs
+
+
+def wait_for(log, words):
+    until = time.monotonic() + 20
+    while not (log.exists() and words in log.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(tmp_path, number):
+    work = "trap 'echo saved; exit 75' TERM; echo working; while :; do sleep 0.05; done"
+    process = subprocess.Popen([SCRIPT, "--pause=60", "--log=log", "--", "bash", "-c", work], cwd=tmp_path)
+    log = tmp_path / "log"
+    wait_for(log, "working\n")
+    assert int((tmp_path / "log.pid").read_text()) == process.pid
+
+    second = subprocess.run([SCRIPT, "--log=log", "--", "true"], cwd=tmp_path, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert second.stderr.startswith("error: log: written by another supervisor")
+
+    process.send_signal(number)
+    assert process.wait(20) == 75
+    assert log.read_text().count("saved\n") == 1
+    assert log.read_text().count(": try ") == 1
+
+
+def test_a_signal_in_the_pause_stops(tmp_path):
+    process = subprocess.Popen([SCRIPT, "--pause=1", "--log=log", "--", "bash", "-c", "exit 75"], cwd=tmp_path)
+    wait_for(tmp_path / "log", "exit status 75\n")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 75
+    assert (tmp_path / "log").read_text().count(": try ") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tries=0", "--", "true"], "--tries=0: give a number"),
+        (["--trials=3", "--", "true"], "--trials=3: unknown flag"),
+        ([], "no command"),
+    ],
+)
+def test_mistakes_cost_a_line(arguments, message):
+    done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_dry_run_prints_the_command(tmp_path):
+    command = [SCRIPT, "--dry-run", "--log=log", "--", "touch", "a b"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert list(tmp_path.iterdir()) == []
+    subprocess.run(["bash", "-c", printed], cwd=tmp_path, check=True)
+    assert (tmp_path / "a b").exists()

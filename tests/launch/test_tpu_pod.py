@@ -1,0 +1,162 @@
+"""launch/tpu_pod.sh against the fake gcloud: what it would run, and the story of a pod that is taken away."""
+
+import itertools
+import os
+import shlex
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import ROOT
+
+SCRIPT = "launch/tpu_pod.sh"
+PLAIN = "--name=pod --zone=us-west4-a --type=v5litepod-16"
+QUEUED = f"{PLAIN} --project=mine --queued --spot"
+SLICES = f"{PLAIN} --slices=2 --create=--network=inner --create=--labels=for=deit"
+TRAIN = ["--", "--config=configs/deit_base.py:hardware=tpu", "--workdir=gs://bucket/it's mine/$HOME"]
+
+
+@pytest.mark.parametrize("flags", [f"{PLAIN} --reserved", QUEUED, SLICES])
+def test_dry_run_prints_what_would_run(worlds, flags):
+    """What it prints, given to a shell in one world, calls what it calls itself in another."""
+    ran, printed = worlds(), worlds()
+    for command in ("create", "setup", "start", "stop", "delete"):
+        rest = TRAIN if command == "start" else []
+        dry = printed.run(SCRIPT, command, "--dry-run", *flags.split(), *rest)
+        assert (dry.returncode, dry.stderr, printed.calls()) == (0, "", [])
+        assert ran.run(SCRIPT, command, *flags.split(), *rest).returncode == 0
+        subprocess.run(["bash", "-ec", dry.stdout], cwd=ROOT, env=printed.environment, capture_output=True, check=True)
+        calls = [call for call, _ in itertools.groupby(ran.calls())]  # a state is asked for until it is the one wanted
+        assert [call for call, _ in itertools.groupby(printed.calls())] == calls != []
+        if command == "start":
+            for world in (ran, printed):
+                wait_for(lambda world=world: len(training(world)) == len(list(world.folder.glob("workers/*"))))
+
+
+def test_resume_prints_the_longest_way(worlds):
+    flags = QUEUED.split()
+    dry = worlds().run(SCRIPT, "resume", "--dry-run", *flags, *TRAIN).stdout
+    parts = [
+        worlds().run(SCRIPT, c, "--dry-run", *flags, *TRAIN).stdout for c in ("delete", "create", "setup", "start")
+    ]
+    assert dry.partition("\n")[2] == "".join(parts)
+    assert " describe " in dry.partition("\n")[0]
+
+
+def stop_training(folder):
+    for file in folder.rglob("train.log.pid"):
+        if subprocess.run(["flock", "--nonblock", str(file), "true"]).returncode:
+            os.kill(int(file.read_text()), signal.SIGTERM)
+            subprocess.run(["flock", "--timeout", "20", str(file), "true"], check=True)
+
+
+def wait_for(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def training(world):
+    """The logs of the workers that train."""
+    return [f for f in world.folder.glob("workers/*/train.log") if "training\n" in f.read_text()]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path):
+    yield
+    stop_training(tmp_path)
+
+
+def test_a_queued_pod_from_nothing_to_training_and_back_after_it_was_taken_away(world):
+    def pod(command, *rest):
+        done = world.run(SCRIPT, command, *rest, TPU_POD=QUEUED)
+        assert done.returncode == 0, done
+        return done
+
+    pod("create")
+    assert " ".join(world.calls()[0]) == (
+        "gcloud compute tpus queued-resources create pod --accelerator-type=v5litepod-16 "
+        "--runtime-version=v2-alpha-tpuv5-lite --node-id=pod --spot --zone=us-west4-a --project=mine"
+    )
+    assert "pod is WAITING_FOR_RESOURCES; looking again" in pod("setup").stderr
+    pod("start", *TRAIN)
+    wait_for(lambda: len(training(world)) == 2)
+    home = world.folder / "workers/0-1"
+    expected = ["-m", "deit_jax.main", TRAIN[1], TRAIN[2]]
+    assert (home / "trained").read_text().splitlines() == expected  # as given: nothing is expanded on the way
+
+    assert pod("start", *TRAIN).stdout.count("training is running") == 2
+    assert pod("resume", *TRAIN).stdout.count("training is running") == 2
+    assert pod("setup").stdout.count("training is running") == 2  # and leaves its files alone
+    assert (home / "trained").read_text().splitlines() == expected
+
+    stop_training(world.folder)
+    (world.folder / "states").write_text("SUSPENDING\nSUSPENDED\n")
+    world.calls()
+    pod("resume", *TRAIN)
+    verbs = [call[4] for call in world.calls() if call[0] == "gcloud"]
+    assert [v for v in verbs if v != "describe"] == ["delete", "create", "scp", "ssh", "ssh"]
+    wait_for(lambda: len(training(world)) == 2)
+    assert (home / "trained").read_text().splitlines() == expected  # a new worker, the same command
+
+    assert pod("stop").stdout.count("exit status 75") == 2
+    assert (home / "train.log").read_text().count("saved") == 1
+    assert pod("stop").stdout.count("nothing is running") == 2
+    pod("delete")
+    assert not (world.folder / "workers").exists()
+
+
+def test_resume_sets_up_a_worker_that_is_not(world):
+    assert world.run(SCRIPT, "create", *PLAIN.split()).returncode == 0
+    resumed = world.run(SCRIPT, "resume", *PLAIN.split(), *TRAIN)
+    assert resumed.returncode == 0, resumed
+    wait_for(lambda: len(training(world)) == 2)
+
+
+def test_resume_makes_a_pod_that_is_not_there(world):
+    assert world.run(SCRIPT, "resume", *SLICES.split(), *TRAIN).returncode == 0
+    wait_for(lambda: len(training(world)) == 4)
+
+
+@pytest.mark.parametrize(("flags", "lines"), [([], 1), (["--all"], 2)])
+def test_tail_follows_worker_0_or_all(world, flags, lines):
+    world.run(SCRIPT, "create", *PLAIN.split())
+    for home in world.folder.glob("workers/*"):
+        (home / "train.log").write_text("step 1\n")
+    dry = world.run(SCRIPT, "tail", "--dry-run", *PLAIN.split(), *flags).stdout
+    once = dry.replace(" -F ", " ")
+    assert once != dry
+    shown = subprocess.run(["bash", "-c", once], env=world.environment, capture_output=True, text=True)
+    assert [line.partition(": ")[2] for line in shown.stdout.splitlines()] == ["step 1"] * lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("launch", "launch: unknown command; known are create"),
+        ("create --zone=z", "--name: missing"),
+        ("create --name=n", "--zone: missing"),
+        ("create --name=n --zone=z", "--type: missing"),
+        ("create --name=n --zone=z --type=v4-8 --slices=0", "--slices=0: give a number"),
+        ("create --name=n --zone=z --type=v4-8 --sport", "--sport: unknown flag"),
+        ("start --name=n --zone=z", "nothing to train"),
+        ("start --name=n --zone=z --config=x", "--config=x: unknown flag; launch/tpu_pod.sh --help names them"),
+        ("setup --name=n --zone=z", "n is NOT_FOUND; launch/tpu_pod.sh resume"),
+    ],
+)
+def test_mistakes_cost_a_line(world, arguments, message):
+    done = world.run(SCRIPT, *shlex.split(arguments))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert [call[4] for call in world.calls()] in ([], ["describe"])
+
+
+def test_help_is_the_header(world):
+    shown = world.run(SCRIPT, "--help")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("Trains on Cloud TPU VMs")
+    assert "--queued" in shown.stdout
+    assert "set -e" not in shown.stdout

@@ -1,0 +1,228 @@
+"""Runs of several processes equal those of one, go on on any other number of devices, and end together."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from processes import FLAGS, ROOT, TOTAL, children, losses, run, send_at
+from tiny import write_teacher
+
+from deit_jax.base.storage import here, place
+from deit_jax.run.metrics import read_rows
+
+# processes, devices of each
+ONE, EIGHT, TWO, FOUR = (1, 1), (1, 8), (2, 4), (4, 2)
+DATA, FSDP2, FSDP4, TENSOR = [], ["--config.mesh.fsdp=2"], ["--config.mesh.fsdp=4"], ["--config.mesh.tensor=2"]
+FAULTS = ["--step_timeout=20", "--config.total_steps=4000", "--config.eval.every_steps=2000"]
+HOST = socket.gethostname()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("teacher")
+    write_teacher(workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def teaching(teacher):
+    """Flags that choose what a run learns from, by name."""
+    named = ["--config.distillation.teacher.name=deit_tiny_patch16_224"]
+    hard = ["--config.distillation.kind=hard", *named, f"--config.distillation.teacher.weights={teacher}"]
+    return {"plain": [], "hard": hard, "recorded": [*hard, f"--config.distillation.store={teacher / 'store'}"]}
+
+
+@pytest.fixture(scope="module")
+def runs(teacher, teaching, tmp_path_factory):
+    """What trains one of the runs to its end, once, and gives its workdir."""
+    root, done = tmp_path_factory.mktemp("runs"), {}
+
+    def train(shape, mesh, kind):
+        key = (shape, tuple(mesh), kind)
+        if key not in done:
+            done[key] = root / str(len(done))
+            if kind == "recorded" and not (store := teacher / "store").exists():
+                ended = run(2, 2, [*FLAGS, *teaching["hard"], f"--output={store}"], module="deit_jax.precompute")
+                assert ended.status == 0, ended.err
+            ended = run(*shape, [*FLAGS, *mesh, *teaching[kind], f"--workdir={done[key]}"])
+            assert ended.status == 0, ended.err
+            assert ended.result["examples"] == 360
+        return done[key]
+
+    return train
+
+
+def facts_of(workdir):
+    return json.loads((workdir / "run.json").read_text())
+
+
+def check_equal(many, one):
+    """Losses of every step, and what the evaluations count, are those of one device."""
+    rows = read_rows(many / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, TOTAL + 1))
+    np.testing.assert_allclose(losses(many), losses(one), rtol=1e-5)
+    counted = [name for name in rows[-1] if name.startswith("eval") and not name.endswith("loss")]
+    assert len(counted) == 10  # of both sets of weights
+    for row, other in zip(rows, read_rows(one / "metrics.jsonl"), strict=True):
+        assert {name: row.get(name) for name in counted} == {name: other.get(name) for name in counted}
+
+
+def test_two_processes_of_four_devices(runs):
+    """Cut over fsdp, taught by a hard teacher beside them."""
+    one, many = runs(ONE, DATA, "hard"), runs(TWO, FSDP4, "hard")
+    check_equal(many, one)
+    assert (facts_of(many)["processes"], facts_of(many)["devices"]) == (2, 8)
+    assert facts_of(many)["parameter_bytes_per_device"] < 0.5 * facts_of(one)["parameter_bytes_per_device"]
+    slowest = {row["train/data_wait_process"] for row in read_rows(many / "metrics.jsonl")}
+    assert slowest <= {0, 1}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["plain", "hard", "recorded"])
+@pytest.mark.parametrize("mesh", [DATA, FSDP2, FSDP4, TENSOR], ids=["data", "fsdp2", "fsdp4", "tensor"])
+@pytest.mark.parametrize("shape", [EIGHT, TWO, FOUR], ids=["1x8", "2x4", "4x2"])
+def test_all_shapes_and_meshes_are_one(shape, mesh, kind, runs):
+    check_equal(runs(shape, mesh, kind), runs(ONE, DATA, kind))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+@pytest.mark.parametrize("shape", [ONE, FOUR], ids=["1x1", "4x2"])
+def test_a_run_goes_on_on_other_devices(shape, where, bucket, tmp_path):
+    """Saved at step 15 by two processes of four, cut over fsdp; then data parallel, on other devices."""
+    workdir, whole = bucket if where == "bucket" else str(tmp_path / "run"), tmp_path / "whole"
+    # At a constant rate: another does know of the end.
+    flags = [*FLAGS, *CONSTANT, f"--workdir={workdir}"]
+    assert run(*TWO, [*flags, *FSDP4, "--config.total_steps=15"]).status == 0
+    ended = run(*shape, flags)
+    assert ended.status == 0, ended.err
+    assert run(*ONE, [*FLAGS, *CONSTANT, f"--workdir={whole}"]).status == 0
+    with here(place(workdir, "--workdir")) as local:
+        assert (facts_of(local)["processes"], facts_of(local)["start_step"]) == (shape[0], 15)
+        check_equal(local, whole)
+
+
+CONSTANT = ["--config.optim.schedule=constant"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_one_that_is_lost(number, index, tmp_path):
+    """The other ends in time and names it, and the same command goes on from the newest checkpoint."""
+    flags = [*FLAGS, *FAULTS, f"--workdir={tmp_path}"]
+    ended = run(2, 2, flags, during=send_at(tmp_path, 40, index, number))
+    assert ended.status == 75
+    (line,) = [line for line in ended.err.splitlines() if line.startswith(f"process {1 - index} ({HOST}): ")]
+    assert f"process {index} ({HOST})" in line
+    assert re.search(r"; here was (the data of |saving )?step \d+$", line)
+    check_goes_on(flags, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_that_is_terminated(index, tmp_path):
+    """Both save the same step, and the same command goes on from there."""
+    flags = [*FLAGS, *FAULTS, f"--workdir={tmp_path}"]
+    ended = run(2, 2, flags, during=send_at(tmp_path, 40, index, signal.SIGTERM))
+    assert ended.status == 75
+    newest = max(checkpoints(tmp_path))
+    assert f"interrupted; the same command goes on from step {newest} of 4000" in ended.err
+    assert newest == read_rows(tmp_path / "metrics.jsonl")[-1]["step"]
+    check_goes_on(flags, tmp_path)
+
+
+def checkpoints(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def check_goes_on(flags, workdir):
+    """From the newest checkpoint, with the rows of an undisturbed run; those before it are not computed again."""
+    newest, before = max(checkpoints(workdir)), read_rows(workdir / "metrics.jsonl")
+    total = newest + 20
+    change = [f"--config.total_steps={total}", *CONSTANT]
+    flags = [flag for flag in flags if "total_steps" not in flag]
+    assert run(2, 2, [*flags, *change]).status == 0
+    assert facts_of(workdir)["start_step"] == newest
+    rows = read_rows(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, total + 1))
+    assert rows[:newest] == before[:newest]
+
+
+@pytest.mark.long
+def test_twenty_kills_of_all(tmp_path):
+    """At random moments, while it saves included: every start goes on exactly, and no checkpoint is lost."""
+    total, dice = 900, random.Random(0)
+    flags = [*FLAGS, f"--config.total_steps={total}", "--config.checkpoint.every_steps=10"]
+    flags += ["--config.eval.every_steps=300", "--step_timeout=30"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(2, 2, [*flags, f"--workdir={whole}"]).status == 0
+    newest = 0
+    for step in sorted(dice.sample(range(20, total - 20), 20)):
+
+        def kill_all(process, step=step):
+            while process.poll() is None:
+                rows = read_rows(killed / "metrics.jsonl")
+                if rows and rows[-1]["step"] >= step:
+                    for child in children(process):
+                        os.kill(child, signal.SIGKILL)
+                    return
+
+        ended = run(2, 2, [*flags, f"--workdir={killed}"], during=kill_all)
+        assert ended.status in (75, 0), ended.err
+        kept = max(checkpoints(killed))
+        assert kept >= newest
+        assert facts_of(killed)["start_step"] >= newest
+        newest = kept
+    assert run(2, 2, [*flags, f"--workdir={killed}"]).status == 0
+    ours, theirs = (read_rows(folder / "metrics.jsonl") for folder in (killed, whole))
+    exact = ("step", "train/loss", "train/grad_norm", "eval")
+    for row, other in zip(ours, theirs, strict=True):
+        assert {n: v for n, v in row.items() if n.startswith(exact)} == {
+            n: v for n, v in other.items() if n.startswith(exact)
+        }
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        (
+            ["--config.optim.eps=1e-7"],
+            f"config.optim.eps: is 1e-08 in process 0 ({HOST}) and 1e-07 in process 1 ({HOST})",
+        ),
+        pytest.param(
+            ["--workdir=elsewhere"],
+            f"--workdir: process 1 ({HOST}) does not see what process 0 ({HOST}) writes into",
+            marks=pytest.mark.long,  # the minute that is left to shared folders
+        ),
+    ],
+    ids=["config", "workdir"],
+)
+def test_processes_that_disagree_are_told(own, says, tmp_path, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    common = [sys.executable, "-m", "deit_jax.main", f"--workdir={tmp_path / 'run'}", "--step_timeout=100"]
+    common += [*FLAGS, f"--coordinator={address}", "--processes=2"]
+    own = [flag.replace("elsewhere", str(tmp_path / "elsewhere")) for flag in own]
+    started = [
+        subprocess.Popen(
+            [*common, f"--process={i}", *own_flags],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i, own_flags in enumerate(([], own))
+    ]
+    said = [process.communicate(timeout=200)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 2], said
+    assert says in said[0] + said[1]
+    assert not (tmp_path / "run").exists()

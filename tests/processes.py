@@ -1,0 +1,112 @@
+"""Runs of several processes on this machine, each with CPU devices of its own, as `launch/local.py` starts them."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deit_jax.run.metrics import read_rows
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 300  # seconds that a run may take
+TOTAL = 30
+# A run that has everything and takes seconds: 30 steps of 32 images.
+FLAGS = [
+    "--config=configs/quickstart.py",
+    "--config.model.name=deit_tiny_distilled_patch16_224",
+    "--config.model.width=24",
+    "--config.model.depth=2",
+    "--config.model.heads=2",
+    "--config.model.patch_size=4",
+    "--config.data.image_size=8",
+    "--config.data.threads=1",
+    "--config.distillation.token=True",
+    "--config.batch_size=32",
+    "--config.mixing.group=8",
+    f"--config.total_steps={TOTAL}",
+    "--config.log.every_steps=1",
+    "--config.eval.every_steps=15",
+    "--config.eval.batch_size=48",
+    "--config.checkpoint.every_steps=5",
+    "--config.ema.decay=0.9",
+    "--config.log.progress=False",
+    "--config.log.tensorboard=False",
+]
+
+
+@dataclasses.dataclass
+class Ended:
+    """How a run ended: its exit status, what it printed, and the seconds that it took."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads(self.out.splitlines()[-1])
+
+
+def command(processes: int, devices: int, flags: Sequence[str], *, module: str = "deit_jax.main") -> list[str]:
+    shape = [f"--processes={processes}", f"--devices_per_process={devices}", f"--module={module}"]
+    return [sys.executable, "launch/local.py", *shape, "--", *flags]
+
+
+def run(
+    processes: int,
+    devices: int,
+    flags: Sequence[str],
+    *,
+    module: str = "deit_jax.main",
+    during: Callable[[subprocess.Popen], None] = lambda process: None,
+) -> Ended:
+    """Runs a command to its end; `during` is called with the launcher, whose children are the processes."""
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        command(processes, devices, flags, module=module),
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        during(process)
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        if process.poll() is None:
+            for child in children(process):
+                os.kill(child, signal.SIGKILL)
+            process.kill()
+    return Ended(process.returncode, out, err, time.monotonic() - begun)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The process ids of a launcher's processes, in their order."""
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(number) for number in path.read_text().split()] if path.exists() else []
+
+
+def send_at(workdir: Path, step: int, index: int, number: int) -> Callable[[subprocess.Popen], None]:
+    """What sends a signal to one of the processes once there is a row of `step`."""
+
+    def send(process: subprocess.Popen) -> None:
+        while process.poll() is None:
+            rows = read_rows(workdir / "metrics.jsonl")
+            if rows and rows[-1]["step"] >= step:
+                os.kill(children(process)[index], number)
+                return
+            time.sleep(0.01)
+
+    return send
+
+
+def losses(workdir: Path) -> list[float]:
+    return [row["train/loss"] for row in read_rows(workdir / "metrics.jsonl")]
