@@ -7,26 +7,26 @@ import hashlib
 import io
 import logging
 import os
-import re
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, config_flags
 
 from deit_jax.base import cuda
 from deit_jax.base.caches import cache_folder
 from deit_jax.base.errors import TryAgain, UserError, nearest
 from deit_jax.base.storage import place
 from deit_jax.base.text import printable
-from deit_jax.config.resolve import field_paths, flatten, to_dict
-from deit_jax.config.schema import UNITS, Config
+from deit_jax.config.given import check_overrides, keep_given_units, load_config, take_config
+from deit_jax.config.resolve import flatten, to_dict
+from deit_jax.config.schema import Config
 from deit_jax.run.interrupt import Interrupted
 from deit_jax.run.versions import versions
 
@@ -66,13 +66,13 @@ def parse_with_config(usage: str, define: Define, argv: Sequence[str]) -> tuple[
         UserError: as `parse`; also a config that is missing, fails or is not one, an override of a field that it does
             not have, or arguments beside the flags.
     """
-    source, rest = _take_config(argv)
+    source, rest = take_config(argv)
     if not source:
         if not HELP & set(argv):
             raise UserError("--config: missing; name a file, such as --config=configs/quickstart.py")
         rest = ["--help"]
-    config = _load(source) if source else ConfigDict()
-    _check_overrides(config, rest)
+    config = load_config(source) if source else ConfigDict()
+    check_overrides(config, rest)
 
     def define_all(values: flags.FlagValues) -> None:
         define(values)
@@ -83,7 +83,7 @@ def parse_with_config(usage: str, define: Define, argv: Sequence[str]) -> tuple[
     values, beside = parse(usage, define_all, rest)
     if beside:
         raise UserError(f"{beside[0]}: not a flag; fields are set as --config.field=value")
-    _keep_given_units(config, config_flags.get_override_values(values["config"]))
+    keep_given_units(config, config_flags.get_override_values(values["config"]))
     return values, config, Path(source.partition(":")[0]).stem
 
 
@@ -258,73 +258,3 @@ def start_jax() -> str:
 
 def _names(values: flags.FlagValues) -> list[str]:
     return [name for name in values if len(name) > 1 and not name.startswith("no")]
-
-
-def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The value of `--config=...` or `--config ...`, and the other arguments."""
-    rest = list(argv)
-    for i, argument in enumerate(rest):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            stop = i + 1 if equals else i + 2
-            value = value if equals else "".join(rest[i + 1 : stop])
-            return value, rest[:i] + rest[stop:]
-    return "", rest
-
-
-def _load(source: str) -> ConfigDict:
-    """Runs the file's `get_config`."""
-    path, _, argument = source.partition(":")
-    if not path.endswith(".py"):
-        raise UserError(f"--config: {path} is not a Python file that exists")
-    try:
-        if not Path(path).is_file():  # reading a pipe would wait for ever
-            raise ValueError
-        text = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise UserError(f"--config: {path} is not a Python file that exists") from error
-    module = ModuleType("deit_jax_config")
-    module.__file__ = path
-    try:
-        # Not an import: that would leave bytecode, and take it for a file that was changed within the same second.
-        exec(compile(text, path, "exec"), vars(module))
-        config = module.get_config(*([argument] if argument else []))
-        if not isinstance(config, ConfigDict):
-            raise TypeError(f"get_config gave {type(config).__name__}, should give a ConfigDict")
-        if isinstance(config, FrozenConfigDict):
-            config = ConfigDict(config)  # so that the command line can change it
-        if not all(isinstance(path, str) for path, _ in flatten(config.to_dict())):
-            raise TypeError("a field's name is no text")
-    except (UserError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # whatever a file raises that ends itself, RecursionError of a config in itself
-        raise UserError(f"--config: {path} failed with {type(error).__name__}: {error}") from error
-    return config
-
-
-def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Raises `UserError` for a field that no config has, or that this one lacks: absl's own error is a traceback."""
-    given = {path for path, _ in flatten(config.to_dict())}
-    for argument in argv:
-        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if not override or override[1] in given:
-            continue
-        if override[1] in field_paths():
-            raise UserError(
-                f"config.{override[1]}: missing; start from a recipe (deit_jax.config.recipes), which has it"
-            )
-        raise UserError(f"config.{override[1]}: unknown field{nearest(override[1], field_paths())}")
-
-
-def _keep_given_units(config: ConfigDict, overrides: Collection[str]) -> None:
-    """A duration given in one unit on the command line loses the units that the config file gave it."""
-    for path in overrides:
-        group_path, _, leaf = path.rpartition(".")
-        name, _, unit = leaf.rpartition("_")
-        if unit not in UNITS:
-            continue
-        group = config[group_path] if group_path else config
-        for other in UNITS:
-            sibling = f"{group_path}.{name}_{other}".lstrip(".")
-            if sibling not in overrides and f"{name}_{other}" in group:
-                group[f"{name}_{other}"] = type(group[f"{name}_{other}"])(0)

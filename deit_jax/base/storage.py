@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import OutOfReach, UserError
 
 os.environ["EPATH_USE_TF"] = "false"  # else epath would read buckets by TensorFlow, where that is installed
 
@@ -144,7 +144,7 @@ def here(place: Any) -> Iterator[Path]:
 def remove(place: Any) -> None:
     """Removes a folder with all that is in it, as far as that can be."""
     if is_bucket(place):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, OutOfReach):
             place.rmtree()
     else:
         shutil.rmtree(place, ignore_errors=True)

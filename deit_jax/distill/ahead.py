@@ -16,9 +16,9 @@ from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.config.schema import Config
 from deit_jax.distill.open import FIELD, is_artefact, of_network, open_teacher
-from deit_jax.distill.summary import expand, kept_logits, summarize
+from deit_jax.distill.summary import kept_logits, summarize
 from deit_jax.distill.teacher import Teacher
-from deit_jax.distill.teaching import Teaching
+from deit_jax.distill.teaching import Teaching, from_recorded
 from deit_jax.models import abstract_model, entry, flatten, product_flops
 
 
@@ -54,7 +54,7 @@ def teaching_shapes(config: Config, class_names: Sequence[str], mesh: Mesh, plat
         top = kept_logits(distillation.kind, distillation.top_k, classes)
         logits = jax.ShapeDtypeStruct((config.batch_size, classes), jnp.float32)
         recorded = jax.eval_shape(functools.partial(summarize, top=top), logits)
-        return TeachingShapes(Teaching(lambda variables, images, kept: expand(kept, classes)), recorded)
+        return TeachingShapes(Teaching(from_recorded(classes)), recorded)
     teacher = _teacher_shapes(config, class_names, platform)
     beside = teacher.on(mesh)
     image = jax.ShapeDtypeStruct((1, *teacher.image_size, 3), jnp.float32)

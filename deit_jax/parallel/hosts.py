@@ -79,6 +79,14 @@ def gather(value: str) -> list[str]:
     return _peers.gather(value) if _peers else [value]
 
 
+def of_first(value: Any) -> Any:
+    """What process 0 gives, of what JSON holds; all have to ask.
+
+    Of a shared folder, say: for a while it may look older to others.
+    """
+    return json.loads(gather(json.dumps(value))[0])
+
+
 def all_agree(yes: bool) -> bool:
     """Whether the answer of every process is yes; all have to ask."""
     return all(answer == "yes" for answer in gather("yes" if yes else "no"))

@@ -5,9 +5,7 @@ decides for all: each alone would wait for the others for ever.
 """
 
 import contextlib
-import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import jax
 
 from deit_jax.base.errors import TryAgain, UserError
-from deit_jax.base.storage import COMMITTED, Place, is_bucket
+from deit_jax.base.storage import COMMITTED, Place, is_bucket, remove
 from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
@@ -123,7 +121,7 @@ class Checkpoints(CheckpointDirectory):
         """
         self.finish()
         moved = False
-        while (step := self._newest_of_all()) is not None:
+        while (step := hosts.of_first(self.latest())) is not None:
             state, reason = None, "cannot be read by another process"
             try:
                 self.top1(step)
@@ -143,10 +141,6 @@ class Checkpoints(CheckpointDirectory):
                 f"bring one back from a copy, or start anew with another --workdir"
             )
         return None
-
-    def _newest_of_all(self) -> int | None:
-        """The newest step in the eyes of the first process: for a while a shared folder may look older to others."""
-        return json.loads(hosts.gather(json.dumps(self.latest()))[0])
 
     def _failed(self, error: object) -> None:
         logging.warning("saving to %s failed: %.300s", self.directory, error)
@@ -195,11 +189,8 @@ def _remove(folder: Any) -> None:
     """Under another name first: a kill must leave no step that looks whole."""
     _disown(folder)
     with contextlib.suppress(FileNotFoundError):
-        if is_bucket(folder):
-            folder.rmtree()
-            return
-        doomed = folder if UNFINISHED in folder.name else folder.rename(folder.with_name(folder.name + UNFINISHED))
-        shutil.rmtree(doomed, ignore_errors=True)
+        whole = UNFINISHED not in folder.name and not is_bucket(folder)
+        remove(folder.rename(folder.with_name(folder.name + UNFINISHED)) if whole else folder)
 
 
 def has_steps(directory: Place) -> bool:

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -238,7 +237,7 @@ def evaluate(config: Config, workdir: Place) -> dict[str, Any]:
             f"--workdir: {workdir} has no checkpoints; train first, name the workdir of a run, or set config.init_from"
         )
     checkpoints = CheckpointDirectory(workdir / CHECKPOINTS)
-    step = json.loads(hosts.gather(json.dumps(checkpoints.best()))[0])  # as the first process sees it
+    step = hosts.of_first(checkpoints.best())
     if step is None:
         raise UserError(f"--workdir: no checkpoint in {workdir}/checkpoints can be read; bring one back from a copy")
     try:

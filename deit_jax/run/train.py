@@ -1,7 +1,7 @@
 """The whole story of a run, read top to bottom."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
 from typing import Any
 
@@ -15,12 +15,12 @@ from deit_jax.base.storage import Place
 from deit_jax.config.curves import published_curve
 from deit_jax.config.resolve import check_same, to_dict
 from deit_jax.config.schema import Config
-from deit_jax.data import Source, describe_data, examples_per_epoch
 from deit_jax.distill.teaching import open_teaching
 from deit_jax.parallel import hosts
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.checkpoint import Checkpoints, has_steps
+from deit_jax.run.describe import describe_run
 from deit_jax.run.evaluate import (
     Evaluator,
     Result,
@@ -33,13 +33,11 @@ from deit_jax.run.evaluate import (
 )
 from deit_jax.run.failures import Failures
 from deit_jax.run.interrupt import Interrupt, Interrupted
-from deit_jax.run.learning import peak_learning_rate
 from deit_jax.run.metrics import Progress, Writer, read_rows, require_wandb
 from deit_jax.run.monitor import Monitor
 from deit_jax.run.rollback import Rollbacks
 from deit_jax.run.stream import eval_source, train_source
 from deit_jax.run.together import require_same_data, require_shared
-from deit_jax.run.versions import versions
 from deit_jax.run.workdir import Workdir, own
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.weights.orbax import CorruptCheckpoint, Meta
@@ -201,7 +199,7 @@ def _begin(
     saved = checkpoints.restore_latest(run.target, check)
     state = rollbacks.resume(saved or run.first_state(given))
     start = int(state.step)
-    if progress.row and (progress.row["step"] != start or checkpoints.top1(start) is not None):
+    if progress.row and (progress.row["step"] != start or hosts.of_first(checkpoints.top1(start)) is not None):
         progress.row = None  # it was written
     return state, progress, notes
 
@@ -209,60 +207,6 @@ def _begin(
 def best_of(results: Mapping[str, Result]) -> float:
     """The top-1 by which the best checkpoint is known: of the weights handed on, the average where there is one."""
     return results.get("eval_ema", results["eval"]).summary()["top1"]
-
-
-def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState, notes: Sequence[str]) -> None:
-    """Prints what is about to run, and writes `config.json` and `run.json`."""
-    if jax.process_index():
-        return
-    config, mesh, total = run.config, run.mesh, run.total
-    parameters = sum(leaf.size for leaf in state.params.values())
-    per_device = parallel.bytes_per_device(state.params)
-    start, kind, short = int(state.step), jax.devices()[0].device_kind, _reach(run, run.warmup)
-    header = {
-        "data": describe_data(run.source, held_out),
-        "devices": f"{jax.device_count()} x {kind}, {jax.process_count()} process(es), mesh {dict(mesh.shape)}",
-        "model": f"{config.model.name}, {parameters:,} parameters, {per_device / 1e6:.1f} MB of them a device",
-        "compute": f"{config.model.dtype}, {config.model.attention} attention",
-        "weights": "of the checkpoint" if start else config.init_from or "new",
-        "steps": f"{start:,} to {total:,}, {config.batch_size} images each",
-        **({"epoch": _epoch_of(run)} if config.data.repeats > 1 else {}),
-        **({"image size": _sizes_of(run)} if config.data.image_size_schedule else {}),
-        "learning rate": f"{peak_learning_rate(config):.3g} after {run.warmup:,} steps of warm-up{short}",
-        "workdir": str(workdir.root),
-    }
-    lines = [f"{name:14}{value}" for name, value in header.items()] + [f"{'note':14}{note}" for note in notes]
-    print("\n".join(lines), flush=True)
-    facts = {
-        "versions": versions(),
-        "processes": jax.process_count(),
-        "devices": jax.device_count(),
-        "device_kind": kind,
-        "mesh": dict(mesh.shape),
-        "parameters": parameters,
-        "parameter_bytes_per_device": per_device,
-        "total_steps": total,
-        "start_step": start,
-    }
-    workdir.write_json("config.json", to_dict(config))
-    workdir.write_json("run.json", facts)
-
-
-def _epoch_of(run: Run) -> str:
-    """What an epoch is under repeated augmentation, in words."""
-    repeats, examples = run.config.data.repeats, len(run.source)
-    images = examples_per_epoch(examples, run.config.batch_size, repeats)
-    return f"{images:,} images, of {-(-images // repeats):,} of the {examples:,} examples, {repeats} times each"
-
-
-def _sizes_of(run: Run) -> str:
-    """The sizes of the training images, in words."""
-    return ", ".join(f"{size} from step {first:,}{_reach(run, first)}" for first, size in run.sizes)
-
-
-def _reach(run: Run, step: int) -> str:
-    """What is to be said of a step that would be beyond the end of the run."""
-    return ", which this run does not reach" if step >= run.total else ""
 
 
 def _progress_of(stored: Meta) -> Progress:

@@ -1,9 +1,7 @@
 """What the compilers for TPUs and NVIDIA GPUs make of a step for eight devices, of which none need be there."""
 
 import functools
-import importlib
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,61 +21,25 @@ from deit_jax import parallel
 from deit_jax.models import bind, flatten
 from deit_jax.models.attention import Attention
 from deit_jax.parallel.mesh import BATCH
+from deit_jax.parallel.topologies import find_topology
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.stream import train_source
 
 pytestmark = pytest.mark.compilers
 
-# libtpu would else ask Google Cloud what machine this is, and abort where another process has loaded it.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-
-# As much of an H100 SXM as XLA asks for (`stream_executor/device_description.proto`).
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132
-  fpus_per_core: 128
-  clock_rate_ghz: 1.98
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  registers_per_block_limit: 65536
-  registers_per_core_limit: 65536
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  l2_cache_size: 52428800
-  memory_bandwidth: 3352320000000
-  device_memory_size: 84978434048
-}
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 PLATFORMS = ("tpu", "cuda")
-# On a GPU XLA tries several Triton kernels for a matrix product and keeps the best; without one it takes its default,
-# which it cannot compile for numbers of tokens that 16 does not divide.
-OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_enable_triton_gemm": False}}
+TOPOLOGIES = {"tpu": find_topology("v5e:2x4"), "cuda": find_topology("h100:8")}
 
 
 @functools.cache
 def eight(platform: str, tensor: int = 1) -> Mesh:
     """Eight TPU v5e or H100, as the compiler knows them."""
-    if platform == "tpu":
-        importlib.import_module("libtpu")
-        devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    else:
-        importlib.import_module("jax_plugins.xla_cuda12")
-        devices = topologies.get_topology_desc(platform="cuda", topology="1x1x8", target_config=H100).devices
-    return parallel.make_mesh(-1, 1, tensor, devices=devices)
+    return parallel.make_mesh(-1, 1, tensor, devices=TOPOLOGIES[platform].devices())
 
 
 def compiled(platform: str, function: Callable[..., Any], *given: Any) -> str:
     """The program that the platform's compiler makes of a jitted function."""
-    return function.lower(*given).compile(OPTIONS[platform]).as_text()
+    return function.lower(*given).compile(TOPOLOGIES[platform].options).as_text()
 
 
 def placed(shape: Sequence[int], dtype: Any, mesh: Mesh, spec: P) -> jax.ShapeDtypeStruct:

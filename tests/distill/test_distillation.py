@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from tiny import EVERYTHING, EVERYTHING_FLAGS, distilled_config, replace, tiny_config, write_teacher
 
-from deit_jax import cli, parallel, precompute
+from deit_jax import parallel, precompute
 from deit_jax.base.errors import UserError
+from deit_jax.config.given import load_config
 from deit_jax.config.resolve import resolve
 from deit_jax.distill import expand
 from deit_jax.distill.open import open_teacher
@@ -224,7 +225,7 @@ def test_a_bfloat16_teacher_says_the_same(tmp_path):
     # Thousands of steps: here it is compiling without optimisation that would take long.
     trained = start("main", f"--config={quickstart}", *fields, f"--workdir={tmp_path}", XLA_FLAGS="")
     assert finish(trained)["ema"]["top1"] > 97
-    given = cli._load(str(ROOT / quickstart))
+    given = load_config(str(ROOT / quickstart))
     given.model.name = "deit_tiny_distilled_patch16_224"
     given.distillation.update(kind="hard", token=True)
     given.distillation.teacher.update(name="deit_tiny_patch16_224", weights=str(tmp_path))

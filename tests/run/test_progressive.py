@@ -12,7 +12,7 @@ from tiny import EVERYTHING, replace, tiny_config, tiny_run
 from deit_jax.base.errors import UserError
 from deit_jax.config.schema import Duration
 from deit_jax.models import resize_positions
-from deit_jax.run import train
+from deit_jax.run import describe, train
 from deit_jax.run.interrupt import Interrupted
 from deit_jax.run.metrics import read_rows
 from deit_jax.run.monitor import Monitor
@@ -51,7 +51,7 @@ def test_the_size_of_a_step_follows_from_the_config(run):
 def test_the_header_tells_a_size_that_the_run_ends_before():
     """Its evaluation would be the first that has it."""
     shorter = tiny_run(dataclasses.replace(CONFIG, total=Duration(9, 0, 0)))
-    assert train._sizes_of(shorter) == "4 from step 0, 12 from step 4, 8 from step 9, which this run does not reach"
+    assert describe._sizes_of(shorter) == "4 from step 0, 12 from step 4, 8 from step 9, which this run does not reach"
 
 
 def test_a_batch_is_that_of_a_run_of_its_size_alone(run):
