@@ -13,7 +13,7 @@ from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
 from deit_jax.run import evaluate, stream
 from deit_jax.run.stream import train_source
-from deit_jax.run.train import _epoch_of
+from deit_jax.run.describe import _epoch_of
 
 
 def test_one_class_is_nothing_to_train_on(monkeypatch, tmp_path):
