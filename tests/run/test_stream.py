@@ -12,8 +12,8 @@ from deit_jax.data import TrainTransform, readable, train_batches
 from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
 from deit_jax.run import evaluate, stream
-from deit_jax.run.stream import train_source
 from deit_jax.run.describe import _epoch_of
+from deit_jax.run.stream import train_source
 
 
 def test_one_class_is_nothing_to_train_on(monkeypatch, tmp_path):
