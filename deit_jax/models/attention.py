@@ -45,8 +45,7 @@ class Attention(nnx.Module):
         # With a query or two there is nothing for a fused kernel to save, and not every one takes them.
         attend = einsum_attention if first else IMPLEMENTATIONS[self.implementation]
         out = attend(q, k, v)
-        kernel = self.proj.kernel[...].reshape(self.heads, -1, x.shape[-1])
-        return affine(out, kernel, self.proj.bias[...], self.proj.dtype)
+        return self.proj(out.reshape(*out.shape[:2], -1))
 
     def maps(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch heads tokens tokens"]:
         """The attention weights in float32: row q is the distribution of query q over the keys."""
@@ -57,13 +56,13 @@ class Attention(nnx.Module):
         self, x: Float[Array, "batch tokens dim"], first: int | None = None
     ) -> list[Float[Array, "batch _ heads head_dim"]]:
         """Those of all tokens; queries of the `first` ones only."""
-        # Three products, of weights by heads: a mesh that cuts proj's rows cuts all three by heads then, and moves
-        # weights alone. TPUs also take 0.9 of the time for them that they take for one product and its splitting.
+        # Three products: a mesh that cuts proj's rows cuts each by heads then, and moves weights alone. TPUs also take
+        # 0.9 of the time for them that they take for one product and its splitting.
         # Split, not indexed: the gradient is one concatenation instead of a sum of three padded arrays.
-        kernels = jnp.split(self.qkv.kernel[...].reshape(x.shape[-1], 3, self.heads, -1), 3, axis=1)
-        biases = jnp.split(self.qkv.bias[...].reshape(3, self.heads, -1), 3)
-        of = (x[:, :first], x, x)
-        return [affine(t, k[:, 0], b[0], self.qkv.dtype) for t, k, b in zip(of, kernels, biases, strict=True)]
+        kernels, biases = (jnp.split(whole[...], 3, axis=-1) for whole in (self.qkv.kernel, self.qkv.bias))
+        parts = zip((x[:, :first], x, x), kernels, biases, strict=True)
+        made = [affine(tokens, kernel, bias, self.qkv.dtype) for tokens, kernel, bias in parts]
+        return [part.reshape(*part.shape[:2], self.heads, -1) for part in made]
 
 
 def attention_weights(q: Queries, k: KeyHeads) -> Float[Array, "batch heads queries keys"]:

@@ -28,37 +28,27 @@ class Linear(nnx.Module):
 
 
 def affine(
-    x: Float[Array, "..."], kernel: Float[Array, "..."], bias: Float[Array, "..."], dtype: jnp.dtype
-) -> Float[Array, "..."]:
-    """x kernel + bias, computed in `dtype`; the gradients of kernel and bias are made in the types that these have.
-
-    Args:
-        x: `[*batch, *inputs]`.
-        kernel: `[*inputs, *outputs]`.
-        bias: `[*outputs]`.
-
-    Returns:
-        `[*batch, *outputs]`.
-    """
+    x: Float[Array, "*batch inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    bias: Float[Array, " outputs"],
+    dtype: jnp.dtype,
+) -> Float[Array, "*batch outputs"]:
+    """x kernel + bias, computed in `dtype`; the gradients of kernel and bias are made in the types that these have."""
     if dtype != jnp.float32:
         return _mixed_affine(x.astype(dtype), kernel, bias)
     # As one matrix: for more axes, XLA's CPU backend computes the kernel's gradient from a transposed copy of the
     # output's, and a training step takes twice as long.
-    batch, inputs = x.shape[: x.ndim - _inputs(kernel, bias)], math.prod(kernel.shape[: _inputs(kernel, bias)])
-    out = x.astype(dtype).reshape(-1, inputs) @ kernel.astype(dtype).reshape(inputs, -1) + bias.astype(dtype).ravel()
-    return out.reshape(*batch, *bias.shape)
-
-
-def _inputs(kernel: Array, bias: Array) -> int:
-    """How many axes of a kernel are multiplied with."""
-    return kernel.ndim - bias.ndim
+    rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+    return (rows @ kernel.astype(dtype) + bias.astype(dtype)).reshape(*x.shape[:-1], -1)
 
 
 # By itself, JAX would make the gradient of a float32 kernel in bfloat16 here and cast it afterwards: rounded before it
-# is summed over the devices. With all axes of x, since flattening them moves what TPUs keep in tiles of 16 tokens.
+# is summed over the devices. x keeps its axes: TPUs hold tokens in tiles, and move them all to make rows of images.
 @jax.custom_vjp
-def _mixed_affine(x: Array, kernel: Array, bias: Array) -> Array:
-    return jnp.tensordot(x, kernel.astype(x.dtype), _inputs(kernel, bias)) + bias.astype(x.dtype)
+def _mixed_affine(
+    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"]
+) -> Float[Array, "*batch outputs"]:
+    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
 def _mixed_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -67,11 +57,10 @@ def _mixed_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[A
 
 def _mixed_backward(kept: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
     x, kernel, bias = kept
-    batch, outputs = tuple(range(gradient.ndim - bias.ndim)), tuple(range(-bias.ndim, 0))
-    to_x = jnp.tensordot(gradient, kernel.astype(gradient.dtype), (outputs, outputs))
+    batch = tuple(range(x.ndim - 1))
     to_kernel = jnp.tensordot(x, gradient, (batch, batch), preferred_element_type=kernel.dtype)
     to_bias = jnp.sum(gradient, axis=batch, dtype=jnp.float32).astype(bias.dtype)
-    return to_x, to_kernel, to_bias
+    return gradient @ kernel.astype(gradient.dtype).T, to_kernel, to_bias
 
 
 _mixed_affine.defvjp(_mixed_forward, _mixed_backward)

@@ -7,7 +7,7 @@ The mesh has three axes: `data` (batch), `fsdp` (batch, and parameters with thei
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -111,8 +111,8 @@ def check_heads(mesh: Mesh, heads: int) -> None:
         )
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A `NamedSharding` for each leaf of a state (arrays or shapes).
+def shardings(tree: Any, mesh: Mesh, cut: Collection[str] = AXES) -> Any:
+    """A `NamedSharding` for each leaf of a state (arrays or shapes), over the axes `cut` of the mesh.
 
     A leaf under a parameter's path takes that parameter's rule, be it in `params`, `ema` or the optimizer's moments;
     all else is replicated. A dimension that its mesh axis does not divide stays whole.
@@ -124,7 +124,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         if len(axes) > leaf.ndim:  # a name that a teacher of the user's has for something else
             axes = ()
         spec = (None,) * (leaf.ndim - len(axes)) + axes
-        fits = (a if a and size % mesh.shape[a] == 0 else None for a, size in zip(spec, leaf.shape, strict=True))
+        sized = zip(spec, leaf.shape, strict=True)
+        fits = (axis if axis in cut and size % mesh.shape[axis] == 0 else None for axis, size in sized)
         return NamedSharding(mesh, P(*fits))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
@@ -142,6 +143,14 @@ def targets(shapes: Any, mesh: Mesh) -> Any:
 def place(tree: Any, mesh: Mesh) -> Any:
     """The arrays of `tree`, equal on all processes, on the mesh by their `shardings`."""
     return jax.jit(lambda given: given, out_shardings=shardings(tree, mesh))(tree)
+
+
+def gathered(params: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """The parameters of a jitted step with none cut over `fsdp`: what its layers multiply with, one after another.
+
+    Left to itself, XLA gathers the weights of most layers only, and moves what others multiply them with.
+    """
+    return jax.lax.with_sharding_constraint(dict(params), shardings(dict(params), mesh, cut=("tensor",)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -142,6 +142,7 @@ class Run:
             "label_smoothing": self.config.mixing.label_smoothing,
             "accumulation": self.config.optim.accumulation,
             "copies": self.copies,
+            "gather": functools.partial(parallel.gathered, mesh=self.mesh),
         }
 
     def _exchanging(self) -> Any:

@@ -113,6 +113,7 @@ def gradients(
     label_smoothing: float,
     accumulation: int,
     copies: int = 1,
+    gather: Callable[[Variables], Variables] = lambda params: params,
 ) -> tuple[Array, Metrics, Variables, Variables]:
     """What one global batch says of the parameters: the loss, its terms, the gradients, and the next statistics.
 
@@ -132,9 +133,10 @@ def gradients(
         accumulation: micro-batches that the batch is cut into; it is mixed before.
         copies: rows that each image becomes, neighbours in what `loss` gets, with a draw of stochastic depth each; more
             than 1 are for training without a teacher.
+        gather: the parameters as layers use them, of those that devices hold a part of.
     """
     rows = shown(batch, normalize, num_classes=num_classes, label_smoothing=label_smoothing)
-    params = typed(state.params, model)
+    params = gather(typed(state.params, model))
 
     def loss_fn(trained: Variables, stats: Variables, rows: Any, key: Array) -> tuple[Array, tuple[Variables, Metrics]]:
         bound = bind(model, params | trained | stats)

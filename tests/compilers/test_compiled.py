@@ -32,9 +32,9 @@ TOPOLOGIES = {"tpu": find_topology("v5e:2x4"), "cuda": find_topology("h100:8")}
 
 
 @functools.cache
-def eight(platform: str, tensor: int = 1) -> Mesh:
+def eight(platform: str, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """Eight TPU v5e or H100, as the compiler knows them."""
-    return parallel.make_mesh(-1, 1, tensor, devices=TOPOLOGIES[platform].devices())
+    return parallel.make_mesh(-1, fsdp, tensor, devices=TOPOLOGIES[platform].devices())
 
 
 def compiled(platform: str, function: Callable[..., Any], *given: Any) -> str:
@@ -47,7 +47,7 @@ def placed(shape: Sequence[int], dtype: Any, mesh: Mesh, spec: P) -> jax.ShapeDt
 
 
 @functools.cache
-def train_step(platform: str, gradient_dtype: str, tensor: int = 1) -> tuple[Run, str]:
+def train_step(platform: str, gradient_dtype: str, fsdp: int = 1, tensor: int = 1) -> tuple[Run, str]:
     """A plain DeiT of 197 tokens, all devices in one mixing group: the run, and its compiled train step."""
     config = tiny_config(
         model__name="deit_tiny_patch16_224",
@@ -60,7 +60,7 @@ def train_step(platform: str, gradient_dtype: str, tensor: int = 1) -> tuple[Run
         mixing__group=32,
         optim__gradient_dtype=gradient_dtype,
     )
-    mesh, source = eight(platform, tensor), train_source(config)
+    mesh, source = eight(platform, fsdp, tensor), train_source(config)
     run = build(config, mesh, source)
     batch, _ = next(build(config, open_mesh(config), source).batches(0, 1))  # on CPU devices
     there = jax.tree.map(lambda x: placed(x.shape, x.dtype, mesh, x.sharding.spec), batch)
@@ -95,18 +95,22 @@ def test_mixing_partners_travel_as_uint8(platform):
     assert {dtype for shapes in moved for dtype in re.findall(r"(\w+)\[[\d,]*224,224,3\]", shapes)} == {"u8"}
 
 
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_nothing_of_queries_keys_and_values_travels(platform):
-    """`tensor` cuts them by heads: no moved array has 197 tokens, of one image or of many in a row."""
-    _, program = train_step(platform, "float32", tensor=2)
+def test_weights_travel_and_tokens_do_not(platform, fsdp, tensor):
+    """`tensor` cuts queries, keys and values by heads, `fsdp` has weights gathered: no moved array has 197 tokens, of
+    one image or of many in a row."""
+    run, program = train_step(platform, "float32", fsdp, tensor)
 
-    def of_tokens(operations: str) -> list[str]:
+    def of_tokens(operations: str) -> set[str]:
         shapes = re.findall(rf" = (.*) (?:{operations})(?:-start)?\(", program)
-        found = [dims for each in shapes for dims in re.findall(r"\w\[([\d,]+)\]", each)]
-        return [dims for dims in found if any(int(size) % 197 == 0 for size in dims.split(","))]
+        found = {dims for each in shapes for dims in re.findall(r"\w\[([\d,]+)\]", each)}
+        return {dims for dims in found if any(int(size) % 197 == 0 for size in dims.split(","))}
 
-    assert of_tokens("all-reduce")  # what attention and MLP add to the tokens
-    assert of_tokens("collective-permute|all-to-all|all-gather") == []
+    assert of_tokens("collective-permute|all-to-all|all-gather") == set()
+    rows = run.config.batch_size * tensor // 8
+    reduced = of_tokens("all-reduce") & {f"{rows},197,128", f"{rows * 197},128"}
+    assert bool(reduced) == (tensor > 1)  # what attention and MLP add to the tokens
 
 
 @pytest.mark.parametrize("slices", [1, 2])

@@ -156,11 +156,12 @@ def test_heads_that_do_not_divide():
         build(tiny_config(), parallel.make_mesh(4, 1, 2), train_source(CONFIG))
 
 
-def test_nothing_of_queries_keys_and_values_travels():
-    """`tensor` cuts them by heads: read off the compiled step, in which no moved array has 11 tokens, of one image or
-    of many in a row."""
-    config = tiny_config(model__heads=2, data__image_size=12)
-    run = build(config, parallel.make_mesh(2, 2, 2), train_source(config))
+@pytest.mark.parametrize(("axes", "dtype"), [((2, 2, 2), "float32"), ((2, 2, 2), "bfloat16"), ((2, 4, 1), "bfloat16")])
+def test_weights_travel_and_tokens_do_not(axes, dtype):
+    """`tensor` cuts queries, keys and values by heads, `fsdp` nothing but weights: read off the compiled step, in which
+    no moved array has 11 tokens, of one image or of many in a row."""
+    config = tiny_config(model__heads=2, data__image_size=12, model__dtype=dtype)
+    run = build(config, parallel.make_mesh(*axes), train_source(config))
     batch, _ = next(run.batches(0, 1))
     text = run.train_step().lower(run.target, batch, np.uint32(0)).compile().as_text()
 
@@ -171,10 +172,12 @@ def test_nothing_of_queries_keys_and_values_travels():
     def of_tokens(shape):
         return any(size % 11 == 0 for size in shape)
 
-    assert any(map(of_tokens, shapes("all-reduce")))  # what attention and MLP add to the tokens
-    moved = shapes("collective-permute|all-to-all|all-gather")
-    assert {(24 // 2, 72), (24 // 2, 3, 2, 12)} <= moved  # the weights of qkv and their gradient, which fsdp cuts, too
-    assert not any(map(of_tokens, moved))
+    assert not any(map(of_tokens, shapes("collective-permute|all-to-all|all-gather")))
+    rows = 32 // (axes[0] * axes[1])
+    reduced = shapes("all-reduce") & {(rows * 11, 24), (rows, 11, 24)}
+    assert bool(reduced) == (axes[2] > 1)  # what attention and MLP add to the tokens
+    if axes[1] > 1:
+        assert (24, 72 // axes[2]) in shapes("all-gather")  # all rows of the weights
 
 
 def test_mesh_that_does_not_fit():

@@ -303,7 +303,7 @@ def test_layers_are_watched_in_the_order_of_their_calls():
     images = run.normalize(batch["image"])
     with jax.disable_jit():
         watch.over(bind(run.model, state.params), images).head_logits(images)
-    parts = ("norm1", "attn", "norm2", "mlp", "mlp.fc1", "mlp.fc2")  # attention takes the weights of its own layers
+    parts = ("norm1", "attn", "attn.proj", "norm2", "mlp", "mlp.fc1", "mlp.fc2")  # attention itself multiplies by qkv
     blocks = [f"blocks.{i}{name and '.'}{name}" for i in range(2) for name in ("", *parts)]
     assert watch.order == ["patch_embed", *blocks, "norm", "head"]
     assert watch.fault is None
