@@ -18,7 +18,6 @@ from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
 
-
 FAILURES = 3  # of checkpoints in a row, after which a run has nothing to hope for
 
 
@@ -48,9 +47,9 @@ class Checkpoints(CheckpointDirectory):
                 bucket's fault.
         """
         if not self.finish():
-            logging.warning("the checkpoint before step %d could not be written; this one is tried again", state.step)
-        for _ in range(2 if last else 1):
-            if self._failures < FAILURES and self._begin(state, meta) and (not last or self.finish()):
+            logging.warning("the checkpoint before step %d could not be written", state.step)
+        for _ in range(2 if last else self._failures < FAILURES):
+            if self._begin(state, meta) and (not last or self.finish()):
                 return
         if last or self._failures >= FAILURES:
             remote = is_bucket(self.directory)
@@ -73,9 +72,11 @@ class Checkpoints(CheckpointDirectory):
         if hosts.all_agree(failed is None):
             try:
                 super().save(state, meta)
-                return True
-            except (OSError, ValueError, TryAgain) as error:  # in all processes
+            except (OSError, ValueError, TryAgain) as error:
                 failed = error
+            if hosts.all_agree(failed is None):
+                return True
+            self.give_up()
         self._failed(failed or "another process cannot")
         return False
 

@@ -471,6 +471,23 @@ def test_a_disk_that_is_full_while_saving_leaves_the_checkpoint_before(tmp_path,
         equal(jax.device_get(again.restore(step, target())), jax.device_get(a_state(step)))
 
 
+@noisy
+def test_a_disk_that_stays_full_ends_the_run(tmp_path):
+    checkpoints = opened(tmp_path / "checkpoints")
+    checkpoints.save(a_state(1), META)
+    checkpoints.finish()
+    orbax._checksums(a_state(2))
+    with room_for(5000):
+        for step in (2, 3, 4):
+            checkpoints.save(a_state(step), META)
+        with pytest.raises(UserError, match=r"step 5 could not be saved.*make room.*goes on from step 1"):
+            checkpoints.save(a_state(5), META)
+    checkpoints.save(a_state(6), META, last=True)
+    checkpoints.save(a_state(7), META)
+    checkpoints.close()
+    assert opened(tmp_path / "checkpoints").steps() == [6, 7]
+
+
 def fail_after(checkpoints, step):
     """The first wait that ends with `step` as the newest loses it, as a full disk would."""
     wait = checkpoints.wait
