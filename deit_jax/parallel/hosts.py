@@ -93,6 +93,12 @@ def all_agree(yes: bool) -> bool:
     return all(answer == "yes" for answer in gather("yes" if yes else "no"))
 
 
+def objections(reason: str) -> list[str]:
+    """What the processes object, by their names; "" is no objection; all have to ask."""
+    told = [(process, each) for process, each in enumerate(gather(reason)) if each]
+    return [f"{name(process)}: {each}" if several() else each for process, each in told]
+
+
 def together(work: Callable[[], T], place: str) -> T:
     """See `Peers.together`."""
     return _peers.together(work, place) if _peers else work()

@@ -129,21 +129,22 @@ class Checkpoints(CheckpointDirectory):
         self.finish()
         moved = False
         while (step := hosts.of_first(self.latest())) is not None:
-            state, reason = None, "cannot be read by another process"
+            state, reason = None, ""
             try:
                 self.top1(step)
                 check(self.meta(step))
                 state = self.read(step, target)
             except CorruptCheckpoint as error:
                 reason = str(error)
-            if hosts.all_agree(state is not None) and state is not None:
+            objections = hosts.objections(reason)
+            if state is not None and not objections:
                 try:
                     self.require_whole(step, state)
                     self._collect()  # which a kill may have kept from it
                     return state
                 except CorruptCheckpoint as error:
-                    reason = str(error)
-            logging.warning("%s; moved to %s, the one before is taken", reason, self._aside)
+                    objections = [str(error)]
+            logging.warning("%s; moved to %s, the one before is taken", "; ".join(objections), self._aside)
             self._set_aside(step)
             moved = True
         if moved:

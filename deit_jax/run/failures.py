@@ -21,7 +21,7 @@ checkpoint.
 import dataclasses
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -33,6 +33,7 @@ from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json, read_regular, require, whole
 from deit_jax.base.storage import Place, remove
+from deit_jax.parallel import hosts
 from deit_jax.run.build import Run
 from deit_jax.run.monitor import Monitor
 from deit_jax.run.workdir import Workdir
@@ -77,10 +78,15 @@ class Failures:
             return
         self._known.add(failed)
         folder = self._folder / f"step_{failed}"
-        try:
-            self._keep(folder, failed, state, updates=int(int(state.skipped_in_a_row) != burst + step - failed))
-        except Exception as error:  # of a full disk Orbax makes anything; the run needs nothing of this
-            logging.warning("step %d: is not kept: %.300s", failed, error)
+        updates = int(int(state.skipped_in_a_row) != burst + step - failed)
+        # What all processes do together comes first: after it each may fail by itself.
+        examples = parallel.all_rows(self._recent[failed]["index"], self._run.mesh).tolist()
+        parts = (
+            lambda: self._keep_weights(folder, failed, state),
+            lambda: self._keep_rows(folder, self._recent[failed], len(examples)),
+            lambda: self._keep_facts(folder, failed, examples, updates),
+        )
+        if not all(self._done(failed, part) for part in parts):
             if jax.process_index() == 0:
                 remove(folder)
             return
@@ -88,28 +94,42 @@ class Failures:
             "step %d: kept in %s; --mode=replay --step=%d tells what in it is not finite first", failed, folder, failed
         )
 
-    def _keep(self, folder: Place, failed: int, state: TrainState, *, updates: int) -> None:
-        batch = self._recent[failed]
+    def _done(self, failed: int, work: Callable[[], None]) -> bool:
+        """Whether it went well in all processes: else none has the step, and the run goes on without."""
+        reason = ""
+        try:
+            work()
+        except Exception as error:  # of a full disk Orbax makes anything; the run needs nothing of this
+            reason = str(error) or repr(error)
+        objections = hosts.objections(reason)
+        for objection in objections:
+            logging.warning("step %d: is not kept: %.300s", failed, objection)
+        return not objections
+
+    def _keep_weights(self, folder: Place, failed: int, state: TrainState) -> None:
         step = jax.device_put(np.int32(failed - 1), state.step.sharding)
-        # What all processes do together comes first: after it each may fail by itself.
-        examples = parallel.all_rows(batch["index"], self._run.mesh).tolist()
         with closing(CheckpointDirectory(folder)) as weights:
             weights.save(dataclasses.replace(state, step=step, opt_state=(), ema={}), self._meta)
+
+    def _keep_rows(self, folder: Place, batch: Batch, count: int) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(batch)
         rows: dict[str, Any] = {_name(path): parallel.own_rows(leaf) for path, leaf in leaves}
-        first = parallel.local_rows(self._run.mesh, len(examples)).start
+        first = parallel.local_rows(self._run.mesh, count).start
         with replacing(folder / f"batch_{first}.npz") as fresh, fresh.open("wb") as file:
             np.savez(file, **rows)
+
+    def _keep_facts(self, folder: Place, failed: int, examples: list[int], updates: int) -> None:
+        """What says that all is there, and therefore the last."""
+        facts = {
+            "step": failed,
+            "updates_since": updates,
+            "seed": self._run.config.seed,
+            "positions": [(failed - 1) * len(examples), failed * len(examples) - 1],
+            "split": len(self._run.source),
+            "examples": examples,
+            "names": [self._run.source.name(example) for example in examples],
+        }
         if jax.process_index() == 0:
-            facts = {
-                "step": failed,
-                "updates_since": updates,
-                "seed": self._run.config.seed,
-                "positions": [(failed - 1) * len(examples), failed * len(examples) - 1],
-                "split": len(self._run.source),
-                "examples": examples,
-                "names": [self._run.source.name(example) for example in examples],
-            }
             Workdir(folder).write_json(FACTS, facts)
 
 

@@ -118,15 +118,15 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         with interrupt.at_once():  # if it is left, the run begins with it next time
             results.update(evaluator(weights_of(state), monitor.evaluating))
         monitor.add_evaluation(rows_of(results))
-        workdir.keep()  # the row before the word that it was written
-        checkpoints.judge(step, best_of(results))
+        if hosts.of_first(workdir.keep()):  # the row before the word that it was written
+            checkpoints.judge(step, best_of(results))
         if config.eval.published_curve:
             _draw_curves(run, workdir)
 
     def save(*, last: bool) -> None:
         hosts.at(f"saving step {state.step}")
-        workdir.keep()
-        checkpoints.save(state, meta | monitor.progress.to_json(), last=last)
+        if hosts.of_first(workdir.keep()) or last:  # the rows before a checkpoint that is ahead of them
+            checkpoints.save(state, meta | monitor.progress.to_json(), last=last)
 
     # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
     with interrupt.deferred(), closing(checkpoints), closing(monitor), closing(batches), suppress(Interrupted):
