@@ -32,6 +32,14 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 install_import_hook("deit_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny run takes a quarter of its time to draw, and does it for tests that are marked `pictures` alone."""
+    if "pictures" not in request.keywords:
+        for name in ("save_curves", "save_confusion"):
+            monkeypatch.setattr(f"deit_jax.run.plots.{name}", lambda *_, **__: None)
+
+
 @pytest.fixture
 def bucket(request: pytest.FixtureRequest) -> str:
     """The URL of a place in a bucket that no other test uses."""

@@ -68,6 +68,7 @@ def test_train_full(capsys, tmp_path):
     assert json.loads(file.read_text()) == result
 
 
+@pytest.mark.long
 def test_train_core_with_other_settings(capsys):
     flags = ["--image_size=24", "--dtype=bfloat16", "--attention=xla", "--remat"]
     result = run(capsys, "train", *MODEL, "--batches=3", *flags)

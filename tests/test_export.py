@@ -55,9 +55,9 @@ def exported(model: Any, monkeypatch: pytest.MonkeyPatch, output: Path, *argumen
     [
         small_model,
         functools.partial(small_model, "deit_tiny_distilled_patch16_224"),
-        functools.partial(small_model, "deit3_small_patch16_224"),
-        functools.partial(small_model, "vit_small_patch16_gap_224", width=24),
-        small_convnet,
+        pytest.param(functools.partial(small_model, "deit3_small_patch16_224"), marks=pytest.mark.long),
+        pytest.param(functools.partial(small_model, "vit_small_patch16_gap_224", width=24), marks=pytest.mark.long),
+        pytest.param(small_convnet, marks=pytest.mark.long),
     ],
 )
 def test_logits_are_the_models_for_any_batch_size(make, monkeypatch, tmp_path) -> None:

@@ -164,6 +164,7 @@ def test_distilled_models(run, photos, tmp_path, monkeypatch, dist_head) -> None
     np.testing.assert_allclose(jax.nn.softmax(logits), expected(photos, model), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 def test_convolutional_networks(run, photos, tmp_path, monkeypatch) -> None:
     model = small_convnet()
     stand_in(monkeypatch, model, Card(CONVNET, {}, NAMES, PREPROCESSING))

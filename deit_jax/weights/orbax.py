@@ -34,6 +34,7 @@ from deit_jax.weights.card import Card
 Meta = dict[str, Any]
 METRIC = "top1"
 LAYOUT = 1  # of a step's items; to be raised by whoever changes what older versions cannot read
+SLICE = 2**14  # bytes of an array that a replica writes at least
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of steps that are being saved, or removed
 
 
@@ -153,10 +154,10 @@ class CheckpointDirectory:
         if step <= newest:
             raise RuntimeError(f"step {step} was not saved: {self.directory} has step {newest}")
         if self._saver is None:
-            handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+            handlers = {"state": _state_handler(), "meta": ocp.JsonCheckpointHandler()}
             self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.PyTreeSave(state),
             meta=ocp.args.JsonSave({**meta, "layout": LAYOUT, "arrays": describe(state)}),
         )
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -255,6 +256,14 @@ class CheckpointDirectory:
                     f"of optax and deit_jax that wrote it, or begin from its weights by config.init_from"
                 ) from error
             raise CorruptCheckpoint(f"{where}: cannot be read: {str(error)[:300]}") from error
+
+
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
+    """Replicas share the writing of large arrays; to cut small ones, too, makes the steps wait ten times as long."""
+    handlers = ocp.type_handlers
+    of_arrays = handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE)
+    kinds = (jax.Array, of_arrays), (np.ndarray, handlers.NumpyHandler()), (np.number, handlers.ScalarHandler())
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=handlers.create_type_handler_registry(*kinds))
 
 
 def _committed(step: Place) -> bool:

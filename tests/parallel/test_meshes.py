@@ -41,7 +41,10 @@ def run_on(name, config=CONFIG):
     return np.array(losses), state, result
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+KINDS = [*(pytest.param(name, marks=pytest.mark.long) for name in ("data", "fsdp")), "tensor"]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_losses_equal_one_devices(name):
     losses, state, _ = run_on(name)
     np.testing.assert_allclose(losses, run_on("one")[0], rtol=1e-5)
@@ -49,7 +52,7 @@ def test_losses_equal_one_devices(name):
     assert np.abs(state.params["head.kernel"] - state.ema["head.kernel"]).max() > 0.002
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+@pytest.mark.parametrize("name", KINDS)
 def test_evaluation_counts_the_same(name):
     ours, one = run_on(name)[2], run_on("one")[2]
     assert ours.keys() == one.keys() == {"eval", "eval_ema"}
@@ -222,6 +225,7 @@ def test_the_type_that_gradients_are_summed_in(dtype):
     assert set(made) == {{"float32": "f32", "bfloat16": "bf16"}[dtype]}
 
 
+@pytest.mark.long
 def test_gradients_in_bfloat16_train_nearly_the_same():
     losses = {}
     for dtype in ("float32", "bfloat16"):

@@ -79,7 +79,14 @@ def test_of_a_burst_the_first_step_is_kept_as_it_was_given(tmp_path, monkeypatch
     assert_equal(read_weights(str(tmp_path / "failures" / "step_7"), model="").variables, states[7])
 
 
-@pytest.mark.parametrize(("step", "updates"), [(7, 1), (6, 0), (5, 1)], ids=["alone", "at a pause", "before a pause"])
+@pytest.mark.parametrize(
+    ("step", "updates"),
+    [
+        pytest.param(7, 1, id="alone"),
+        pytest.param(6, 0, id="at a pause", marks=pytest.mark.long),
+        pytest.param(5, 1, id="before a pause", marks=pytest.mark.long),
+    ],
+)
 def test_a_step_alone_is_kept_with_the_parameters_that_there_are(tmp_path, monkeypatch, states, step, updates):
     """Evaluations at 6 and 12: the device waits there, and step 6 is read before the next one."""
     poison(monkeypatch, {step - 1})
@@ -89,6 +96,7 @@ def test_a_step_alone_is_kept_with_the_parameters_that_there_are(tmp_path, monke
     assert_equal(kept_params(tmp_path, step), states[step + 1 + updates])
 
 
+@pytest.mark.long
 def test_many_alone_are_not_kept_but_a_burst_that_goes_back_is(tmp_path, monkeypatch):
     monkeypatch.setattr(failures, "MOST", 2)
     poison(monkeypatch, {0, 2, 4, 8, 9})
@@ -113,7 +121,9 @@ def test_what_is_kept_is_kept_once(tmp_path, monkeypatch):
     assert (tmp_path / "failures" / "step_3" / "failure.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("INTERNAL: no space")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), pytest.param(ValueError("no space"), marks=pytest.mark.long)]
+)
 def test_a_step_that_cannot_be_kept_costs_a_warning(tmp_path, monkeypatch, caplog, error):
     poison(monkeypatch, {6, 7})
     result = train.train(SPARSE, tmp_path / "whole")
@@ -138,6 +148,7 @@ def test_a_healthy_step_is_not_looked_at(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_rate_that_diverges_ends_in_a_step_that_tells_where(tmp_path, states):
     """The first update makes parameters so large that the next forward pass overflows, in every batch."""
     config = replace(SPARSE, "optim", learning_rate=1e30, warmup_learning_rate=1e30)

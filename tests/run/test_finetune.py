@@ -109,6 +109,7 @@ def test_what_counts_blocks_or_attention_is_for_transformers():
     assert recipes.finetune("deit_tiny_patch16_224").optim.layer_decay == 0.75
 
 
+@pytest.mark.long
 def test_fine_tuning_learns_from_a_teacher_too(before, photos, tmp_path, monkeypatch):
     (tmp_path / "sums.py").write_text(
         "import numpy as np\n"

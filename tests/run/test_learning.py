@@ -104,7 +104,7 @@ def test_the_peak_is_for_512_images_or_as_it_is_given():
 @pytest.mark.parametrize(
     ("name", "rate"),
     [
-        ("lamb", 0.05),
+        pytest.param("lamb", 0.05, marks=pytest.mark.long),
         pytest.param("sgd", 0.3, marks=pytest.mark.long),
         pytest.param("muon", 0.02, marks=pytest.mark.long),
     ],
@@ -125,6 +125,7 @@ def test_every_optimizer_goes_on_where_it_was(name, rate, tmp_path):
     assert [again[step]["train/loss"] for step in again] == [rows[step]["train/loss"] for step in again]
 
 
+@pytest.mark.long
 def test_copies_stay_on_the_device_of_their_image_and_draw_their_own_depth():
     fields = {"cosub__weight": 0.5, "mixing__group": 4, "model__drop_path": 0.4}
     run = tiny_run(tiny_config(**fields))

@@ -85,6 +85,7 @@ def test_a_step_is_that_of_the_network_of_its_size(run):
     np.testing.assert_allclose(moments[:, 2:], np.repeat(theirs[:, 2:] / 4, 4, axis=1), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.long
 def test_with_fixed_positions_a_step_is_that_of_the_network_of_its_size():
     """To the last variable: there is nothing to resize, nor to train."""
     fields = {"model__name": "vit_small_patch16_gap_224", "distillation__token": False, "optim__weight_decay": 0.5}
@@ -101,7 +102,7 @@ def test_with_fixed_positions_a_step_is_that_of_the_network_of_its_size():
     jax.tree.map(np.testing.assert_array_equal, (state, found), (expected, metrics))
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.long), 4, pytest.param(5, marks=pytest.mark.long)])
 def test_a_run_goes_on_exactly_across_the_switch(finished, tmp_path, monkeypatch, stop):
     """With everything on that the recipe has."""
     add = Monitor.add

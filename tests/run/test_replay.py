@@ -109,7 +109,10 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("fields", "changes", "first"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(
+    ("fields", "changes", "first"),
+    [pytest.param(*fault, marks=[pytest.mark.long] if fault[0] else [], id=name) for name, fault in FAULTS.items()],
+)
 def test_the_first_fault_is_named(fields, changes, first, tmp_path, capsys):
     run = run_of(**PLAIN_DEIT | {"model__drop_path": 0.0} | fields)
     result = found(run, tmp_path, **changes)
@@ -206,6 +209,7 @@ def teacher(tmp_path_factory):
     return workdir, write_teacher(workdir)
 
 
+@pytest.mark.long
 def test_a_teacher_comes_before_the_layers(teacher, tmp_path):
     config = distilled_config(teacher[0])
     run = build(config, one_device(config), train_source(config))
@@ -224,6 +228,7 @@ def test_a_teacher_comes_before_the_layers(teacher, tmp_path):
     assert len(result["rows"]) == 32
 
 
+@pytest.mark.long
 def test_a_recorded_teacher_is_kept_with_the_batch(tmp_path):
     run = run_of(distillation__kind="soft", distillation__store=str(tmp_path / "nowhere"))
     values = np.zeros((32, 10), np.float32)
@@ -244,6 +249,7 @@ def test_the_data_stay_closed_and_the_batch_is_as_it_was(tmp_path, monkeypatch):
     assert (result["finite"], result["first"]) == (True, None)
 
 
+@pytest.mark.long
 def test_the_type_is_the_runs_and_another_mesh_may_replay(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(replays, "open_mesh", open_mesh)
     run = run_of(**PLAIN_DEIT, model__dtype="bfloat16")

@@ -176,6 +176,7 @@ def test_interrupted_run_goes_on_exactly(finished, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run.json").read_text())["start_step"] == 6
 
 
+@pytest.mark.long
 def test_resume_on_another_mesh(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
@@ -340,6 +341,7 @@ def test_rollbacks_of_another_form_are_one_line(tmp_path, text):
         Rollbacks(Workdir(tmp_path), total=12, limit=2, batch_size=1)
 
 
+@pytest.mark.long
 def test_a_burst_at_the_end_ends_with_the_state_gone_back_to(tmp_path, monkeypatch):
     poison(monkeypatch, {10, 11})
     result = train.train(GUARDED, tmp_path)
@@ -399,7 +401,11 @@ def test_a_signal_before_the_first_step_ends_at_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "stops", [lambda: fail(ValueError("no evaluation")), lambda: signal.raise_signal(signal.SIGINT)]
+    "stops",
+    [
+        lambda: fail(ValueError("no evaluation")),
+        pytest.param(lambda: signal.raise_signal(signal.SIGINT), marks=pytest.mark.long),
+    ],
 )
 def test_what_an_evaluation_raises_costs_no_training(finished, tmp_path, monkeypatch, stops):
     """Step 6 is saved before it is evaluated, and evaluated by the same command again: nothing differs."""
@@ -421,6 +427,7 @@ def test_what_an_evaluation_raises_costs_no_training(finished, tmp_path, monkeyp
     assert evaluate(CONFIG, tmp_path) == evaluate(CONFIG, finished[0])
 
 
+@pytest.mark.long
 def test_an_evaluation_that_was_done_is_not_done_for_another_step(tmp_path, monkeypatch):
     """A checkpoint keeps the row that its evaluation joined; what goes on from there has no more to do with it."""
     config = replace(replace(CONFIG, "eval", every=Duration(4, 0.0, 0)), "checkpoint", every=Duration(2, 0.0, 0))

@@ -46,7 +46,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.long) if case == "deit3" else case for case in CASES]
+)
 def test_a_training_is_torchs(case):
     fields = {"optim__learning_rate": theirs.PEAK[case], "mixing__label_smoothing": theirs.SMOOTHING[case]}
     run = tiny_run(tiny_config(**FIELDS, **fields, **CASES[case]), [str(i) for i in range(theirs.CLASSES)])
