@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from deit_jax.run.metrics import read_rows
 
 ROOT = Path(__file__).parents[1]
+NO_TPU = {"JAX_PLATFORMS": "cpu"}
 PATIENCE = 300  # seconds that a run may take
 TOTAL = 30
 # A run that has everything and takes seconds: 30 steps of 32 images.
@@ -110,3 +112,68 @@ def send_at(workdir: Path, step: int, index: int, number: int) -> Callable[[subp
 
 def losses(workdir: Path) -> list[float]:
     return [row["train/loss"] for row in read_rows(workdir / "metrics.jsonl")]
+
+
+# A command of several processes, without a run: it does what its argument says.
+PROGRAM = """
+import os, signal, sys, time
+from absl import flags
+from deit_jax import cli
+from deit_jax.base.errors import UserError
+from deit_jax.parallel import cluster, hosts
+
+def main(argv):
+    def define(values):
+        flags.DEFINE_string("do", "", "", flag_values=values)
+        cli.define_hosts(values)
+    given, _ = cli.parse("", define, argv)
+    flag_values = {name: given[name.removeprefix("--")].value for name in cluster.FLAGS}
+    found = cluster.find(flag_values, os.environ, gpus=0)
+    hosts.start(found, start_timeout=given.start_timeout, step_timeout=given.step_timeout)
+    hosts.at("its work")
+    exec(given.do, globals() | locals())
+    print("done", hosts.index(), flush=True)
+
+cli.run(main)
+"""
+
+
+def a_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(do, *flags, environment=(), count=2, only=None, step_timeout=30):
+    """The processes, or one of them, each with what it does; one text for all, or one for each."""
+    texts = [do] * count if isinstance(do, str) else do
+    address = f"127.0.0.1:{a_port()}"
+    started = []
+    for i, text in enumerate(texts):
+        if only not in (i, None):
+            continue
+        told = [f"--coordinator={address}", f"--processes={count}", f"--process={i}"] if not environment else []
+        own = environment[i] if environment else {}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, *told, f"--step_timeout={step_timeout}", *flags, f"--do={text}"],
+                cwd=ROOT,
+                env=os.environ | NO_TPU | own,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def end(processes, timeout=60):
+    """(exit status, stdout, stderr) of each."""
+    ends = []
+    for process in processes:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+        ends.append((process.returncode, out, err))
+    return ends

@@ -124,6 +124,7 @@ def test_forward_flops_are_nearly_those_that_xla_counts():
     assert 1 < lowered.cost_analysis()["flops"] / forward_flops(model) < 1.1
 
 
+@pytest.mark.long
 def test_the_core_step_is_the_recipe_without_its_extras():
     _, config = benchmark._parse(benchmark.train, [*MODEL, "--batches=1", "--parts=full"], trains=True)
     run = benchmark._noise_run(config)

@@ -10,8 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed
@@ -21,6 +21,7 @@ from deit_jax.parallel.cluster import FLAGS, Cluster
 from deit_jax.parallel.peers import SILENT, Peers
 from deit_jax.parallel.watchdog import Watchdog
 
+T = TypeVar("T")
 _peers: Peers | None = None
 _watchdog: Watchdog | None = None
 
@@ -90,6 +91,11 @@ def of_first(value: Any) -> Any:
 def all_agree(yes: bool) -> bool:
     """Whether the answer of every process is yes; all have to ask."""
     return all(answer == "yes" for answer in gather("yes" if yes else "no"))
+
+
+def together(work: Callable[[], T], place: str) -> T:
+    """See `Peers.together`."""
+    return _peers.together(work, place) if _peers else work()
 
 
 def require_same(facts: Mapping[str, Any]) -> None:

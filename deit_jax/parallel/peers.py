@@ -15,7 +15,9 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, NoReturn, TypeVar
 
 import jax
 
@@ -27,6 +29,7 @@ SILENT = 60  # seconds without a sign of life after which a process is lost
 SUSPECT = 10  # the same, once something that all have to do together has failed
 LINGER = 3  # seconds that process 0 stays when it ends, since all others end with its service
 _ROOT = "deit_jax"
+T = TypeVar("T")
 
 
 class Peers:
@@ -86,6 +89,31 @@ class Peers:
         if number:  # what all have read, since they have come to this round
             self._client.key_value_delete(f"{_ROOT}/round/{number - 1}/{self.index}")
         return gathered
+
+    def together(self, work: Callable[[], T], place: str) -> T:
+        """The result of work that waits for the same work of the others; where it fails in one, it fails in all.
+
+        Args:
+            place: a name of this work alone, the same in all processes.
+
+        Raises:
+            TryAgain: it has failed in another process; here it may be waiting still.
+        """
+        given_up, done = f"{_ROOT}/given_up/{place}", Future[T]()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except Exception as error:
+                done.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        while not wait([done], timeout=0.5).done:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has
+                raise TryAgain(self._client.key_value_try_get(given_up))
+        if error := done.exception():
+            self._client.key_value_set(given_up, f"{self.name(self.index)}: {error}", allow_overwrite=True)
+        return done.result()
 
     def leave(self, status: int, line: str) -> NoReturn:
         """Ends this process and, by telling them, all others; says the line, unless another one has said the same.

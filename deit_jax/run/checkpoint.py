@@ -69,7 +69,7 @@ class Checkpoints(CheckpointDirectory):
             try:
                 super().save(state, meta)
                 return True
-            except (OSError, ValueError, TryAgain) as error:
+            except (OSError, ValueError, TryAgain) as error:  # in all processes
                 failed = error
         self._failed(failed or "another process cannot")
         return False
@@ -126,12 +126,16 @@ class Checkpoints(CheckpointDirectory):
             try:
                 self.top1(step)
                 check(self.meta(step))
-                state = self.restore(step, target)
+                state = self.read(step, target)
             except CorruptCheckpoint as error:
                 reason = str(error)
-            if hosts.all_agree(state is not None):
-                self._collect()  # which a kill may have kept from it
-                return state
+            if hosts.all_agree(state is not None) and state is not None:
+                try:
+                    self.require_whole(step, state)
+                    self._collect()  # which a kill may have kept from it
+                    return state
+                except CorruptCheckpoint as error:
+                    reason = str(error)
             logging.warning("%s; moved to %s, the one before is taken", reason, self._aside)
             self._set_aside(step)
             moved = True

@@ -9,12 +9,13 @@ keeps all of them out of reach; and it wants the metrics at the save, when a run
 
 import errno
 import functools
+import itertools
 import logging
 import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -28,12 +29,14 @@ from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.base.storage import COMMITTED, Place, is_bucket, within
+from deit_jax.parallel import hosts
 from deit_jax.step.state import MAX_STEP, TrainState, Variables
 from deit_jax.weights.card import Card
 
 Meta = dict[str, Any]
 METRIC = "top1"
 LAYOUT = 1  # of a step's items; to be raised by whoever changes what older versions cannot read
+_SAVERS, _SAVES = itertools.count(), itertools.count()  # of this process, in step with those of the others
 SLICE = 2**14  # bytes of an array that a replica writes at least
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of steps that are being saved, or removed
 
@@ -155,30 +158,34 @@ class CheckpointDirectory:
             raise RuntimeError(f"step {step} was not saved: {self.directory} has step {newest}")
         if self._saver is None:
             handlers = {"state": _state_handler(), "meta": ocp.JsonCheckpointHandler()}
-            self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+            # Of its own, since the one before may wait for another process for a while.
+            barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"saver_{next(_SAVERS)}")
+            self._saver = ocp.AsyncCheckpointer(
+                ocp.CompositeCheckpointHandler(**handlers), multiprocessing_options=barriers
+            )
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             meta=ocp.args.JsonSave({**meta, "layout": LAYOUT, "arrays": describe(state)}),
         )
         self.directory.mkdir(parents=True, exist_ok=True)
         self._nbytes = _nbytes(state)
-        save = functools.partial(self._saver.save, self.directory / str(step), args=items)
-        try:
-            within(save, self.directory, nbytes=self._nbytes)
-        except TryAgain:
-            self._saver = None  # which is left alone, and may be at it still
-            raise
+        self._together(functools.partial(self._saver.save, self.directory / str(step), args=items))
         self._saving = step
 
     def wait(self) -> None:
         """Waits for the save in the background; raises what it failed with, which may be anything."""
-        saver, self._saving = self._saver, -1
-        if saver:
-            try:
-                within(saver.wait_until_finished, self.directory, nbytes=self._nbytes)
-            except Exception:
-                self._saver = None  # whose state nobody knows
-                raise
+        saving, self._saving = self._saving, -1
+        if self._saver and saving >= 0:
+            self._together(self._saver.wait_until_finished)
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Does what the saver does together with those of the other processes; what fails in one fails in all."""
+        work = functools.partial(hosts.together, work, f"saving/{next(_SAVES)}")
+        try:
+            within(work, self.directory, nbytes=self._nbytes)
+        except Exception:
+            self._saver = None  # whose state nobody knows, and which may be at it still
+            raise
 
     def close(self) -> None:
         """Waits for the save in the background and lets go of the directory."""
@@ -194,15 +201,23 @@ class CheckpointDirectory:
             UserError: the checkpoint holds other arrays than `target` has.
             CorruptCheckpoint: the arrays cannot be read, or differ from what was saved.
         """
+        state = self.read(step, target)
+        self.require_whole(step, state)
+        return state
+
+    def read(self, step: int, target: TrainState) -> TrainState:
+        """The same without a look at what was read; each process reads its own part, and waits for no other."""
+        _check_fit(self.meta(step)["arrays"], target, self.directory / str(step))
+        return self._read(step, ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
+
+    def require_whole(self, step: int, state: TrainState) -> None:
+        """Raises `CorruptCheckpoint`, in all processes alike, where what they have read is not what was saved."""
         saved = self.meta(step)["arrays"]
-        _check_fit(saved, target, self.directory / str(step))
-        state = self._read(step, ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
         for path, entry in describe(state).items():
             if entry["checksum"] != saved[path]["checksum"]:
                 raise CorruptCheckpoint(f"{self.directory / str(step)}: {path} is not what was saved")
         if int(state.step) != step:
             raise CorruptCheckpoint(f"{self.directory / str(step)}: is of step {state.step}, by another name")
-        return state
 
     def variables(self, step: int, *, ema: bool | None = None) -> tuple[Variables, Meta]:
         """The weights alone of `step`, parameters and statistics as host arrays, and what was saved beside them.
@@ -236,16 +251,13 @@ class CheckpointDirectory:
         return {path: value for group in read.values() for path, value in group.items()}, meta
 
     def _read(self, step: int, handler: Any, arguments: Any) -> Any:
-        """The state, by a handler of Orbax's."""
+        """The state, by a handler of Orbax's: its `Checkpointer` would wait for the other processes afterwards."""
         where = self.directory / str(step)
-
-        def read() -> Any:
-            with closing(ocp.Checkpointer(handler)) as reader:
-                return reader.restore(where / "state", args=arguments)
-
+        read = functools.partial(handler.restore, where / "state", args=arguments)
         try:
             _require_regular(where / "state")
-            return within(read, where, nbytes=_nbytes(arguments.item))
+            with closing(handler):
+                return within(read, where, nbytes=_nbytes(arguments.item))
         except (MemoryError, TryAgain, jax.errors.JaxRuntimeError):
             raise  # of the machine, not of the files
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.

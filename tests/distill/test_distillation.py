@@ -1,5 +1,6 @@
 """Distilled runs: beside the teacher and with the recorded one, which have to be the same."""
 
+import functools
 import json
 import os
 import signal
@@ -58,24 +59,29 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stores(teacher, tmp_path_factory):
-    """A store of each kind, for the tiny run."""
-    folders = {kind: tmp_path_factory.mktemp("stores") / kind for kind in KINDS}
-    for kind, folder in folders.items():
+    """A store of each kind, for the tiny run: made when it is asked for."""
+
+    @functools.cache
+    def made(kind):
+        folder = tmp_path_factory.mktemp("stores") / kind
         precompute.Recording(distilled_config(teacher, **KINDS[kind]), "stream").write(folder)
-    return folders
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="module")
 def runs(teacher, stores, tmp_path_factory):
-    """(workdir, result, teaching) of two kinds, co-run and recorded."""
-    done = {}
-    for kind in RUN:
-        for how in ("co-run", "recorded"):
-            config = distilled_config(teacher, **KINDS[kind])
-            if how == "recorded":
-                config = replace(config, "distillation", store=str(stores[kind]))
-            done[kind, how] = run(config, tmp_path_factory.mktemp("runs"))
-    return done
+    """(workdir, result, teaching) of two kinds, co-run and recorded, when they are asked for."""
+
+    @functools.cache
+    def made(kind, how):
+        config = distilled_config(teacher, **KINDS[kind])
+        if how == "recorded":
+            config = replace(config, "distillation", store=str(stores(kind)))
+        return run(config, tmp_path_factory.mktemp("runs"))
+
+    return made
 
 
 def run(config, workdir):
@@ -95,9 +101,9 @@ def losses(workdir, name="loss"):
     return np.array([row[f"train/{name}"] for row in read_rows(workdir / "metrics.jsonl")])
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("soft", 1e-3), ("everything", 0)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("soft", 1e-3), pytest.param("everything", 0, marks=pytest.mark.long)])
 def test_a_recorded_teacher_teaches_as_one_beside(runs, kind, tolerance):
-    beside, recorded = (runs[kind, how][0] for how in ("co-run", "recorded"))
+    beside, recorded = (runs(kind, how)[0] for how in ("co-run", "recorded"))
     for name in ("loss", "loss_base", "loss_distillation", "grad_norm"):
         assert len(losses(beside, name)) == 12
         np.testing.assert_allclose(losses(recorded, name), losses(beside, name), rtol=tolerance)
@@ -105,7 +111,7 @@ def test_a_recorded_teacher_teaches_as_one_beside(runs, kind, tolerance):
 
 @pytest.mark.parametrize("kind", RUN)
 def test_every_weighted_term_is_logged(runs, kind):
-    workdir = runs[kind, "co-run"][0]
+    workdir = runs(kind, "co-run")[0]
     base, distillation = losses(workdir, "loss_base"), losses(workdir, "loss_distillation")
     assert (base > 0.1).all()
     assert (distillation > 0.1).all()
@@ -113,14 +119,14 @@ def test_every_weighted_term_is_logged(runs, kind):
 
 
 def test_the_teacher_stays_as_it_is(runs, teacher):
-    variables = runs["everything", "co-run"][2].variables
+    variables = runs("everything", "co-run")[2].variables
     for path, value in open_teacher(distilled_config(teacher), list("0123456789")).variables.items():
         np.testing.assert_array_equal(variables[path], value)
 
 
 def test_both_heads_are_evaluated_or_the_only_one(runs):
-    assert {"top1", "top1_cls", "top1_dist"} <= runs["everything", "co-run"][1].keys()
-    assert not {"top1_cls", "top1_dist"} & runs["soft", "co-run"][1].keys()
+    assert {"top1", "top1_cls", "top1_dist"} <= runs("everything", "co-run")[1].keys()
+    assert not {"top1_cls", "top1_dist"} & runs("soft", "co-run")[1].keys()
 
 
 def test_the_teachers_accuracy_is_told_before_training(teacher, tmp_path, capsys, monkeypatch):
@@ -152,20 +158,20 @@ def test_the_teachers_accuracy_is_told_before_training(teacher, tmp_path, capsys
     ],
 )
 def test_a_store_of_another_run_leaves_nothing_behind(teacher, stores, tmp_path, fields, message):
-    config = distilled_config(teacher, **{"distillation__store": str(stores["hard"])} | fields)
+    config = distilled_config(teacher, **{"distillation__store": str(stores("hard"))} | fields)
     with pytest.raises(UserError, match=message):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_store_alone_will_do(stores):
-    config = tiny_config(distillation__kind="hard", distillation__store=str(stores["hard"]))
+    config = tiny_config(distillation__kind="hard", distillation__store=str(stores("hard")))
     teaching = open_teaching(config, train_source(config), parallel.make_mesh(), rows=384)
     assert teaching.store is not None
 
 
 def test_a_soft_recording_serves_a_hard_run_by_its_labels(stores, teacher):
-    usual = distilled_config(teacher, **USUAL | {"distillation__store": str(stores["soft"])})
+    usual = distilled_config(teacher, **USUAL | {"distillation__store": str(stores("soft"))})
     source, some = train_source(usual), (slice(0, 32), np.zeros(32, int))
     rows = open_store(replace(usual, "distillation", kind="hard"), source, 384).read(*some)
     assert rows.keys() == {"labels"}

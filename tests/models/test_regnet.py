@@ -116,6 +116,7 @@ def test_training_drops_branches_and_evaluation_does_not():
     np.testing.assert_allclose(run(None), jax.jit(model())(images), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_bfloat16_computes_with_float32_parameters_and_logits():
     images = golden("regnet.npz")[1]["images"].astype(np.float32)
     net, exact = model(dtype="bfloat16"), jax.jit(model())(images)

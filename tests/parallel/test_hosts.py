@@ -6,14 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from processes import NO_TPU, PROGRAM, ROOT, end, start
 
 from deit_jax.base.errors import UserError
 from deit_jax.parallel.cluster import FLAGS, VARIABLES, Cluster, find, visible_gpus
 
-ROOT = Path(__file__).parents[2]
 NONE = dict.fromkeys(FLAGS, "")
 SLURM = {
     "SLURM_JOB_ID": "77",
@@ -31,7 +30,6 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_RANK": "2",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
 }
-NO_TPU = {"JAX_PLATFORMS": "cpu"}
 
 
 def given(*values):
@@ -96,71 +94,6 @@ def test_flags_that_do_not_belong_together(values, says):
 def test_variables_that_do_not_belong_together():
     with pytest.raises(UserError, match=r"JAX_COORDINATOR_ADDRESS: missing; .*JAX_PROCESS_ID belong together"):
         found({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"})
-
-
-# A command of several processes, which does what its argument says.
-PROGRAM = """
-import os, signal, sys, time
-from absl import flags
-from deit_jax import cli
-from deit_jax.base.errors import UserError
-from deit_jax.parallel import cluster, hosts
-
-def main(argv):
-    def define(values):
-        flags.DEFINE_string("do", "", "", flag_values=values)
-        cli.define_hosts(values)
-    given, _ = cli.parse("", define, argv)
-    flag_values = {name: given[name.removeprefix("--")].value for name in cluster.FLAGS}
-    found = cluster.find(flag_values, os.environ, gpus=0)
-    hosts.start(found, start_timeout=given.start_timeout, step_timeout=given.step_timeout)
-    hosts.at("its work")
-    exec(given.do)
-    print("done", hosts.index(), flush=True)
-
-cli.run(main)
-"""
-
-
-def a_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(do, *flags, environment=(), count=2, only=None, step_timeout=30):
-    """The processes, or one of them, each with what it does; one text for all, or one for each."""
-    texts = [do] * count if isinstance(do, str) else do
-    address = f"127.0.0.1:{a_port()}"
-    started = []
-    for i, text in enumerate(texts):
-        if only not in (i, None):
-            continue
-        told = [f"--coordinator={address}", f"--processes={count}", f"--process={i}"] if not environment else []
-        own = environment[i] if environment else {}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, *told, f"--step_timeout={step_timeout}", *flags, f"--do={text}"],
-                cwd=ROOT,
-                env=os.environ | NO_TPU | own,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return started
-
-
-def end(processes, timeout=60):
-    """(exit status, stdout, stderr) of each."""
-    ends = []
-    for process in processes:
-        try:
-            out, err = process.communicate(timeout=timeout)
-        finally:
-            process.kill()
-        ends.append((process.returncode, out, err))
-    return ends
 
 
 def test_they_meet_and_gather():

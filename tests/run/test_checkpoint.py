@@ -295,7 +295,7 @@ def test_nor_is_it_in_the_arrays(kept_two, monkeypatch):
     def fail(*given, **options):
         raise ValueError("INTERNAL: Error reading local file [os_error_code='5']")
 
-    monkeypatch.setattr(orbax.ocp.Checkpointer, "restore", fail)
+    monkeypatch.setattr(orbax.ocp.StandardCheckpointHandler, "restore", fail)
     with pytest.raises(TryAgain):
         opened(kept_two).restore_latest(target(), fine)
     assert not (kept_two.parent / "corrupt").exists()

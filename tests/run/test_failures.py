@@ -105,6 +105,7 @@ def test_many_alone_are_not_kept_but_a_burst_that_goes_back_is(tmp_path, monkeyp
     assert json.loads((tmp_path / "rollbacks.json").read_text())[0]["to"] == 11
 
 
+@pytest.mark.long
 def test_what_is_kept_is_kept_once(tmp_path, monkeypatch):
     """A run that was killed fails again at the same step; what was half-kept is kept anew."""
     poison(monkeypatch, {2, 9})

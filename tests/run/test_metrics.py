@@ -533,6 +533,7 @@ def colours(image: np.ndarray) -> int:
         ("eval_ema/top1", False),
     ],
 )
+@pytest.mark.pictures
 def test_each_curve_is_drawn_losses_left_and_accuracies_right(tmp_path, name, left):
     path = tmp_path / "curves.png"
     steps = range(1, 11)
@@ -548,6 +549,7 @@ def test_each_curve_is_drawn_losses_left_and_accuracies_right(tmp_path, name, le
     assert empty == 0
 
 
+@pytest.mark.pictures
 def test_curves_of_a_run_without_rows_and_of_one_that_was_not_finite(tmp_path):
     path = tmp_path / "curves.png"
     plots.save_curves([], path)
@@ -558,6 +560,7 @@ def test_curves_of_a_run_without_rows_and_of_one_that_was_not_finite(tmp_path):
     assert colours(pixels(path)) > 100
 
 
+@pytest.mark.pictures
 def test_confusion_shows_true_classes_as_rows_and_predicted_ones_as_columns(tmp_path):
     """All cats taken for dogs: the dark cell is top right; and bottom left for dogs taken for cats."""
     confusion = np.array([[0, 5], [0, 0]])
@@ -576,6 +579,7 @@ def test_confusion_shows_true_classes_as_rows_and_predicted_ones_as_columns(tmp_
 
 
 @pytest.mark.parametrize("classes", [1, 40, 211])
+@pytest.mark.pictures
 def test_confusion_of_few_and_of_many_classes(tmp_path, classes):
     names = [f"class {i}" for i in range(classes)]
     plots.save_confusion(np.diag(np.arange(1, classes + 1)), names, tmp_path / "confusion.png")
@@ -583,6 +587,7 @@ def test_confusion_of_few_and_of_many_classes(tmp_path, classes):
     assert min(pixels(tmp_path / "confusion.png").shape[:2]) > 200
 
 
+@pytest.mark.pictures
 def test_confusion_of_a_class_without_examples(tmp_path):
     plots.save_confusion(np.array([[3, 1], [0, 0]]), ["a", "b"], tmp_path / "confusion.png")
     assert colours(pixels(tmp_path / "confusion.png")) > 1000

@@ -8,6 +8,8 @@ from matplotlib.colors import to_rgb
 
 from deit_jax.run import plots
 
+pytestmark = pytest.mark.pictures
+
 PUBLISHED = [(10.0, 0.1), (60.0, 2.0), (110.0, 9.3), (160.0, 16.4), (8000.0, 81.4)]
 LABEL = "published, somebody's"
 

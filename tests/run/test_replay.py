@@ -179,7 +179,7 @@ def test_a_gradient_is_named_with_the_examples_that_it_comes_of(tmp_path):
     "fields",
     [
         {"optim__accumulation": 2, "model__remat": True, **PLAIN_DEIT},
-        {"cosub__weight": 0.5, **PLAIN_DEIT},
+        pytest.param({"cosub__weight": 0.5, **PLAIN_DEIT}, marks=pytest.mark.long),
     ],
     ids=["accumulation", "copies"],
 )

@@ -16,6 +16,8 @@ from deit_jax.data.memory import MemorySource
 from deit_jax.run import plots
 from deit_jax.run.evaluate import Result, report
 
+pytestmark = pytest.mark.pictures
+
 FILES = ["confusion.png", "per_class.csv", "predictions.csv"]
 
 

@@ -368,6 +368,7 @@ def fail(error):
     raise error
 
 
+@pytest.mark.long
 def test_a_stream_that_fails_costs_no_step(finished, tmp_path, monkeypatch):
     error = TryAgain("the disk is ill")
     with monkeypatch.context() as patch:

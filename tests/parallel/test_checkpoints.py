@@ -1,0 +1,76 @@
+"""Checkpoints that several processes write and read together, of which one meets damage or a full disk."""
+
+import pytest
+from processes import end, start
+
+# A state that two processes have a half of each, and a place for its checkpoints.
+BEGIN = """
+import dataclasses, os, pathlib, resource, signal
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from deit_jax.run.checkpoint import Checkpoints
+from deit_jax.step.state import TrainState
+from deit_jax.weights import Card
+
+mesh = jax.make_mesh((2,), ("fsdp",), devices=[host[0] for host in np.array(jax.devices()).reshape(2, -1)])
+def over(spec, value):
+    there = NamedSharding(mesh, spec)
+    return jax.make_array_from_callback(np.shape(value), there, lambda part: np.asarray(value)[part])
+def state(step):
+    kernel = over(P("fsdp"), np.random.default_rng(step).standard_normal((512, 64), np.float32))
+    number, zero = over(P(), np.int32(step)), over(P(), np.int32(0))
+    return TrainState(number, {"a.kernel": kernel}, {}, (), {}, zero, zero)
+def limit(nbytes=resource.RLIM_INFINITY):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, resource.RLIM_INFINITY))
+root, meta = pathlib.Path("ROOT"), {"card": Card("x").to_json(), "config": {}}
+checkpoints = Checkpoints(root / "checkpoints", aside=root / "corrupt", keep=3)
+"""
+SAVED = BEGIN + "for step in (1, 2): checkpoints.save(state(step), meta, last=True)\n"
+RESTORED = """
+hosts.gather("damaged")
+target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state(0))
+restored = checkpoints.restore_latest(target, lambda meta: None)
+mine, whole = (leaf.addressable_data(0) for leaf in (restored.params["a.kernel"], state(1).params["a.kernel"]))
+print(int(restored.step), bool((mine == whole).all()), checkpoints.steps(), os.listdir(root / "corrupt"))
+"""
+DAMAGE = {
+    "cut": "path.write_bytes(path.read_bytes()[:-2000])",
+    "gone": "path.unlink()",
+    "flipped": "data = bytearray(path.read_bytes()); data[len(data) // 2] ^= 1; path.write_bytes(data)",
+}
+
+
+def said(out):
+    """Its lines without those of Gloo, by which CPU devices of several processes meet."""
+    return [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+
+
+@pytest.mark.parametrize(
+    ("of", "damage"), [(0, "cut"), *(pytest.param(1, damage, marks=pytest.mark.long) for damage in ("gone", "flipped"))]
+)
+def test_damage_that_one_process_meets_costs_all_the_newest(of, damage, tmp_path):
+    files = f"(root / 'checkpoints' / '2' / 'state' / 'ocdbt.process_{of}').rglob('*')"
+    text = f"""{SAVED}
+if hosts.index() == 0:
+    path = max((path for path in {files} if path.is_file()), key=lambda path: path.stat().st_size)
+    {DAMAGE[damage]}
+{RESTORED}""".replace("ROOT", str(tmp_path))
+    for i, (status, out, err) in enumerate(end(start(text))):
+        assert (status, said(out)) == (0, ["1 True [1] ['2']", f"done {i}"]), err
+        assert "the one before is taken" in err
+
+
+@pytest.mark.parametrize("full", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_disk_that_is_full_for_one_process_costs_all_one_checkpoint(full, tmp_path):
+    text = f"""{SAVED}
+if hosts.index() == {full}: limit(20000)
+checkpoints.save(state(3), meta)
+print(checkpoints.finish(), checkpoints.steps())
+limit()
+checkpoints.save(state(4), meta, last=True)
+print(checkpoints.steps())
+""".replace("ROOT", str(tmp_path))
+    for i, (status, out, err) in enumerate(end(start(text))):
+        assert (status, said(out)) == (0, ["False [1, 2]", "[1, 2, 4]", f"done {i}"]), err
+        assert "checkpoints failed: " in err
