@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from deit_jax import parallel
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config.schema import Config
 from deit_jax.data import KNOWN, Source, known_source
 from deit_jax.distill.ahead import TeachingShapes, teaching_shapes
@@ -49,8 +49,10 @@ def planned_source(config: Config) -> tuple[Source, str]:
     """
     try:
         return train_source(config), "at hand"
-    except UserError as error:
+    except (UserError, TryAgain, OSError) as error:  # of a bucket, too, which only the machines that train may reach
         known = known_source(config.data.name, config.data.train_split, field="config.data.train_split")
+        if known is None and not isinstance(error, UserError):
+            raise
         if known is None:
             raise UserError(
                 f"{error}; or plan with --config.data.name of {', '.join(KNOWN)}, known by number"
