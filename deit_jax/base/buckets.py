@@ -113,6 +113,19 @@ class BucketPath(gpath.PosixGPath):
     def write_bytes(self, data: bytes) -> None:
         self._ask("pipe_file", str(self), data, nbytes=len(data))
 
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        """None: an open file would read, and at its end write, without a deadline."""
+        raise NotImplementedError(f"{self}: no open files in buckets; read_bytes, write_bytes, fetch or store it")
+
+    def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
+        return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
+
+    def write_text(
+        self, data: str, encoding: str | None = None, errors: str | None = None, newline: str | None = None
+    ) -> int:
+        self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
+        return len(data)
+
     def write_new(self, data: bytes) -> None:
         """As `write_bytes`; `FileExistsError` where the name is there already, of two writers for one of them."""
         self._ask("pipe_file", str(self), data, mode="create")

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from emulator import proxy
 
 from deit_jax.base import buckets
 from deit_jax.base.atomic import replacing
@@ -126,6 +127,21 @@ def test_a_call_that_does_not_end_is_left_alone(monkeypatch):
     assert time.monotonic() - start < 5
     # What moves much data has more time.
     assert buckets.within(lambda: time.sleep(0.5) or 7, "gs://a/b", nbytes=int(5 * buckets.SPEED)) == 7
+
+
+def test_all_ways_to_read_and_write_have_a_deadline(bucket, monkeypatch):
+    there = place(f"{bucket}/text", "")
+    assert there.write_text("übung") == 5
+    assert (there.read_text(), there.read_bytes()) == ("übung", "übung".encode())
+    with pytest.raises(NotImplementedError, match="no open files in buckets"):
+        there.open("rb")
+    monkeypatch.setattr(buckets, "PATIENCE", 0.2)
+    with proxy() as server:
+        monkeypatch.setattr(buckets.backend.fsspec_backend.fs(there), "_endpoint", server.url)
+        server.silent.set()
+        for call in (lambda: there.write_text(""), there.read_text, lambda: there.write_bytes(b""), there.exists):
+            with pytest.raises(OutOfReach, match="no answer within"):
+                call()
 
 
 def http_error(code):
