@@ -148,9 +148,20 @@ def http_error(code):
     return buckets.gcsfs.retry.HttpError({"code": code, "message": "said so"})
 
 
+def refresh_error(cause=None, **options):
+    error = buckets.auth.RefreshError(cause or "no", **options)
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
+        (refresh_error(), PermissionError),
+        (refresh_error(buckets.auth.TransportError("no metadata server")), OutOfReach),
+        (refresh_error(retryable=True), OutOfReach),
+        (TimeoutError(), OutOfReach),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), OutOfReach),
         (http_error(503), OutOfReach),
         (http_error("429"), OutOfReach),
         (http_error(401), PermissionError),
