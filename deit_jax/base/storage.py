@@ -126,6 +126,8 @@ def copy_whole(source: Path, destination: Any) -> None:
 def here(place: Any) -> Iterator[Path]:
     """A file or folder on this machine: itself, or for the block a copy of what is in a bucket.
 
+    What a `UserError` says in the block of the copy, it says of the place.
+
     Raises:
         OSError: the bucket does not give it.
     """
@@ -138,7 +140,10 @@ def here(place: Any) -> Iterator[Path]:
             target = copy / source.relative_to(place)
             target.parent.mkdir(parents=True, exist_ok=True)
             source.fetch(target)
-        yield copy
+        try:
+            yield copy
+        except UserError as error:
+            raise UserError(str(error).replace(folder, str(place.parent))) from error
 
 
 def remove(place: Any) -> None:

@@ -83,8 +83,17 @@ def _find(spec: str, model: str, ema: bool | None) -> Found:
     if where.is_dir() and not (where / folders.CONFIG).is_file():
         raise UserError(f"{where}: has neither checkpoints nor {folders.CONFIG}; name a workdir or a weight file")
     with here(where) as local:
+        if is_bucket(where) and local.name.endswith(files.INDEX):
+            _fetch_shards(where, local)
         found = _in_folder(local, ema) if local.is_dir() else _in_file(local, ema)
     return dataclasses.replace(found, where=path) if is_bucket(where) else found
+
+
+def _fetch_shards(index: Any, local: Path) -> None:
+    """Copies what an index in a bucket names beside the copy of the index, as far as it is there."""
+    for name in files.shards(local):
+        if (shard := index.with_name(name)).exists():
+            shard.fetch(local.with_name(name))
 
 
 def _split(spec: str, ema: bool | None) -> tuple[str, str | None, bool | None]:
