@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from deit_jax.base.errors import TryAgain, UserError
-from deit_jax.base.storage import COMMITTED, Place, is_bucket, remove
+from deit_jax.base.storage import COMMITTED, Place, is_bucket, remove, told
 from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
@@ -83,7 +83,7 @@ class Checkpoints(CheckpointDirectory):
                 super().judge(step, top1)
                 self._collect()
         except (OSError, TryAgain) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = told(error, self.directory) if isinstance(error, OSError) else error
             logging.warning("the evaluation of step %d is not kept beside it: %s", step, reason)
 
     def finish(self) -> bool:
@@ -158,7 +158,7 @@ class Checkpoints(CheckpointDirectory):
     def _collect(self) -> None:
         try:
             self._keep_few()
-        except (OSError, TryAgain) as error:
+        except (OSError, TryAgain, UserError) as error:
             logging.warning("%s: old checkpoints are not removed: %s", self.directory, error)
 
     def _keep_few(self) -> None:

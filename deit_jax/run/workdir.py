@@ -66,7 +66,8 @@ class Workdir:
             with replacing(self.root / name) as fresh:
                 fresh.write_text(json.dumps(content, indent=2) + "\n")
         except OSError as error:
-            raise UserError(f"--workdir: cannot write {self.root / name}: {error.strerror}; make room") from error
+            mend = "; make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise UserError(f"--workdir: cannot write {self.root / name}: {told(error, self.root)}{mend}") from error
 
     def wandb_id(self) -> str:
         """The run's name at Weights & Biases: drawn once, since workdirs of other places may be called the same."""

@@ -28,7 +28,7 @@ from jaxtyping import Array
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
-from deit_jax.base.storage import COMMITTED, Place, is_bucket, within
+from deit_jax.base.storage import COMMITTED, Place, is_bucket, told, within
 from deit_jax.parallel import hosts
 from deit_jax.step.state import MAX_STEP, TrainState, Variables
 from deit_jax.weights.card import Card
@@ -302,14 +302,20 @@ def _require_regular(folder: Place) -> None:
 
 
 def _raise_machines(error: Exception, where: Place) -> None:
-    """Raises `TryAgain` where an error is of the machine, and says nothing of the files."""
+    """Raises `TryAgain`, or `UserError` without the permission, where an error says nothing of the files."""
     number = error.errno if isinstance(error, OSError) else None
-    if told := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
-        number = int(told[1])
-    if number not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-        raise TryAgain(
-            f"{where}: cannot be read: {os.strerror(number)}; the same command goes on when the disk is well again"
-        ) from error
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
+        number = int(code[1])
+    if number in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return
+    systems = error if isinstance(error, OSError) else OSError(number, os.strerror(number))
+    if isinstance(systems, PermissionError):
+        mend = "" if is_bucket(where) else "; make it yours to read"
+        raise UserError(f"{where}: cannot be read: {told(systems, where)}{mend}") from error
+    kind = "bucket" if is_bucket(where) else "disk"
+    raise TryAgain(
+        f"{where}: cannot be read: {systems.strerror}; the same command goes on when the {kind} is well again"
+    ) from error
 
 
 def _check_meta(meta: Any) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json
-from deit_jax.base.storage import SCHEME, Place, here, is_bucket, named
+from deit_jax.base.storage import SCHEME, Place, here, is_bucket, named, told
 from deit_jax.models import list_models
 from deit_jax.weights import files, folders, hub, tables
 from deit_jax.weights.card import Card
@@ -54,9 +54,9 @@ def find(spec: str, model: str, ema: bool | None) -> Found:
     except MemoryError as error:
         raise UserError(f"{spec}: does not fit into this machine's memory; take a larger one") from error
     except OSError as error:  # a folder of somebody else's, a name that is too long
-        raise UserError(
-            f"{spec}: cannot be read: {error.strerror or error}; name a place that is yours to read"
-        ) from error
+        where = named(spec, spec) if spec.startswith(SCHEME) else Path(spec)
+        mend = "" if is_bucket(where) else "; name a place that is yours to read"
+        raise UserError(f"{spec}: cannot be read: {told(error, where)}{mend}") from error
 
 
 def _find(spec: str, model: str, ema: bool | None) -> Found:

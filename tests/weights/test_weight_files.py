@@ -1,6 +1,7 @@
 """Weight files: what is read as it was written, and what is refused."""
 
 import builtins
+import errno
 import json
 import os
 import stat
@@ -14,6 +15,7 @@ from weight_samples import assert_same_arrays
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.storage import copy_whole, place
+from deit_jax.weights import places
 from deit_jax.weights.files import read_tensors, write_safetensors
 from deit_jax.weights.places import find
 
@@ -224,6 +226,19 @@ def test_several_files_in_a_bucket(tmp_path, bucket):
     shard.unlink()
     with pytest.raises(UserError, match=f"^{index}: {shard.name} is not there beside it; fetch all of the 2 files"):
         find(str(index), "", None)
+
+
+def test_what_one_may_not_read_is_told_with_its_mend(bucket, monkeypatch):
+    def fail(*arguments):
+        raise PermissionError(errno.EACCES, "no permission")
+
+    monkeypatch.setattr(places, "_find", fail)
+    for spec, mend in (
+        (f"{bucket}/run@3", "log in .* Storage Object User on gs://tests$"),
+        ("run@3", "name a place that"),
+    ):
+        with pytest.raises(UserError, match=f"^{spec}: cannot be read: no permission; {mend}"):
+            find(spec, "", None)
 
 
 def test_wrappers_and_counters_of_several_files(tmp_path):
