@@ -30,8 +30,8 @@ def step_of(config: Config, source: Source, topology: Topology | None) -> Step:
     Raises:
         UserError: the config, the data and the devices do not go together.
     """
-    if topology:
-        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=topology.slices))
+    if topology and topology.chip.platform == "tpu":
+        config = _with_slices(config, topology.slices)
     mesh = open_mesh(config, topology.devices() if topology else None)
     parallel.check_batch(mesh, config.batch_size, config.optim.accumulation)
     run = build(config, mesh, source)
@@ -39,6 +39,15 @@ def step_of(config: Config, source: Source, topology: Topology | None) -> Step:
     teaching = teaching_shapes(config, source.class_names, mesh, platform)
     largest = max(size for _, size in run.sizes)
     return Step(run, teaching, batch_shapes(config, mesh, largest, teaching.recorded))
+
+
+def _with_slices(config: Config, slices: int) -> Config:
+    given = config.mesh.slices
+    if given not in (1, slices):
+        raise UserError(
+            f"--slices: is {slices}, and config.mesh.slices {given}; plan with --slices={given}, or set it to 1"
+        )
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
 
 
 def planned_source(config: Config) -> tuple[Source, str]:

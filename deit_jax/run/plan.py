@@ -68,6 +68,8 @@ def _devices(plan: Mapping[str, Any]) -> Rows:
     slices = f"{plan['slices']} x " if plan["slices"] > 1 else ""
     where = f"{slices}{plan['topology']}, {plan['chips']} chip(s)"
     yield "devices", f"{where}, mesh {plan['mesh']}, {plan['images_per_device']} images a device"
+    if slices:
+        yield "", f"to be trained with --config.mesh.slices={plan['slices']}"
     parts = {name: size for name, size in plan["bytes_by_part"].items() if size}
     yield (
         "a device",

@@ -223,6 +223,18 @@ def tried(topology=None):
     return report, {each["change"].replace("--config.", ""): each["fits"] for each in report.get("tried", [])}
 
 
+def test_slices_of_the_config_are_those_of_the_topology(here, monkeypatch):
+    two = replace(CONFIG, "mesh", slices=2)
+    with pytest.raises(UserError, match=r"^--slices: is 1, and config\.mesh\.slices 2; plan with --slices=2, or"):
+        step_of(two, SOURCE, SMALL)
+    given = []
+    monkeypatch.setattr(ahead, "open_mesh", lambda config, devices: given.append(config.mesh.slices) or MESH)
+    for config in (two, CONFIG):
+        step_of(config, SOURCE, dataclasses.replace(SMALL, slices=2))
+    step_of(two, SOURCE, find_topology("h100:8"))  # of which a process each is one
+    assert given == [2, 2, 2]
+
+
 def test_changes_that_save_memory_are_tried_alone(here, monkeypatch):
     """State and average of 8 devices are cut by fsdp; half the batch is half its images."""
     whole = step_of(CONFIG, SOURCE, SMALL)
