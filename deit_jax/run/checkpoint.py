@@ -26,11 +26,12 @@ class Checkpoints(CheckpointDirectory):
         directory: see `CheckpointDirectory`.
         aside: the folder for steps that cannot be read.
         keep: the number of latest ones kept beside the best.
+        require: raises `TryAgain` where the directory is another run's now, in which nothing is to be removed.
     """
 
-    def __init__(self, directory: Place, *, aside: Place, keep: int):
+    def __init__(self, directory: Place, *, aside: Place, keep: int, require: Callable[[], None] = lambda: None):
         super().__init__(directory)
-        self._aside, self._keep = aside, keep
+        self._aside, self._keep, self._require = aside, keep, require
         self._remove_unfinished()  # which a kill has left
 
     def save(self, state: TrainState, meta: Meta, *, last: bool = False) -> None:
@@ -79,6 +80,7 @@ class Checkpoints(CheckpointDirectory):
         if not self.finish() or jax.process_index():
             return
         try:
+            self._require()
             if step in self.steps():
                 super().judge(step, top1)
                 self._collect()
@@ -149,6 +151,7 @@ class Checkpoints(CheckpointDirectory):
     def _failed(self, error: object) -> None:
         logging.warning("saving to %s failed: %.300s", self.directory, error)
         with contextlib.suppress(OSError, TryAgain):  # the next start does it, too
+            self._require()
             self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
@@ -157,6 +160,7 @@ class Checkpoints(CheckpointDirectory):
 
     def _collect(self) -> None:
         try:
+            self._require()
             self._keep_few()
         except (OSError, TryAgain, UserError) as error:
             logging.warning("%s: old checkpoints are not removed: %s", self.directory, error)
@@ -177,6 +181,7 @@ class Checkpoints(CheckpointDirectory):
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
+            self._require()
             self._aside.mkdir(exist_ok=True)
             _remove(self._aside / str(step))
             _disown(self.directory / str(step))

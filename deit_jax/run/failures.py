@@ -33,6 +33,7 @@ from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json, read_regular, require, whole
 from deit_jax.base.storage import Place, remove
+from deit_jax.parallel import hosts
 from deit_jax.run.build import Run
 from deit_jax.run.monitor import Monitor
 from deit_jax.run.workdir import Workdir
@@ -56,8 +57,8 @@ class Failures:
     """
 
     def __init__(self, workdir: Workdir, run: Run, meta: Meta):
-        self._folder, self._run, self._meta = workdir.failures, run, meta
-        self._known = set(kept_steps(self._folder))
+        self._workdir, self._folder, self._run, self._meta = workdir, workdir.failures, run, meta
+        self._known = set(hosts.of_first(kept_steps(self._folder)))
         self._recent: dict[int, Batch] = {}  # a step's metrics are read when the next one has its batch
         self._burst = 0  # the first step of the burst that was dealt with
         for left in self._folder.glob("step_*") if jax.process_index() == 0 else ():
@@ -76,6 +77,7 @@ class Failures:
         if failed in self._known:  # by a start before this one
             return
         self._known.add(failed)
+        self._workdir.require()
         folder = self._folder / f"step_{failed}"
         try:
             self._keep(folder, failed, state, updates=int(int(state.skipped_in_a_row) != burst + step - failed))
