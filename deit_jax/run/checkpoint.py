@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 from deit_jax.base.errors import TryAgain, UserError
-from deit_jax.base.storage import COMMITTED, Place, is_bucket, remove, told
+from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, remove, told
 from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
-from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
+from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint, Meta
 
 
 class Checkpoints(CheckpointDirectory):

@@ -32,7 +32,7 @@ from deit_jax import parallel
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json, read_regular, require, whole
-from deit_jax.base.storage import Place, remove
+from deit_jax.base.storage import Place, is_step, remove
 from deit_jax.parallel import hosts
 from deit_jax.run.build import Run
 from deit_jax.run.monitor import Monitor
@@ -123,7 +123,7 @@ def _name(path: tuple[Any, ...]) -> str:
 def kept_steps(folder: Place) -> list[int]:
     """The steps that are kept whole in a folder, which need not be there."""
     named = [path.parent.name.removeprefix("step_") for path in folder.glob(f"step_*/{FACTS}")]
-    return sorted(int(name) for name in named if name.isdecimal() and str(int(name)) == name and len(name) <= 10)
+    return sorted(int(name) for name in named if is_step(name))
 
 
 def listed(kept: Sequence[int]) -> str:

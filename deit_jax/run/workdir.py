@@ -123,7 +123,8 @@ def _own_in_bucket(root: Any) -> Iterator[Workdir]:
         if kept:
             shutil.rmtree(growing, ignore_errors=True)
         else:
-            logging.warning("%s: its newest rows are in %s alone", root, growing)
+            kept_at = growing.rename(growing.with_name(f"rows_of_{growing.name}"))  # which the next start leaves alone
+            logging.warning("%s: its newest rows are in %s alone", root, kept_at)
 
 
 @contextlib.contextmanager

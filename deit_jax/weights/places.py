@@ -24,7 +24,7 @@ import numpy as np
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json
-from deit_jax.base.storage import SCHEME, Place, here, is_bucket, named, told
+from deit_jax.base.storage import SCHEME, UNFINISHED, Place, here, is_bucket, is_step, named, told
 from deit_jax.models import list_models
 from deit_jax.weights import files, folders, hub, tables
 from deit_jax.weights.card import Card
@@ -54,7 +54,7 @@ def find(spec: str, model: str, ema: bool | None) -> Found:
     except MemoryError as error:
         raise UserError(f"{spec}: does not fit into this machine's memory; take a larger one") from error
     except OSError as error:  # a folder of somebody else's, a name that is too long
-        where = named(spec, spec) if spec.startswith(SCHEME) else Path(spec)
+        where = named(spec.removeprefix(hub.PREFIX), spec)
         mend = "" if is_bucket(where) else "; name a place that is yours to read"
         raise UserError(f"{spec}: cannot be read: {told(error, where)}{mend}") from error
 
@@ -73,7 +73,7 @@ def _find(spec: str, model: str, ema: bool | None) -> Found:
     where = named(path, path)
     if not where.exists():
         raise UserError(f"{path}: is not there; {known}")
-    if not step and where.name.isdecimal() and _has_steps(where.parent) and (where / "state").is_dir():
+    if not step and is_step(where.name) and _has_steps(where.parent) and (where / "state").is_dir():
         where, step = where.parent, where.name
     directory = _checkpoints(where)
     if directory:
@@ -117,7 +117,7 @@ def _checkpoints(place: Place) -> Place | None:
     if not inside.is_dir():
         return None
     names = sorted(child.name for child in inside.iterdir() if not child.name.startswith("."))
-    unfinished = all(".orbax-checkpoint-tmp" in name for name in names)  # of a run that has just begun
+    unfinished = all(UNFINISHED in name for name in names)  # of a run that has just begun
     if _has_steps(inside) or unfinished:
         return inside
     if (place / folders.CONFIG).is_file() and folders.weight_file(place):
@@ -130,7 +130,7 @@ def _checkpoints(place: Place) -> Place | None:
 def _has_steps(directory: Place) -> bool:
     # Of digits as classes, a folder of photos has such names, too.
     return directory.is_dir() and any(
-        child.name.isdigit() and any((child / part).is_dir() for part in ("state", "meta"))
+        is_step(child.name) and any((child / part).is_dir() for part in ("state", "meta"))
         for child in directory.iterdir()
     )
 

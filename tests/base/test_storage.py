@@ -1,6 +1,7 @@
 """Places of this machine and in buckets: how they are named, what is copied when, and that no call waits for ever."""
 
 import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -8,10 +9,10 @@ from pathlib import Path
 import pytest
 from emulator import proxy
 
-from deit_jax.base import buckets
+from deit_jax.base import buckets, storage
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import OutOfReach, TryAgain, UserError
-from deit_jax.base.storage import COMMITTED, copy_whole, here, is_bucket, named, place, tensorstore, told
+from deit_jax.base.storage import COMMITTED, copy_whole, here, is_bucket, is_step, named, place, tensorstore, told
 
 
 @pytest.mark.parametrize("given", ["gs://", "gs://a", "gs://a/", "gs:///a", "gs://a//b", "gs://a/./b", "gs://a/../b"])
@@ -81,6 +82,27 @@ def test_what_says_that_all_is_there_comes_last(bucket, tmp_path, monkeypatch):
     copy_whole(tmp_path, place(bucket, ""))
     assert sorted(stored[:3]) == ["3/meta/a", "3/state/z", "z"]
     assert stored[3:] == [f"3/state/{COMMITTED}", f"3/{COMMITTED}"]
+
+
+def test_names_of_steps():
+    assert [
+        name for name in ("0", "10", "2147483647", "01", "-1", "1_0", "٣", "²", "", "9" * 5000) if is_step(name)
+    ] == [*("0", "10", "2147483647")]
+
+
+def test_scratch_of_dead_processes_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+    live = storage.scratch()
+    left, young, other = (tmp_path / name for name in ("deit_jax-left", "deit_jax-young", "rows_of_deit_jax-kept"))
+    for folder in (left, young, other):
+        folder.mkdir()
+        (folder / "metrics.jsonl").touch()
+    (tmp_path / "deit_jax-link").symlink_to(other)
+    for folder in (live, left, other):
+        os.utime(folder, (0, 0))
+    new = storage.scratch()
+    assert {*tmp_path.iterdir()} == {live, young, other, new, tmp_path / "deit_jax-link"}
+    assert (other / "metrics.jsonl").exists()
 
 
 def test_of_two_writers_of_a_new_name_one_is_first(bucket):

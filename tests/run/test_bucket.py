@@ -18,9 +18,11 @@ from emulator import proxy, variables
 from PIL import Image
 
 from deit_jax import convert, main, predict
+from deit_jax.base import storage
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.storage import COMMITTED, here, place
 from deit_jax.run import lease
+from deit_jax.run import workdir as workdirs
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.metrics import read_rows
 from deit_jax.run.workdir import own
@@ -277,6 +279,22 @@ def test_an_owner_that_stood_still_and_lost_the_workdir_writes_no_more(bucket, m
         assert {*root.files()} - {root / ".lock"} == before
     with pytest.raises(TryAgain, match=f"{root} was taken by"):
         first.__exit__(None, None, None)
+
+
+def test_rows_that_the_bucket_did_not_take_outlive_the_next_start(bucket, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+
+    def fail(*given):
+        raise OSError("refused")
+
+    monkeypatch.setattr(workdirs, "copy_whole", fail)
+    with own(place(bucket, "")) as workdir:
+        workdir.metrics.write_text('{"step": 1}\n')
+    (kept,) = tmp_path.iterdir()
+    assert f"its newest rows are in {kept} alone" in caplog.text
+    os.utime(kept, (0, 0))
+    storage.scratch()
+    assert (kept / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
 def test_an_owner_goes_on_writing_after_an_error_of_any_kind(bucket, monkeypatch):
