@@ -146,9 +146,10 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def gathered(params: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
-    """The parameters of a jitted step with none cut over `fsdp`: what its layers multiply with, one after another.
+    """The parameters of a jitted step with none cut over `fsdp`: what its layers multiply with.
 
-    Left to itself, XLA gathers the weights of most layers only, and moves what others multiply them with.
+    Left to itself, XLA gathers the weights of most layers only, and moves what others multiply them with. They are
+    gathered once a step: `fsdp` cuts what there is between steps, and the gradients, but not what a step works with.
     """
     return jax.lax.with_sharding_constraint(dict(params), shardings(dict(params), mesh, cut=("tensor",)))
 

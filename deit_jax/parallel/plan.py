@@ -113,7 +113,7 @@ class Arrays:
     """The arrays of a data-parallel or sharded step, by which what travels is told apart.
 
     Attributes:
-        parameters: how many numbers each parameter has.
+        parameters: how many numbers each parameter and each statistic has.
         devices: of the mesh.
         targets: rows of the batch on a device, and classes.
         pixels: height, width and channels of the images.
@@ -138,13 +138,12 @@ class Arrays:
             return "images" if pictured else "indices"
         if array.size == 1:
             return "scalars"
-        if self.data_parallel and (_is_sum(kind) or shape[-2:] == PACKED):
-            return "gradients"
         if pictured:
             return "float images"
         if shape == tuple(side for side in self.targets if side > 1):
             return "targets"
-        if any(self._is_part(array.size, whole) for whole in self.parameters):
+        packed = shape[-2:] == PACKED or (len(shape) == 1 and _is_sum(kind))  # of several in one
+        if (packed and self.data_parallel) or any(self._is_part(array.size, whole) for whole in self.parameters):
             return "gradients" if _is_sum(kind) or self.data_parallel else "parameters"
         return "activations"
 

@@ -18,6 +18,8 @@ from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint, Meta
 
+FAILURES = 3  # of checkpoints in a row, after which a run has nothing to hope for
+
 
 class Checkpoints(CheckpointDirectory):
     """A checkpoint directory that training writes.
@@ -32,23 +34,25 @@ class Checkpoints(CheckpointDirectory):
     def __init__(self, directory: Place, *, aside: Place, keep: int, require: Callable[[], None] = lambda: None):
         super().__init__(directory)
         self._aside, self._keep, self._require = aside, keep, require
+        self._failures = 0  # in a row
         self._remove_unfinished()  # which a kill has left
 
     def save(self, state: TrainState, meta: Meta, *, last: bool = False) -> None:
-        """As in `CheckpointDirectory`; what fails is told, and done again by the next save.
+        """As in `CheckpointDirectory`; what fails is told, and done again by the next save, but not for ever.
 
         Args:
             last: waits for the end, and tries twice.
 
         Raises:
-            UserError: the last one cannot be written; `TryAgain` where that is a bucket's fault.
+            UserError: the last one, or one after `FAILURES` that failed, cannot be written; `TryAgain` where that is a
+                bucket's fault.
         """
         if not self.finish():
-            logging.warning("the checkpoint before step %d could not be written; this one is tried again", state.step)
-        for _ in range(2 if last else 1):
+            logging.warning("the checkpoint before step %d could not be written", state.step)
+        for _ in range(2 if last else self._failures < FAILURES):
             if self._begin(state, meta) and (not last or self.finish()):
                 return
-        if last:
+        if last or self._failures >= FAILURES:
             remote = is_bucket(self.directory)
             raise (TryAgain if remote else UserError)(
                 f"{self.directory}: step {state.step} could not be saved, see above; "
@@ -69,9 +73,11 @@ class Checkpoints(CheckpointDirectory):
         if hosts.all_agree(failed is None):
             try:
                 super().save(state, meta)
-                return True
-            except (OSError, ValueError, TryAgain) as error:  # in all processes
+            except (OSError, ValueError, TryAgain) as error:
                 failed = error
+            if hosts.all_agree(failed is None):
+                return True
+            self.give_up()
         self._failed(failed or "another process cannot")
         return False
 
@@ -109,6 +115,7 @@ class Checkpoints(CheckpointDirectory):
 
     def _collect_after(self, began: bool, whole: bool) -> bool:
         if whole and began:  # else the newest may not be whole, and those before it be needed
+            self._failures = 0
             self._collect()
         return whole
 
@@ -149,6 +156,7 @@ class Checkpoints(CheckpointDirectory):
         return None
 
     def _failed(self, error: object) -> None:
+        self._failures += 1
         logging.warning("saving to %s failed: %.300s", self.directory, error)
         with contextlib.suppress(OSError, TryAgain):  # the next start does it, too
             self._require()

@@ -161,6 +161,8 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
                 try:
                     save(last=stop or step == total)
                 except UserError as error:
+                    if not stop and step < total:
+                        raise
                     unsaved = error
             if stop:
                 break

@@ -175,12 +175,16 @@ class CheckpointDirectory:
 
     def _together(self, work: Callable[[], None]) -> None:
         """Does what the saver does together with those of the other processes; what fails in one fails in all."""
-        work = functools.partial(hosts.together, work, f"saving/{next(_SAVES)}")
+        work = functools.partial(within, work, self.directory, nbytes=self._nbytes)
         try:
-            within(work, self.directory, nbytes=self._nbytes)
+            hosts.together(work, f"saving/{next(_SAVES)}")
         except Exception:
-            self._saver = None  # whose state nobody knows, and which may be at it still
+            self.give_up()  # nobody knows its state, and it may be at it still
             raise
+
+    def give_up(self) -> None:
+        """Leaves alone a save that was begun, and whoever does it."""
+        self._saver, self._saving = None, -1
 
     def close(self) -> None:
         """Waits for the save in the background and lets go of the directory."""

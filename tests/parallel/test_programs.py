@@ -135,6 +135,8 @@ def moves(line: str, *, data_parallel: bool) -> str:
         ("bf16[6,10]", "all-gather", "gradients", "parameters"),
         ("u8[1,4,8,8,3]", "collective-permute", "images", "images"),
         ("f32[4,8,8,3]", "collective-permute", "float images", "float images"),
+        ("f32[4,8,8,3]", "all-reduce", "float images", "float images"),  # as XLA gathers, by a masked sum
+        ("f32[4,5,7]", "all-reduce", "activations", "activations"),
         ("f32[1,4,7]", "collective-permute", "targets", "targets"),
         ("bf16[4,5,6]", "all-to-all", "activations", "activations"),
         ("s32[4,1,4]", "collective-permute", "indices", "indices"),

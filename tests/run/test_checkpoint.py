@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import gc
 import json
 import os
 import resource
@@ -157,8 +158,7 @@ noisy = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarn
 
 
 def flip_bits_of_the_large_arrays(step):
-    """Of the parameters and their average. Orbax writes the part of each of the eight devices of an array by itself,
-    here about 7 kB, in an order and into files that are left to chance: a bit every 5 kB meets all of them."""
+    """Of the parameters and their average: 60 kB each, in an order and in files that Orbax leaves to chance."""
     for file in (step / "state" / "ocdbt.process_0" / "d").iterdir():
         data = bytearray(file.read_bytes())
         for position in range(2_500, len(data), 5_000):  # indices and small arrays make shorter files
@@ -176,7 +176,7 @@ def cut(name):
 
 def cut_arrays(step):
     for file in (step / "state" / "ocdbt.process_0" / "d").iterdir():
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 20])  # within the first of them
 
 
 def remove(name):
@@ -500,6 +500,24 @@ def test_a_disk_that_is_full_while_saving_leaves_the_checkpoint_before(tmp_path,
     assert again.steps() == [1, 4]
     for step in again.steps():
         equal(jax.device_get(again.restore(step, target())), jax.device_get(a_state(step)))
+
+
+@noisy
+def test_a_disk_that_stays_full_ends_the_run(tmp_path):
+    checkpoints = opened(tmp_path / "checkpoints")
+    checkpoints.save(a_state(1), META)
+    checkpoints.finish()
+    orbax._checksums(a_state(2))
+    with room_for(5000):
+        for step in (2, 3, 4):
+            checkpoints.save(a_state(step), META)
+        with pytest.raises(UserError, match=r"step 5 could not be saved.*make room.*goes on from step 1"):
+            checkpoints.save(a_state(5), META)
+    checkpoints.save(a_state(6), META, last=True)
+    checkpoints.save(a_state(7), META)
+    checkpoints.close()
+    assert opened(tmp_path / "checkpoints").steps() == [6, 7]
+    gc.collect()  # what Orbax has left of the saves that failed is told here, not in a test behind this one
 
 
 def fail_after(checkpoints, step):
