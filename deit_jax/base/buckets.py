@@ -34,7 +34,10 @@ PATIENCE = 90.0  # seconds for a call that moves little data; gcsfs asks again f
 SPEED = 2e6  # bytes a second, which a call that moves data may fall to
 MANY = 10**9  # bytes, where nobody has counted them
 # What waiting helps against, as the libraries and TensorStore have it; and what it does not.
-PASSING = (aiohttp.ClientError, requests.RequestException, auth.TransportError, fsspec.exceptions.FSTimeoutError)
+PASSING = (
+    *(aiohttp.ClientError, requests.RequestException, auth.TransportError, fsspec.exceptions.FSTimeoutError),
+    *(TimeoutError, ConnectionError),
+)
 PASSING_STATUS = r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED)\b"
 REFUSED = (auth.RefreshError, auth.DefaultCredentialsError)
 REFUSED_STATUS = r"^Forbidden\b|\b(PERMISSION_DENIED|UNAUTHENTICATED)\b"
@@ -113,6 +116,19 @@ class BucketPath(gpath.PosixGPath):
     def write_bytes(self, data: bytes) -> None:
         self._ask("pipe_file", str(self), data, nbytes=len(data))
 
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        """None: an open file would read, and at its end write, without a deadline."""
+        raise NotImplementedError(f"{self}: no open files in buckets; read_bytes, write_bytes, fetch or store it")
+
+    def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
+        return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
+
+    def write_text(
+        self, data: str, encoding: str | None = None, errors: str | None = None, newline: str | None = None
+    ) -> int:
+        self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
+        return len(data)
+
     def write_new(self, data: bytes) -> None:
         """As `write_bytes`; `FileExistsError` where the name is there already, of two writers for one of them."""
         self._ask("pipe_file", str(self), data, mode="create")
@@ -165,9 +181,11 @@ def _known(error: Exception, where: object) -> Exception:
     """The error of the system's that an error of the libraries' stands for, or itself."""
     text = " ".join(str(error).split())[:200]
     code = str(error.code) if isinstance(error, gcsfs.retry.HttpError) else ""
-    if isinstance(error, REFUSED) or code in ("401", "403") or re.search(REFUSED_STATUS, text):
+    unanswered = isinstance(error, auth.GoogleAuthError) and (error.retryable or isinstance(error.__cause__, PASSING))
+    refused = isinstance(error, REFUSED) and not unanswered  # else it is who gives out logins that is out of reach
+    if refused or code in ("401", "403") or re.search(REFUSED_STATUS, text):
         return PermissionError(errno.EACCES, f"no permission ({text})", str(where))
-    if isinstance(error, PASSING) or re.match("5|408|429", code) or re.search(PASSING_STATUS, text):
+    if unanswered or isinstance(error, PASSING) or re.match("5|408|429", code) or re.search(PASSING_STATUS, text):
         return OutOfReach(where, text or type(error).__name__)
     if isinstance(error, FileNotFoundError) and error.errno is None:
         return FileNotFoundError(errno.ENOENT, "is not there", str(where))

@@ -6,9 +6,11 @@ methods, but without links, locks, appending and replacing in one stroke.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -28,6 +30,8 @@ T = TypeVar("T")
 
 SCHEME = "gs://"
 COMMITTED = "commit_success.txt"  # what Orbax writes last; and so does `copy_whole`
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of steps that are being saved, or removed
+SCRATCH = "deit_jax-"  # begins the names of folders that nobody needs after their process
 
 
 def place(given: str, flag: str) -> Place:
@@ -98,6 +102,11 @@ def is_bucket(place: Place) -> bool:
     return not isinstance(place, Path)
 
 
+def is_step(name: str) -> bool:
+    """Whether a folder's name is the number of a step, written as a run writes it."""
+    return len(name) <= 10 and name.isdecimal() and str(int(name)) == name
+
+
 def within(function: Callable[[], T], place: Place, *, nbytes: int = 0) -> T:
     """The result of a function of a library that moves so many bytes to or from a place.
 
@@ -126,6 +135,8 @@ def copy_whole(source: Path, destination: Any) -> None:
 def here(place: Any) -> Iterator[Path]:
     """A file or folder on this machine: itself, or for the block a copy of what is in a bucket.
 
+    What a `UserError` says in the block of the copy, it says of the place.
+
     Raises:
         OSError: the bucket does not give it.
     """
@@ -138,7 +149,10 @@ def here(place: Any) -> Iterator[Path]:
             target = copy / source.relative_to(place)
             target.parent.mkdir(parents=True, exist_ok=True)
             source.fetch(target)
-        yield copy
+        try:
+            yield copy
+        except UserError as error:
+            raise UserError(str(error).replace(folder, str(place.parent))) from error
 
 
 def remove(place: Any) -> None:
@@ -151,8 +165,31 @@ def remove(place: Any) -> None:
 
 
 def scratch() -> Path:
-    """A new folder of this machine, for what nobody needs after the process."""
-    return Path(tempfile.mkdtemp(prefix="deit_jax-"))
+    """A new folder of this machine, for what nobody needs after the process; what kills have left of others is removed.
+
+    The process holds its lock. To keep the folder for longer, give it another name.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):  # in use, another user's, or on a disk without locks
+            if time.time() - left.stat().st_mtime > 60:  # else it may be about to be locked
+                lock = _locked(left)
+                remove(left)
+                os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
+    with contextlib.suppress(OSError):
+        _locked(folder)
+    return folder
+
+
+def _locked(folder: Path) -> int:
+    """The folder, open and locked; `OSError` where another has it."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def tensorstore(place: Any) -> dict[str, str]:

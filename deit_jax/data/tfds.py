@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from deit_jax.base.errors import TryAgain, UserError
-from deit_jax.base.forms import read_json
-from deit_jax.base.storage import Place, is_bucket, named, within
+from deit_jax.base.forms import read_json, read_regular
+from deit_jax.base.storage import Place, is_bucket, named, told, within
 from deit_jax.base.threads import map_in_threads
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.records import Record, fingerprint, nfc, relabel
@@ -67,8 +67,10 @@ class TfdsSource:
             raise
         except Exception as error:  # ArrayRecord raises RuntimeError for a damaged record, protobuf its own
             # And RuntimeError where the machine cannot read the file, which shows when it is opened here.
-            with file.open("rb") as content:
-                content.read(1)
+            if is_bucket(file):
+                file.stat()
+            else:
+                read_regular(file, 1)
             raise CorruptImage(f"{self.name(index)}: cannot be read: {_first_line(error)}") from error
         if label < 0:  # how TFDS marks a test set whose labels are kept secret
             raise UserError(f"{self._field}: {self._name} has no labels; choose another split")
@@ -128,7 +130,11 @@ def open_tfds(
 def _refuse_damaged(folder: Place, error: Exception) -> None:
     """`UserError` where what describes a data set, of whatever version, is damaged, and so TFDS met the error."""
     for pattern in ("*/dataset_info.json", "*/features.json"):  # of versions, and those of a data set with configs
-        for path in sorted([*folder.glob(pattern), *folder.glob(f"*/{pattern}")]):
+        try:
+            described = sorted([*folder.glob(pattern), *folder.glob(f"*/{pattern}")])
+        except OSError as unread:
+            raise UserError(f"config.data.dir: {folder} cannot be read: {told(unread, folder)}") from unread
+        for path in described:
             read_json(path, dict, mend="prepare it anew")
     if not isinstance(error, ValueError):  # which TFDS has for what it does not find
         raise UserError(f"{folder}: cannot be read by TFDS: {_first_line(error)}; prepare it anew") from error

@@ -18,8 +18,9 @@ from deit_jax.base.errors import UserError
 
 GIB = 2**30
 GPUS_A_HOST = 8
-# What JAX's allocator takes of a GPU's memory, where XLA_PYTHON_CLIENT_MEM_FRACTION does not say otherwise.
+# What JAX's allocator takes of a GPU's memory, where neither variable says otherwise.
 GPU_SHARE = 0.75
+GPU_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 # libtpu would else ask Google Cloud what machine this is, tell what it does not find, and abort where another process
 # has loaded it.
 LIBTPU = {
@@ -36,7 +37,7 @@ class Chip:
     """What a kind of chip is known to be.
 
     Attributes:
-        memory: bytes of a device that a program may take.
+        memory: bytes of a device; of a TPU's those that a program may take.
         peak: bfloat16 operations a second of the whole chip, dense.
         axes: of the layouts that it comes in; 1 for a mere number of chips.
         clock: cycles a second; 0 where it is not published.
@@ -76,9 +77,9 @@ CHIPS = {
     "v5p": Chip(95.74 * GIB, 459e12, 3, 1.75e9),
     "v6e": Chip(31.25 * GIB, 918e12, 2),
     "tpu7x": Chip(94.75 * GIB, 2307e12, 3, devices=2),
-    "a100": Chip(GPU_SHARE * _A100["memory"], 312e12, 1, target=_A100),
-    "h100": Chip(GPU_SHARE * _HOPPER["memory"], 989.4e12, 1, target=_HOPPER),
-    "h200": Chip(GPU_SHARE * _H200["memory"], 989.4e12, 1, target=_H200),
+    "a100": Chip(_A100["memory"], 312e12, 1, target=_A100),
+    "h100": Chip(_HOPPER["memory"], 989.4e12, 1, target=_HOPPER),
+    "h200": Chip(_H200["memory"], 989.4e12, 1, target=_H200),
 }
 KNOWN = (
     "known: v3, v5e, v6e with a layout such as v5e:16x16; v4, v5p, tpu7x with one such as v4:2x2x4; a100, h100, h200 "
@@ -128,8 +129,8 @@ class Topology:
 
     @property
     def memory(self) -> int:
-        """Bytes of a device that a program may take."""
-        return int(self.chip.memory)
+        """Bytes of a device that a program may take; of GPUs as much as the environment lets JAX take."""
+        return int(self.chip.memory * (_gpu_share() if self.chip.target else 1))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -182,6 +183,18 @@ def find_topology(name: str, slices: int = 1) -> Topology:
     if chip.target and chips > GPUS_A_HOST and chips % GPUS_A_HOST:
         raise UserError(f"--topology: {name} are no whole hosts of {GPUS_A_HOST} GPUs; {KNOWN}")
     return Topology(name, chip, chips * slices, slices)
+
+
+def _gpu_share() -> float:
+    name = next(filter(os.environ.get, GPU_SHARES), "")
+    given = os.environ.get(name, GPU_SHARE)
+    try:
+        share = float(given)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UserError(f"{name}: is {given}, should be a share of a GPU's memory, such as 0.9")
+    return share
 
 
 def _require(*modules: str, extra: str) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from deit_jax import parallel
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config.schema import Config
 from deit_jax.data import KNOWN, Source, known_source
 from deit_jax.distill.ahead import TeachingShapes, teaching_shapes
@@ -30,8 +30,8 @@ def step_of(config: Config, source: Source, topology: Topology | None) -> Step:
     Raises:
         UserError: the config, the data and the devices do not go together.
     """
-    if topology:
-        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=topology.slices))
+    if topology and topology.chip.platform == "tpu":
+        config = _with_slices(config, topology.slices)
     mesh = open_mesh(config, topology.devices() if topology else None)
     parallel.check_batch(mesh, config.batch_size, config.optim.accumulation)
     run = build(config, mesh, source)
@@ -39,6 +39,15 @@ def step_of(config: Config, source: Source, topology: Topology | None) -> Step:
     teaching = teaching_shapes(config, source.class_names, mesh, platform)
     largest = max(size for _, size in run.sizes)
     return Step(run, teaching, batch_shapes(config, mesh, largest, teaching.recorded))
+
+
+def _with_slices(config: Config, slices: int) -> Config:
+    given = config.mesh.slices
+    if given not in (1, slices):
+        raise UserError(
+            f"--slices: is {slices}, and config.mesh.slices {given}; plan with --slices={given}, or set it to 1"
+        )
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
 
 
 def planned_source(config: Config) -> tuple[Source, str]:
@@ -49,8 +58,10 @@ def planned_source(config: Config) -> tuple[Source, str]:
     """
     try:
         return train_source(config), "at hand"
-    except UserError as error:
+    except (UserError, TryAgain, OSError) as error:  # of a bucket, too, which only the machines that train may reach
         known = known_source(config.data.name, config.data.train_split, field="config.data.train_split")
+        if known is None and not isinstance(error, UserError):
+            raise
         if known is None:
             raise UserError(
                 f"{error}; or plan with --config.data.name of {', '.join(KNOWN)}, known by number"

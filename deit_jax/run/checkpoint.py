@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 from deit_jax.base.errors import TryAgain, UserError
-from deit_jax.base.storage import COMMITTED, Place, is_bucket, remove
+from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, remove, told
 from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
-from deit_jax.weights.orbax import UNFINISHED, CheckpointDirectory, CorruptCheckpoint, Meta
+from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint, Meta
 
 FAILURES = 3  # of checkpoints in a row, after which a run has nothing to hope for
 
@@ -28,11 +28,12 @@ class Checkpoints(CheckpointDirectory):
         directory: see `CheckpointDirectory`.
         aside: the folder for steps that cannot be read.
         keep: the number of latest ones kept beside the best.
+        require: raises `TryAgain` where the directory is another run's now, in which nothing is to be removed.
     """
 
-    def __init__(self, directory: Place, *, aside: Place, keep: int):
+    def __init__(self, directory: Place, *, aside: Place, keep: int, require: Callable[[], None] = lambda: None):
         super().__init__(directory)
-        self._aside, self._keep = aside, keep
+        self._aside, self._keep, self._require = aside, keep, require
         self._failures = 0  # in a row
         self._remove_unfinished()  # which a kill has left
 
@@ -85,11 +86,12 @@ class Checkpoints(CheckpointDirectory):
         if not self.finish() or jax.process_index():
             return
         try:
+            self._require()
             if step in self.steps():
                 super().judge(step, top1)
                 self._collect()
         except (OSError, TryAgain) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = told(error, self.directory) if isinstance(error, OSError) else error
             logging.warning("the evaluation of step %d is not kept beside it: %s", step, reason)
 
     def finish(self) -> bool:
@@ -158,6 +160,7 @@ class Checkpoints(CheckpointDirectory):
         self._failures += 1
         logging.warning("saving to %s failed: %.300s", self.directory, error)
         with contextlib.suppress(OSError, TryAgain):  # the next start does it, too
+            self._require()
             self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
@@ -166,8 +169,9 @@ class Checkpoints(CheckpointDirectory):
 
     def _collect(self) -> None:
         try:
+            self._require()
             self._keep_few()
-        except (OSError, TryAgain) as error:
+        except (OSError, TryAgain, UserError) as error:
             logging.warning("%s: old checkpoints are not removed: %s", self.directory, error)
 
     def _keep_few(self) -> None:
@@ -186,6 +190,7 @@ class Checkpoints(CheckpointDirectory):
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
+            self._require()
             self._aside.mkdir(exist_ok=True)
             _remove(self._aside / str(step))
             _disown(self.directory / str(step))

@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax import __version__, parallel
+from deit_jax.base.errors import TryAgain
+from deit_jax.base.storage import Place
 from deit_jax.data import KnownSource, Source
 from deit_jax.data.decode import CorruptImage
 from deit_jax.models import VisionTransformer, bind, flatten
@@ -28,7 +29,7 @@ MEASURED = 20  # rows of metrics.jsonl at its end whose utilisation counts
 Report = dict[str, Any]
 
 
-def estimate(step: Step, where: str, utilisation: float | None, workdir: Path, topology: Topology | None) -> Report:
+def estimate(step: Step, where: str, utilisation: float | None, workdir: Place, topology: Topology | None) -> Report:
     """All that is known without a compiler.
 
     Args:
@@ -101,9 +102,12 @@ def _student_flops(run: Run) -> int:
     return round(sum(n * run.flops_per_image(size) for n, (_, size) in zip(steps, run.sizes, strict=True)) / run.total)
 
 
-def _measured_utilisation(workdir: Path) -> tuple[float, str]:
+def _measured_utilisation(workdir: Place) -> tuple[float, str]:
     """What the run in a workdir last told, where there is one; and where it is from, in words."""
-    rows = read_rows(workdir / "metrics.jsonl")
+    try:
+        rows = read_rows(workdir / "metrics.jsonl")
+    except (OSError, ValueError, TryAgain):
+        return ASSUMED, f"assumed; {workdir} cannot be read"
     told = [row["train/utilisation"] for row in rows if row.get("train/utilisation")][-MEASURED:]
     return (statistics.median(told), f"measured in {workdir}") if told else (ASSUMED, "assumed")
 

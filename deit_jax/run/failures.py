@@ -32,7 +32,7 @@ from deit_jax import parallel
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json, read_regular, require, whole
-from deit_jax.base.storage import Place, remove
+from deit_jax.base.storage import Place, is_step, remove
 from deit_jax.parallel import hosts
 from deit_jax.run.build import Run
 from deit_jax.run.monitor import Monitor
@@ -57,8 +57,8 @@ class Failures:
     """
 
     def __init__(self, workdir: Workdir, run: Run, meta: Meta):
-        self._folder, self._run, self._meta = workdir.failures, run, meta
-        self._known = set(kept_steps(self._folder))
+        self._workdir, self._folder, self._run, self._meta = workdir, workdir.failures, run, meta
+        self._known = set(hosts.of_first(kept_steps(self._folder)))
         self._recent: dict[int, Batch] = {}  # a step's metrics are read when the next one has its batch
         self._burst = 0  # the first step of the burst that was dealt with
         for left in self._folder.glob("step_*") if jax.process_index() == 0 else ():
@@ -77,6 +77,7 @@ class Failures:
         if failed in self._known:  # by a start before this one
             return
         self._known.add(failed)
+        self._workdir.require()
         folder = self._folder / f"step_{failed}"
         updates = int(int(state.skipped_in_a_row) != burst + step - failed)
         # What all processes do together comes first: after it each may fail by itself.
@@ -141,7 +142,7 @@ def _name(path: tuple[Any, ...]) -> str:
 def kept_steps(folder: Place) -> list[int]:
     """The steps that are kept whole in a folder, which need not be there."""
     named = [path.parent.name.removeprefix("step_") for path in folder.glob(f"step_*/{FACTS}")]
-    return sorted(int(name) for name in named if name.isdecimal() and str(int(name)) == name and len(name) <= 10)
+    return sorted(int(name) for name in named if is_step(name))
 
 
 def listed(kept: Sequence[int]) -> str:

@@ -80,8 +80,8 @@ class Lease:
 
     def _refresh(self) -> None:
         while not self._over.wait(REFRESH):
-            # Whoever takes it over meanwhile is seen when the bucket answers again.
-            with contextlib.suppress(OSError, OutOfReach):
+            # Whoever takes it over meanwhile is seen when the bucket answers again, whatever it says until then.
+            with contextlib.suppress(Exception):
                 if self._token not in (now := self._read()):
                     self._lost = _owner(now)
                     return

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
+from deit_jax.base.storage import Place
 from deit_jax.run.tensorboard import Events
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import MAX_STEP
@@ -120,7 +120,7 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: finite(value) if isinstance(value, Mapping) else told(value) for name, value in values.items()}
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Place) -> list[Row]:
     """The rows of a `metrics.jsonl`: objects with their `step`, which grows, and numbers or null by name.
 
     A line torn by a kill is left out, and what else is no row with a warning.

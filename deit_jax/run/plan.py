@@ -4,9 +4,9 @@ Nothing of the run is allocated on a device, and nothing is written.
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from deit_jax.base.storage import Place
 from deit_jax.config.schema import Config
 from deit_jax.parallel.topologies import Topology
 from deit_jax.run.ahead import planned_source, step_of
@@ -17,7 +17,7 @@ Rows = Iterator[tuple[str, str]]
 
 
 def make_plan(
-    config: Config, workdir: Path, *, utilisation: float | None = None, topology: Topology | None = None
+    config: Config, workdir: Place, *, utilisation: float | None = None, topology: Topology | None = None
 ) -> dict[str, Any]:
     """Prints what a run takes as a table, and returns it.
 
@@ -68,6 +68,8 @@ def _devices(plan: Mapping[str, Any]) -> Rows:
     slices = f"{plan['slices']} x " if plan["slices"] > 1 else ""
     where = f"{slices}{plan['topology']}, {plan['chips']} chip(s)"
     yield "devices", f"{where}, mesh {plan['mesh']}, {plan['images_per_device']} images a device"
+    if slices:
+        yield "", f"to be trained with --config.mesh.slices={plan['slices']}"
     parts = {name: size for name, size in plan["bytes_by_part"].items() if size}
     yield (
         "a device",

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import Array
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import Place
 from deit_jax.config.resolve import SHAPE, STREAM, check_same, for_platform
 from deit_jax.config.schema import Config
 from deit_jax.data.memory import MemorySource
@@ -29,7 +29,7 @@ from deit_jax.weights.orbax import CorruptCheckpoint
 MOST_NAMED = 16  # examples
 
 
-def replay(config: Config, root: Path, step: int | None, platform: str) -> dict[str, Any]:
+def replay(config: Config, root: Place, step: int | None, platform: str) -> dict[str, Any]:
     """Runs a kept step of the workdir `root` again, and prints what in it is not finite first.
 
     The step is computed as in training, then once more layer by layer. Neither the data nor a recording of a teacher

@@ -13,7 +13,7 @@ import numpy as np
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
-from deit_jax.base.storage import Place
+from deit_jax.base.storage import Place, told
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import TrainState
@@ -92,8 +92,9 @@ def _read(path: Place, total: int) -> list[dict[str, int]]:
         ends = [jump["to"] for jump in jumps]
         require(all(before < after for before, after in itertools.pairwise(ends)), "is not in order")
     except (OSError, ValueError, KeyError) as error:
+        reason = told(error, path) if isinstance(error, OSError) else error
         raise UserError(
-            f"{path}: cannot be read: {error}; bring it back, or remove it, which forgets where the run went back"
+            f"{path}: cannot be read: {reason}; bring it back, or remove it, which forgets where the run went back"
         ) from error
     return jumps
 

@@ -17,7 +17,7 @@ def require_shared(folder: Place, flag: str) -> None:
         return
     name, *_ = hosts.gather(f".seen-{secrets.token_hex(8)}")
     if hosts.index() == 0:
-        (folder / name).write_text("")
+        (folder / name).write_bytes(b"")
     hosts.gather("written")
     until = time.monotonic() + SEEN
     while not (seen := (folder / name).exists()) and time.monotonic() < until:

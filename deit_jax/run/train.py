@@ -92,7 +92,9 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     teaching = open_teaching(config, source, mesh, rows=total * config.batch_size)
 
     # 3. The state: from where the run stopped, else from the weights to begin with, else from the seed.
-    checkpoints = Checkpoints(workdir.checkpoints, aside=workdir.corrupt, keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(
+        workdir.checkpoints, aside=workdir.corrupt, keep=config.checkpoint.keep, require=workdir.require
+    )
     rollbacks = Rollbacks(workdir, total=total, limit=config.guard.max_rollbacks, batch_size=config.batch_size)
     meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
     hosts.at("the state to begin with", compiling=True)
@@ -175,6 +177,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     if not results:
         results.update(evaluator(weights_of(state), monitor.evaluating))
     if jax.process_index() == 0:
+        workdir.require()
         report(results, held_out, workdir.root)
     _draw_curves(run, workdir)
     counts = {"skipped": int(state.skipped), "rollbacks": len(rollbacks), "corrupt_images": monitor.progress.corrupt}
@@ -189,7 +192,7 @@ def _begin(
     """The state that the run goes on from, what was counted and not yet written until it, and notes on its origin."""
     given: Variables = {}
     notes: list[str] = []
-    if run.config.init_from and not has_steps(workdir.checkpoints):
+    if run.config.init_from and not hosts.of_first(has_steps(workdir.checkpoints)):
         given, notes = run.given_variables()
     progress = Progress()
 

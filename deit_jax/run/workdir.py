@@ -45,14 +45,19 @@ class Workdir:
         self.checkpoints, self.corrupt, self.failures = root / CHECKPOINTS, root / CORRUPT, root / FAILURES
         self.metrics, self.rollbacks = self.growing / METRICS, root / "rollbacks.json"
 
+    def require(self) -> None:
+        """Raises `TryAgain` where another run has the workdir now, so that nothing more is to be written there."""
+        if self._lease:
+            self._lease.require()
+
     def keep(self) -> bool:
         """Copies what grows into the bucket, if the run is in one; False where that failed, to be done again later.
 
         Raises:
             TryAgain: another run has the workdir now.
         """
+        self.require()
         if self._lease:
-            self._lease.require()
             try:
                 copy_whole(self.growing, self.root)
             except (OSError, OutOfReach) as error:
@@ -61,12 +66,14 @@ class Workdir:
         return True
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a file of the run, whole or not at all; `UserError` where that fails."""
+        """Writes a file of the run, whole or not at all; `UserError` where that fails, `TryAgain` as `keep`."""
+        self.require()
         try:
             with replacing(self.root / name) as fresh:
                 fresh.write_text(json.dumps(content, indent=2) + "\n")
         except OSError as error:
-            raise UserError(f"--workdir: cannot write {self.root / name}: {error.strerror}; make room") from error
+            mend = "; make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise UserError(f"--workdir: cannot write {self.root / name}: {told(error, self.root)}{mend}") from error
 
     def wandb_id(self) -> str:
         """The run's name at Weights & Biases: drawn once, since workdirs of other places may be called the same."""
@@ -116,7 +123,8 @@ def _own_in_bucket(root: Any) -> Iterator[Workdir]:
         if kept:
             shutil.rmtree(growing, ignore_errors=True)
         else:
-            logging.warning("%s: its newest rows are in %s alone", root, growing)
+            kept_at = growing.rename(growing.with_name(f"rows_of_{growing.name}"))  # which the next start leaves alone
+            logging.warning("%s: its newest rows are in %s alone", root, kept_at)
 
 
 @contextlib.contextmanager

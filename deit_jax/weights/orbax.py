@@ -28,7 +28,7 @@ from jaxtyping import Array
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
-from deit_jax.base.storage import COMMITTED, Place, is_bucket, within
+from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, is_step, told, within
 from deit_jax.parallel import hosts
 from deit_jax.step.state import MAX_STEP, TrainState, Variables
 from deit_jax.weights.card import Card
@@ -38,7 +38,6 @@ METRIC = "top1"
 LAYOUT = 1  # of a step's items; to be raised by whoever changes what older versions cannot read
 _SAVERS, _SAVES = itertools.count(), itertools.count()  # of this process, in step with those of the others
 SLICE = 2**14  # bytes of an array that a replica writes at least
-UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of steps that are being saved, or removed
 
 
 class CorruptCheckpoint(Exception):
@@ -65,14 +64,10 @@ class CheckpointDirectory:
 
     def _numbered(self) -> list[Place]:
         try:
-            named = [path for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+            named = [path for path in self.directory.iterdir() if is_step(path.name) and path.is_dir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [
-            path
-            for path in named
-            if len(path.name) <= 10 and str(int(path.name)) == path.name and int(path.name) <= MAX_STEP
-        ]
+        return [path for path in named if int(path.name) <= MAX_STEP]
 
     def latest(self) -> int | None:
         """The newest saved step."""
@@ -306,14 +301,20 @@ def _require_regular(folder: Place) -> None:
 
 
 def _raise_machines(error: Exception, where: Place) -> None:
-    """Raises `TryAgain` where an error is of the machine, and says nothing of the files."""
+    """Raises `TryAgain`, or `UserError` without the permission, where an error says nothing of the files."""
     number = error.errno if isinstance(error, OSError) else None
-    if told := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
-        number = int(told[1])
-    if number not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-        raise TryAgain(
-            f"{where}: cannot be read: {os.strerror(number)}; the same command goes on when the disk is well again"
-        ) from error
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
+        number = int(code[1])
+    if number in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return
+    systems = error if isinstance(error, OSError) else OSError(number, os.strerror(number))
+    if isinstance(systems, PermissionError):
+        mend = "" if is_bucket(where) else "; make it yours to read"
+        raise UserError(f"{where}: cannot be read: {told(systems, where)}{mend}") from error
+    kind = "bucket" if is_bucket(where) else "disk"
+    raise TryAgain(
+        f"{where}: cannot be read: {systems.strerror}; the same command goes on when the {kind} is well again"
+    ) from error
 
 
 def _check_meta(meta: Any) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json
-from deit_jax.base.storage import SCHEME, Place, here, is_bucket, named
+from deit_jax.base.storage import SCHEME, UNFINISHED, Place, here, is_bucket, is_step, named, told
 from deit_jax.models import list_models
 from deit_jax.weights import files, folders, hub, tables
 from deit_jax.weights.card import Card
@@ -54,9 +54,9 @@ def find(spec: str, model: str, ema: bool | None) -> Found:
     except MemoryError as error:
         raise UserError(f"{spec}: does not fit into this machine's memory; take a larger one") from error
     except OSError as error:  # a folder of somebody else's, a name that is too long
-        raise UserError(
-            f"{spec}: cannot be read: {error.strerror or error}; name a place that is yours to read"
-        ) from error
+        where = named(spec.removeprefix(hub.PREFIX), spec)
+        mend = "" if is_bucket(where) else "; name a place that is yours to read"
+        raise UserError(f"{spec}: cannot be read: {told(error, where)}{mend}") from error
 
 
 def _find(spec: str, model: str, ema: bool | None) -> Found:
@@ -73,7 +73,7 @@ def _find(spec: str, model: str, ema: bool | None) -> Found:
     where = named(path, path)
     if not where.exists():
         raise UserError(f"{path}: is not there; {known}")
-    if not step and where.name.isdecimal() and _has_steps(where.parent) and (where / "state").is_dir():
+    if not step and is_step(where.name) and _has_steps(where.parent) and (where / "state").is_dir():
         where, step = where.parent, where.name
     directory = _checkpoints(where)
     if directory:
@@ -83,8 +83,17 @@ def _find(spec: str, model: str, ema: bool | None) -> Found:
     if where.is_dir() and not (where / folders.CONFIG).is_file():
         raise UserError(f"{where}: has neither checkpoints nor {folders.CONFIG}; name a workdir or a weight file")
     with here(where) as local:
+        if is_bucket(where) and local.name.endswith(files.INDEX):
+            _fetch_shards(where, local)
         found = _in_folder(local, ema) if local.is_dir() else _in_file(local, ema)
     return dataclasses.replace(found, where=path) if is_bucket(where) else found
+
+
+def _fetch_shards(index: Any, local: Path) -> None:
+    """Copies what an index in a bucket names beside the copy of the index, as far as it is there."""
+    for name in files.shards(local):
+        if (shard := index.with_name(name)).exists():
+            shard.fetch(local.with_name(name))
 
 
 def _split(spec: str, ema: bool | None) -> tuple[str, str | None, bool | None]:
@@ -108,7 +117,7 @@ def _checkpoints(place: Place) -> Place | None:
     if not inside.is_dir():
         return None
     names = sorted(child.name for child in inside.iterdir() if not child.name.startswith("."))
-    unfinished = all(".orbax-checkpoint-tmp" in name for name in names)  # of a run that has just begun
+    unfinished = all(UNFINISHED in name for name in names)  # of a run that has just begun
     if _has_steps(inside) or unfinished:
         return inside
     if (place / folders.CONFIG).is_file() and folders.weight_file(place):
@@ -121,7 +130,7 @@ def _checkpoints(place: Place) -> Place | None:
 def _has_steps(directory: Place) -> bool:
     # Of digits as classes, a folder of photos has such names, too.
     return directory.is_dir() and any(
-        child.name.isdigit() and any((child / part).is_dir() for part in ("state", "meta"))
+        is_step(child.name) and any((child / part).is_dir() for part in ("state", "meta"))
         for child in directory.iterdir()
     )
 

@@ -1,16 +1,18 @@
 """Places of this machine and in buckets: how they are named, what is copied when, and that no call waits for ever."""
 
 import errno
+import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from emulator import proxy
 
-from deit_jax.base import buckets
+from deit_jax.base import buckets, storage
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import OutOfReach, TryAgain, UserError
-from deit_jax.base.storage import COMMITTED, copy_whole, here, is_bucket, named, place, tensorstore, told
+from deit_jax.base.storage import COMMITTED, copy_whole, here, is_bucket, is_step, named, place, tensorstore, told
 
 
 @pytest.mark.parametrize("given", ["gs://", "gs://a", "gs://a/", "gs:///a", "gs://a//b", "gs://a/./b", "gs://a/../b"])
@@ -82,6 +84,27 @@ def test_what_says_that_all_is_there_comes_last(bucket, tmp_path, monkeypatch):
     assert stored[3:] == [f"3/state/{COMMITTED}", f"3/{COMMITTED}"]
 
 
+def test_names_of_steps():
+    assert [
+        name for name in ("0", "10", "2147483647", "01", "-1", "1_0", "٣", "²", "", "9" * 5000) if is_step(name)
+    ] == [*("0", "10", "2147483647")]
+
+
+def test_scratch_of_dead_processes_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+    live = storage.scratch()
+    left, young, other = (tmp_path / name for name in ("deit_jax-left", "deit_jax-young", "rows_of_deit_jax-kept"))
+    for folder in (left, young, other):
+        folder.mkdir()
+        (folder / "metrics.jsonl").touch()
+    (tmp_path / "deit_jax-link").symlink_to(other)
+    for folder in (live, left, other):
+        os.utime(folder, (0, 0))
+    new = storage.scratch()
+    assert {*tmp_path.iterdir()} == {live, young, other, new, tmp_path / "deit_jax-link"}
+    assert (other / "metrics.jsonl").exists()
+
+
 def test_of_two_writers_of_a_new_name_one_is_first(bucket):
     name = place(f"{bucket}/new", "")
     name.write_new(b"one")
@@ -128,13 +151,39 @@ def test_a_call_that_does_not_end_is_left_alone(monkeypatch):
     assert buckets.within(lambda: time.sleep(0.5) or 7, "gs://a/b", nbytes=int(5 * buckets.SPEED)) == 7
 
 
+def test_all_ways_to_read_and_write_have_a_deadline(bucket, monkeypatch):
+    there = place(f"{bucket}/text", "")
+    assert there.write_text("übung") == 5
+    assert (there.read_text(), there.read_bytes()) == ("übung", "übung".encode())
+    with pytest.raises(NotImplementedError, match="no open files in buckets"):
+        there.open("rb")
+    monkeypatch.setattr(buckets, "PATIENCE", 0.2)
+    with proxy() as server:
+        monkeypatch.setattr(buckets.backend.fsspec_backend.fs(there), "_endpoint", server.url)
+        server.silent.set()
+        for call in (lambda: there.write_text(""), there.read_text, lambda: there.write_bytes(b""), there.exists):
+            with pytest.raises(OutOfReach, match="no answer within"):
+                call()
+
+
 def http_error(code):
     return buckets.gcsfs.retry.HttpError({"code": code, "message": "said so"})
+
+
+def refresh_error(cause=None, **options):
+    error = buckets.auth.RefreshError(cause or "no", **options)
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
+        (refresh_error(), PermissionError),
+        (refresh_error(buckets.auth.TransportError("no metadata server")), OutOfReach),
+        (refresh_error(retryable=True), OutOfReach),
+        (TimeoutError(), OutOfReach),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), OutOfReach),
         (http_error(503), OutOfReach),
         (http_error("429"), OutOfReach),
         (http_error(401), PermissionError),

@@ -7,6 +7,7 @@ from test_tfds import prepare
 
 from deit_jax.base.errors import UserError
 from deit_jax.base.storage import copy_whole, place
+from deit_jax.data.decode import CorruptImage
 from deit_jax.data.folder import open_folder
 from deit_jax.data.sources import open_source
 
@@ -55,9 +56,20 @@ def test_data_sets_of_tfds(prepare, bucket) -> None:
         same(there, here)
     with pytest.raises(UserError, match=f"no data set 'other' under {bucket} or in TFDS"):
         open_source(name="other", directory=bucket, split="train")
+    with pytest.raises(
+        UserError, match=r"^config\.data\.dir: gs://nowhere/x/toy cannot be read: there is no bucket gs:/"
+    ):
+        open_source(name="toy", directory="gs://nowhere/x", split="train")
     source = open_source(name="toy", directory=bucket, split="test")
     file = place(bucket, "") / "toy" / "1.2.0" / "toy-test.array_record-00000-of-00001"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"a file is damaged or not there: gs://.*toy-test"):
         open_source(name="toy", directory=bucket, split="test")
     assert len(source) == 5
+    for again in (source, open_source(name="toy", directory=bucket, split="train")):
+        again._examples = [None] * len(again)  # whatever ArrayRecord makes of damage
+    with pytest.raises(CorruptImage, match=r"toy-train.*\[0\]: cannot be read"):
+        again[0]
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        source[0]

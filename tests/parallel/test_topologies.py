@@ -52,6 +52,21 @@ def test_hosts_of_gpus_are_told_to_the_compiler(monkeypatch):
     assert "core_count: 108" in target
 
 
+def test_memory_of_gpus_is_what_the_environment_leaves_to_jax(monkeypatch):
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    gpu, tpu = find_topology("h100:8"), find_topology("v5e:4x4")
+    assert (gpu.memory, tpu.memory) == (63_733_825_536, int(15.75 * 2**30))  # 75 % of 84,978,434,048
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        with monkeypatch.context() as context:
+            context.setenv(name, "0.5")
+            assert (gpu.memory, tpu.memory) == (42_489_217_024, int(15.75 * 2**30))
+            for wrong in ("much", "0", "nan", "1.5"):
+                context.setenv(name, wrong)
+                with pytest.raises(UserError, match=rf"^{name}: is {wrong}, should be a share of a GPU's memory"):
+                    _ = gpu.memory
+
+
 def test_peaks_are_those_of_the_matrix_units_at_their_clock():
     """As published: 128 x 128 multiply-adds a cycle in each unit, of which v3 and v5e have 4, v4 and v5p 8."""
     for name, units in (("v3", 4), ("v4", 8), ("v5e", 4), ("v5p", 8)):

@@ -18,9 +18,11 @@ from emulator import proxy, variables
 from PIL import Image
 
 from deit_jax import convert, main, predict
+from deit_jax.base import storage
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.storage import COMMITTED, here, place
 from deit_jax.run import lease
+from deit_jax.run import workdir as workdirs
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.metrics import read_rows
 from deit_jax.run.workdir import own
@@ -145,8 +147,8 @@ def a_state(step):
     return jax.device_put(dataclasses.replace(state, step=jnp.int32(step)), jax.devices()[0])
 
 
-def opened(root, keep=3):
-    return Checkpoints(root / "checkpoints", aside=root / "corrupt", keep=keep)
+def opened(root, keep=3, **options):
+    return Checkpoints(root / "checkpoints", aside=root / "corrupt", keep=keep, **options)
 
 
 def saved(root, steps=(1, 2), keep=3):
@@ -262,7 +264,54 @@ def test_an_owner_that_stood_still_and_lost_the_workdir_writes_no_more(bucket, m
         until(lambda: workdir._lease._lost)
         with pytest.raises(TryAgain, match=rf"{root} was taken by process {os.getpid()} on .* while this run stood"):
             workdir.keep()
-    workdir._lease._over.set()
+        with pytest.raises(TryAgain, match=f"{root} was taken by"):
+            workdir.write_json("rollbacks.json", [])
+        for step in (1, 2):
+            (root / "checkpoints" / str(step) / COMMITTED).write_bytes(b"")
+        checkpoints = opened(root, keep=1, require=workdir.require)
+        (root / "checkpoints" / "3" / "begun").write_bytes(b"")
+        before = {*root.files()} - {root / ".lock"}
+        checkpoints._collect()
+        checkpoints._failed("whatever")
+        checkpoints.judge(2, 50.0)
+        with pytest.raises(TryAgain, match=f"{root} was taken by"):
+            checkpoints._set_aside(2)
+        assert {*root.files()} - {root / ".lock"} == before
+    with pytest.raises(TryAgain, match=f"{root} was taken by"):
+        first.__exit__(None, None, None)
+
+
+def test_rows_that_the_bucket_did_not_take_outlive_the_next_start(bucket, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+
+    def fail(*given):
+        raise OSError("refused")
+
+    monkeypatch.setattr(workdirs, "copy_whole", fail)
+    with own(place(bucket, "")) as workdir:
+        workdir.metrics.write_text('{"step": 1}\n')
+    (kept,) = tmp_path.iterdir()
+    assert f"its newest rows are in {kept} alone" in caplog.text
+    os.utime(kept, (0, 0))
+    storage.scratch()
+    assert (kept / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_an_owner_goes_on_writing_after_an_error_of_any_kind(bucket, monkeypatch):
+    monkeypatch.setattr(lease, "REFRESH", 0.05)
+    owner = lease.Lease(place(f"{bucket}/.lock", ""))
+    read, errors = owner._read, [RuntimeError("of a library"), TryAgain("for a while")]
+
+    def failing():
+        if errors:
+            raise errors.pop()
+        return read()
+
+    monkeypatch.setattr(owner, "_read", failing)
+    until(lambda: not errors)
+    times = owner._times
+    until(lambda: owner._times > times)
+    owner.release()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from deit_jax import parallel
 from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.storage import place
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.step.optim import adamw
 from deit_jax.step.state import init_state
@@ -289,6 +291,35 @@ def test_what_the_machine_cannot_read_is_no_damage(kept_two, monkeypatch, error)
         opened(kept_two).restore_latest(target(), fine)
     assert sorted(path.name for path in kept_two.iterdir()) == ["1", "2"]
     assert not (kept_two.parent / "corrupt").exists()
+
+
+def test_what_one_may_not_read_is_neither_damage_nor_an_outage(kept_two, monkeypatch, bucket, caplog):
+    def fail(*given, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for where, line in (
+        (kept_two, "Permission denied; make it yours to read"),
+        (place(bucket, ""), "Permission denied; log in .*, or get the role Storage Object User on gs://tests"),
+    ):
+        for error in (PermissionError(errno.EACCES, "Permission denied"), ValueError("[os_error_code='13']")):
+            with pytest.raises(UserError, match=f"^{where}: cannot be read: {line}"):
+                orbax._raise_machines(error, where)
+    with pytest.raises(TryAgain, match="Input/output error; the same command goes on when the bucket is well again"):
+        orbax._raise_machines(OSError(errno.EIO, "Input/output error"), place(bucket, ""))
+    for step in (1, 2):
+        (kept_two / str(step) / "metrics").mkdir(exist_ok=True)
+        (kept_two / str(step) / "metrics" / "metrics").write_text('{"top1": 1.0}')
+    checkpoints = opened(kept_two, keep=1)
+    monkeypatch.setattr(orbax, "read_regular", fail)
+    checkpoints._collect()  # which is no reason to end a run
+    assert "old checkpoints are not removed" in caplog.text
+    assert checkpoints.steps() == [1, 2]
+    monkeypatch.setattr(orbax, "replacing", fail)
+    checkpoints.directory = place(bucket, "")
+    monkeypatch.setattr(checkpoints, "steps", lambda: [2])
+    checkpoints.judge(2, 50.0)
+    assert "the evaluation of step 2 is not kept beside it: Permission denied; log in" in caplog.text
+    checkpoints.directory = kept_two
 
 
 def test_nor_is_it_in_the_arrays(kept_two, monkeypatch):

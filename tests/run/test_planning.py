@@ -10,7 +10,7 @@ from endings import content, end, inside
 from tiny import EVERYTHING, distilled_config, replace, tiny_config, tiny_run, write_teacher
 
 from deit_jax import parallel
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import OutOfReach, UserError
 from deit_jax.distill.ahead import teaching_shapes
 from deit_jax.distill.open import open_teacher
 from deit_jax.main import main
@@ -18,7 +18,8 @@ from deit_jax.models import forward_flops
 from deit_jax.parallel import peak
 from deit_jax.parallel.plan import Compiled, TooLarge, shard_bytes
 from deit_jax.parallel.topologies import Chip, Topology, find_topology
-from deit_jax.run import compiled
+from deit_jax.run import ahead, compiled
+from deit_jax.run import estimate as estimating
 from deit_jax.run.ahead import planned_source, step_of
 from deit_jax.run.build import build, open_mesh
 from deit_jax.run.compiled import compiled_report
@@ -142,6 +143,27 @@ def test_data_is_counted_by_what_is_published_where_it_is_not_there(tmp_path):
         planned_source(replace(config, "model", num_classes=10))
 
 
+@pytest.mark.parametrize("error", [OutOfReach("gs://a/b", "no answer"), PermissionError(13, "no permission")])
+def test_a_bucket_of_data_need_not_be_reached(monkeypatch, error):
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(ahead, "train_source", fail)
+    source, where = planned_source(replace(CONFIG, "data", name="imagenet2012", train_split="train"))
+    assert (len(source), where) == (1_281_167, "as published; the data is not at hand")
+    with pytest.raises(type(error)):  # nobody knows how many photos there are
+        planned_source(replace(CONFIG, "data", name="folder", train_split="train"))
+
+
+@pytest.mark.parametrize("error", [OutOfReach("gs://a/b", "no answer"), PermissionError(13, "no permission")])
+def test_a_workdir_that_cannot_be_read_costs_its_utilisation_alone(monkeypatch, error):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(estimating, "read_rows", fail)
+    assert estimating._measured_utilisation(NOWHERE) == (0.4, "assumed; nowhere cannot be read")
+
+
 def test_utilisation_is_that_of_the_run_in_the_workdir(tmp_path):
     rows = [{"step": i, "train/utilisation": share} for i, share in enumerate((0.9, *[0.25] * 20))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -199,6 +221,18 @@ def tried(topology=None):
     step = step_of(CONFIG, SOURCE, topology or SMALL)
     report = compiled_report(step, topology or SMALL)
     return report, {each["change"].replace("--config.", ""): each["fits"] for each in report.get("tried", [])}
+
+
+def test_slices_of_the_config_are_those_of_the_topology(here, monkeypatch):
+    two = replace(CONFIG, "mesh", slices=2)
+    with pytest.raises(UserError, match=r"^--slices: is 1, and config\.mesh\.slices 2; plan with --slices=2, or"):
+        step_of(two, SOURCE, SMALL)
+    given = []
+    monkeypatch.setattr(ahead, "open_mesh", lambda config, devices: given.append(config.mesh.slices) or MESH)
+    for config in (two, CONFIG):
+        step_of(config, SOURCE, dataclasses.replace(SMALL, slices=2))
+    step_of(two, SOURCE, find_topology("h100:8"))  # of which a process each is one
+    assert given == [2, 2, 2]
 
 
 def test_changes_that_save_memory_are_tried_alone(here, monkeypatch):

@@ -1,5 +1,6 @@
 """Who owns a workdir, and what is refused in it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import time
 import pytest
 
 from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.storage import place
+from deit_jax.run import workdir as workdirs
 from deit_jax.run.workdir import Workdir, own
 
 OWNER = """
@@ -122,3 +125,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         workdir.write_json("run.json", {"a": object()})
     assert (tmp_path / "run.json").read_text() == '{\n  "a": 1\n}\n'
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_what_cannot_be_written_is_told_with_its_mend(tmp_path, bucket, monkeypatch):
+    with pytest.raises(
+        UserError, match=r"^--workdir: cannot write gs://nowhere/run/run\.json: there is no bucket gs://n"
+    ):
+        Workdir(place("gs://nowhere/run", "")).write_json("run.json", {})
+    for number, line in ((errno.ENOSPC, "No space left on device; make room"), (errno.EIO, "Input/output error")):
+
+        def fail(path, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(workdirs, "replacing", fail)
+        with pytest.raises(UserError, match=f"run.json: {line}$"):
+            Workdir(tmp_path).write_json("run.json", {})

@@ -1,6 +1,7 @@
 """Weight files: what is read as it was written, and what is refused."""
 
 import builtins
+import errno
 import json
 import os
 import stat
@@ -13,7 +14,10 @@ import safetensors.numpy
 from weight_samples import assert_same_arrays
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.storage import copy_whole, place
+from deit_jax.weights import places
 from deit_jax.weights.files import read_tensors, write_safetensors
+from deit_jax.weights.places import find
 
 TENSORS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -207,6 +211,34 @@ def write_shards(folder, split=SPLIT, **places):
 
 def test_several_files_are_read_as_one(tmp_path):
     assert_same_arrays({"a": A, "b": B, "c": C}, read_tensors(write_shards(tmp_path))[0])
+
+
+def test_several_files_in_a_bucket(tmp_path, bucket):
+    index = place(f"{bucket}/w/m.safetensors.index.json", "")
+    copy_whole(write_shards(tmp_path).parent, index.parent)
+    found = find(str(index), "", None)
+    assert_same_arrays({"a": A, "b": B, "c": C}, found.tensors)
+    assert found.where == str(index)
+    shard = index.with_name("m-00002-of-00002.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"^{shard}: its header tells of 12 bytes"):
+        find(str(index), "", None)
+    shard.unlink()
+    with pytest.raises(UserError, match=f"^{index}: {shard.name} is not there beside it; fetch all of the 2 files"):
+        find(str(index), "", None)
+
+
+def test_what_one_may_not_read_is_told_with_its_mend(bucket, monkeypatch):
+    def fail(*arguments):
+        raise PermissionError(errno.EACCES, "no permission")
+
+    monkeypatch.setattr(places, "_find", fail)
+    for spec, mend in (
+        (f"{bucket}/run@3", "log in .* Storage Object User on gs://tests$"),
+        ("run@3", "name a place that"),
+    ):
+        with pytest.raises(UserError, match=f"^{spec}: cannot be read: no permission; {mend}"):
+            find(spec, "", None)
 
 
 def test_wrappers_and_counters_of_several_files(tmp_path):
