@@ -20,7 +20,8 @@ from deit_jax.run.metrics import read_rows
 # processes, devices of each
 ONE, EIGHT, TWO, FOUR = (1, 1), (1, 8), (2, 4), (4, 2)
 DATA, FSDP2, FSDP4, TENSOR = [], ["--config.mesh.fsdp=2"], ["--config.mesh.fsdp=4"], ["--config.mesh.tensor=2"]
-FAULTS = ["--step_timeout=20", "--config.total_steps=4000", "--config.eval.every_steps=2000"]
+CONSTANT = ["--config.optim.schedule=constant"]
+FAULTS = [*CONSTANT, "--step_timeout=20", "--config.total_steps=4000", "--config.eval.every_steps=2000"]
 HOST = socket.gethostname()
 
 
@@ -109,9 +110,6 @@ def test_a_run_goes_on_on_other_devices(shape, where, bucket, tmp_path):
         check_equal(local, whole)
 
 
-CONSTANT = ["--config.optim.schedule=constant"]
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
@@ -147,13 +145,16 @@ def check_goes_on(flags, workdir):
     """From the newest checkpoint, with the rows of an undisturbed run; those before it are not computed again."""
     newest, before = max(checkpoints(workdir)), read_rows(workdir / "metrics.jsonl")
     total = newest + 20
-    change = [f"--config.total_steps={total}", *CONSTANT]
-    flags = [flag for flag in flags if "total_steps" not in flag]
-    assert run(2, 2, [*flags, *change]).status == 0
+    change = [f"--config.total_steps={total}"]
+    flags = [flag for flag in flags if "total_steps" not in flag and "workdir" not in flag]
+    whole = workdir.with_name(f"{workdir.name}_whole")
+    for each in (workdir, whole):
+        assert run(2, 2, [*flags, *change, f"--workdir={each}"]).status == 0
     assert facts_of(workdir)["start_step"] == newest
     rows = read_rows(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, total + 1))
     assert rows[:newest] == before[:newest]
+    assert losses(workdir) == losses(whole)
 
 
 @pytest.mark.long
