@@ -27,7 +27,7 @@ from deit_jax.base.text import printable
 from deit_jax.config.given import check_overrides, keep_given_units, load_config, take_config
 from deit_jax.config.resolve import flatten, to_dict
 from deit_jax.config.schema import Config
-from deit_jax.run.interrupt import Interrupted
+from deit_jax.run.interrupt import LINE, Interrupted, Stopped
 from deit_jax.run.versions import versions
 
 Define = Callable[[flags.FlagValues], None]
@@ -122,9 +122,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             hosts.close()
     except BaseException as error:
         # What imports an extension module makes another exception of a signal's.
-        status, line = (heard[0], "") if heard else _ending(error)
+        hosts = _hosts()
+        if heard and hosts:  # the others end with this one, and all are to be started again
+            status, line = _ending(Interrupted(LINE))
+        else:
+            status, line = (heard[0], "") if heard else _ending(error)
         line = printable(" ".join(line.split()))
-        if hosts := _hosts():
+        if hosts and isinstance(error, Stopped):  # so that each has written its last before the first one leaves
+            line = "" if hosts.index() else line
+            hosts.close()
+        elif hosts:
             hosts.end(status, line or f"ended with status {status}")
     if line:
         with contextlib.suppress(OSError):  # nobody may be reading any more

@@ -62,7 +62,13 @@ def run(commands: list[list[str]], devices: int, *, dry: bool) -> int:
         return 0
     # Of the others' stdout there is nothing: the first process speaks.
     processes = [
-        subprocess.Popen(command, env=os.environ | environment, stdout=None if i == 0 else subprocess.DEVNULL)
+        # In sessions of their own, where a terminal's Ctrl-C does not come a second time.
+        subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdout=None if i == 0 else subprocess.DEVNULL,
+            start_new_session=True,
+        )
         for i, command in enumerate(commands)
     ]
 

@@ -22,6 +22,7 @@ from deit_jax.distill.open import FIELD, is_artefact, open_teacher
 from deit_jax.distill.store import Header, Store, read_header
 from deit_jax.distill.summary import expand
 from deit_jax.distill.teacher import Teacher
+from deit_jax.parallel import hosts
 
 # What decides which images a teacher is shown, beside the data: of centre crops these fields, of the stream all those
 # of `stream_fields` but these.
@@ -66,6 +67,7 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
         notes = _notes(store.header, config)
         return Teaching(from_recorded(classes), store=store, notes=notes)
     teacher = open_teacher(config, source.class_names).on(mesh)
+    hosts.require_equal("the weights of config.distillation.teacher", teacher.variables)
     return Teaching(
         lambda variables, images, recorded: teacher(variables, images),
         parallel.place(teacher.variables, mesh),

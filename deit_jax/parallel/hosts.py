@@ -10,10 +10,12 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax._src import distributed
 
 from deit_jax.base.errors import TryAgain, UserError
@@ -115,6 +117,13 @@ def require_same(facts: Mapping[str, Any]) -> None:
                     f"{name}: is {here!r} in {_peers.name(0)} and {there!r} in {_peers.name(peer)}; start all of a run "
                     f"with the same command, code and data"
                 )
+
+
+def require_equal(name: str, variables: Mapping[str, Any]) -> None:
+    """Raises `UserError` in all processes where arrays, which each has read by itself, are not those of process 0."""
+    if several():
+        sums = (zlib.crc32(np.asarray(value).tobytes(), zlib.crc32(path.encode())) for path, value in variables.items())
+        require_same({name: f"{sum(sums):x}"})
 
 
 def end(status: int, line: str) -> None:

@@ -29,6 +29,7 @@ from deit_jax.models import (
     retype,
     training_flops,
 )
+from deit_jax.parallel import hosts
 from deit_jax.run.learning import Loss, optimizer_of, rates_of, schedule_of, training_loss
 from deit_jax.run.network import card_of, model_arguments, model_of
 from deit_jax.run.stream import device_batches, image_sizes
@@ -278,11 +279,13 @@ def open_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def read_init(config: Config) -> Weights:
-    """The weights of `config.init_from`."""
+    """The weights of `config.init_from`, the same in all processes."""
     try:
-        return read_weights(config.init_from, model=config.model.name)
+        weights = read_weights(config.init_from, model=config.model.name)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
+    hosts.require_equal("the weights of config.init_from", weights.variables)
+    return weights
 
 
 def _state_of(

@@ -25,6 +25,7 @@ from deit_jax.run import plots
 from deit_jax.run.build import Run, build, open_mesh, read_init
 from deit_jax.run.checkpoint import has_steps
 from deit_jax.run.stream import eval_source
+from deit_jax.run.together import require_same_data
 from deit_jax.run.workdir import CHECKPOINTS
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.step.step import eval_step
@@ -255,6 +256,7 @@ def _evaluate_step(
     stored = meta.get("config", {})  # weights that were converted have none
     for change in check_same(stored, config, fixed) if stored and jax.process_index() == 0 else ():
         print(f"differs from the run: {change}")
+    hosts.require_same({f"step {step} of --workdir": meta["arrays"]})
     run = build(config, mesh, eval_source(config, class_names))
     return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))
 
@@ -282,6 +284,7 @@ def _evaluate_init(config: Config, workdir: Place, mesh: Mesh) -> dict[str, Any]
 
 
 def _evaluate_weights(run: Run, workdir: Place, weights: Mapping[str, Variables]) -> dict[str, Any]:
+    require_same_data(eval_split=run.source)
     evaluator = Evaluator(run.config, run.predict, run.source, run.mesh)
     results = evaluator(weights, lambda batch: hosts.at(f"batch {batch} of an evaluation", compiling=batch <= 2))
     if jax.process_index() == 0:

@@ -16,6 +16,10 @@ class Interrupted(BaseException):
     """
 
 
+class Stopped(Interrupted):
+    """The same, of all processes of a run: they have agreed on it."""
+
+
 class Interrupt:
     """While entered, the first SIGTERM or SIGINT raises `Interrupted`, wherever the main thread is.
 

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deit_jax.parallel import Exchange, hosts
-from deit_jax.run.interrupt import LINE, Interrupt, Interrupted
+from deit_jax.run.interrupt import LINE, Interrupt, Stopped
 from deit_jax.run.metrics import Progress, Row, Writer
 
 Batch = dict[str, Any]
@@ -125,13 +125,13 @@ class Monitor:
         """To be called before each batch of an evaluation.
 
         Raises:
-            Interrupted: in all of several processes, where one was asked to stop.
+            Stopped: in all of several processes, where one was asked to stop.
         """
         hosts.at(f"batch {batch} of an evaluation", compiling=batch <= 2)
         if not self._interrupt.alone:
             self._interrupt.heard |= bool(self._exchange.read(self._exchange([self._interrupt.requested])).any())
             if self._interrupt.heard:
-                raise Interrupted(LINE)
+                raise Stopped(LINE)
 
     def add_evaluation(self, metrics: Row) -> None:
         """Writes the row that waits with the metrics of its evaluation, which took no time of the steps."""

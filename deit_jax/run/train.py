@@ -32,7 +32,7 @@ from deit_jax.run.evaluate import (
     weights_of,
 )
 from deit_jax.run.failures import Failures
-from deit_jax.run.interrupt import Interrupt, Interrupted
+from deit_jax.run.interrupt import Interrupt, Interrupted, Stopped
 from deit_jax.run.metrics import Progress, Writer, read_rows, require_wandb
 from deit_jax.run.monitor import Monitor
 from deit_jax.run.rollback import Rollbacks
@@ -173,7 +173,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     hosts.at("the end of the run")
     if interrupt.stops:
         line = f"interrupted; the same command goes on from step {checkpoints.latest() or 0} of {total}"
-        raise unsaved or Interrupted(line)
+        raise unsaved or Stopped(line)
     if not results:
         results.update(evaluator(weights_of(state), monitor.evaluating))
     if jax.process_index() == 0:

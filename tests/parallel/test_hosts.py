@@ -218,3 +218,32 @@ def test_a_port_that_is_taken():
         )  # fmt: skip
     assert done.returncode == 2
     assert "cannot be started" in done.stderr
+
+
+def test_one_that_is_told_to_end_before_its_first_step_ends_all_to_be_started_again():
+    texts = ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"]
+    (other, _, _), (told, _, err) = end(start(texts))
+    assert (other, told) == (75, 75)
+    assert "interrupted; the same command goes on" in err
+
+
+def test_who_agrees_to_stop_waits_for_those_that_clean_up():
+    text = """
+from deit_jax.run.interrupt import Stopped
+try:
+    raise Stopped("stopped at step 7")
+finally:
+    time.sleep(4 * (hosts.index() == 0))
+    print("cleaned", flush=True)
+"""
+    (first, *said), (other, *silent) = end(start(text))
+    assert (first, other) == (75, 75)
+    assert said == ["cleaned\n", "stopped at step 7\n"]
+    assert silent == ["cleaned\n", ""]
+
+
+def test_weights_that_differ_are_named():
+    text = "import numpy as np; hosts.require_equal('the weights of it', {'a.bias': np.full(3, hosts.index())})"
+    statuses, _, told = zip(*end(start(text)), strict=True)
+    assert statuses == (2, 2)
+    assert "error: the weights of it: is " in "".join(told)
