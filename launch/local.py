@@ -13,6 +13,7 @@ Exit status: 0 when all processes ended well; 75 when the same command goes on; 
 
 import argparse
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -32,6 +33,9 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
     parser.add_argument("flags", nargs="*", help="of the command, after --")
     given = parser.parse_args()
+    for name in ("processes", "devices_per_process"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name}: give a number from 1 on")
     for attempt in range(given.restarts + 1):
         status = run(commands(given), given.devices_per_process, dry=given.dry_run)
         if status != 75:
@@ -58,7 +62,7 @@ def run(commands: list[list[str]], devices: int, *, dry: bool) -> int:
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if dry:
         for command in commands:
-            print(*(f"{name}={value}" for name, value in environment.items()), *command)
+            print(shlex.join([*(f"{name}={value}" for name, value in environment.items()), *command]))
         return 0
     # Of the others' stdout there is nothing: the first process speaks.
     processes = [

@@ -24,10 +24,12 @@ done
 (($#)) || { echo "error: no command; give it after --" >&2 && exit 2; }
 if [[ $dry_run ]]; then
   printf '%q ' "$@"
-  echo "${log:+>>$log 2>&1}  # up to $tries times, while it ends in 75 or 134"
+  [[ ! $log ]] || printf '>>%q 2>&1' "$log"
+  echo "  # up to $tries times, while it ends in 75 or 134"
   exit
 fi
 if [[ $log ]]; then
+  mkdir -p "$(dirname "$log")" || exit 2
   exec 9>>"$log.pid" || exit 2
   flock --nonblock 9 || { echo "error: $log: written by another supervisor; stop that one, or name another log" >&2 && exit 2; }
   echo $$ >"$log.pid"

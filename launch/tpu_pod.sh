@@ -150,14 +150,15 @@ $busy
 rm -rf deit_jax && mkdir deit_jax && tar -xzf deit_jax.tar.gz -C deit_jax && cd deit_jax
 [ -x ~/.local/bin/uv ] || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
 ~/.local/bin/uv venv --quiet --python 3.12 .venv
-~/.local/bin/uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[tpu,gcs]'"
+~/.local/bin/uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[tpu,gcs]'
+touch .venv/ready"
 }
 
 do_start() {
   ((${#training[@]})) || fail "nothing to train; give the flags of deit_jax.main after --"
   local word command='.venv/bin/python -m deit_jax.main'
   for word in "${training[@]}"; do command+=" $(quote "$word")"; done
-  everywhere ssh "$name" --command="cd deit_jax && [ -x .venv/bin/python ] || exit 3
+  everywhere ssh "$name" --command="cd deit_jax && [ -e .venv/ready ] || exit 3
 $busy
 nohup setsid bash launch/supervise.sh --log=\"\$HOME/train.log\" -- $command </dev/null >/dev/null 2>&1 &"
 }

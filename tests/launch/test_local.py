@@ -1,0 +1,66 @@
+"""launch/local.py: what it starts, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+LOCAL = [sys.executable, str(ROOT / "launch/local.py")]
+# Writes what it was given and where, and waits to be told.
+TELLING = """
+import json, os, signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: told.append(1))
+told = []
+open("ready" + sys.argv[-1][-1], "w").close()
+print(json.dumps([sys.argv[1:], os.environ["JAX_PLATFORMS"], os.environ["JAX_NUM_CPU_DEVICES"]]), flush=True)
+until = time.monotonic() + float(os.environ.get("WAIT", 0))
+while time.monotonic() < until and not told:
+    time.sleep(0.02)
+time.sleep(0.3 * bool(told))
+sys.exit(75 if len(told) == 1 else len(told))
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "telling.py").write_text(TELLING)
+    monkeypatch.chdir(tmp_path)
+    return "--module=telling"
+
+
+def test_dry_run_prints_what_would_run(module):
+    command = [*LOCAL, module, "--devices_per_process=3", "--dry-run", "--", "--split=train[:90%] x", "$HOME"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    told = [json.loads(subprocess.check_output(["bash", "-c", f"env {line}"])) for line in lines]
+    for process, (arguments, platform, devices) in enumerate(told):
+        assert arguments[:2] == ["--split=train[:90%] x", "$HOME"]
+        assert arguments[2].startswith("--coordinator=127.0.0.1:")
+        assert arguments[3:] == ["--processes=2", f"--process={process}"]
+        assert (platform, devices) == ("cpu", "3")
+    assert len(told) == 2
+
+
+def test_ctrl_c_reaches_each_process_once(module):
+    """A terminal sends it to the launcher and to whoever is in its group."""
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "process_group": 0}
+    launcher = subprocess.Popen(
+        [*LOCAL, module, "--processes=2"], env=os.environ | {"WAIT": "20"}, stdout=subprocess.DEVNULL, **heard
+    )
+    until = time.monotonic() + 20
+    while not all(os.path.exists(f"ready{process}") for process in range(2)):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.killpg(launcher.pid, signal.SIGINT)
+    assert launcher.wait(20) == 75
+
+
+@pytest.mark.parametrize("flag", ["--processes=0", "--devices_per_process=-1"])
+def test_mistakes_cost_a_line(flag):
+    done = subprocess.run([*LOCAL, flag, "--", "--workdir=x"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(f"error: {flag.partition('=')[0]}: give a number from 1 on")
