@@ -31,7 +31,6 @@ from deit_jax.run.interrupt import LINE, Interrupted, Stopped
 from deit_jax.run.versions import versions
 
 Define = Callable[[flags.FlagValues], None]
-STEP_TIMEOUT = 1800  # seconds; compiling for large machines takes minutes
 HELP = {"--help", "-h", "-help", "--helpfull"}
 
 
@@ -211,8 +210,7 @@ def start_hosts(given: flags.FlagValues, config: Config) -> bool:
 
     flag_values = {name: str(given[name.removeprefix("--")].value) for name in cluster.FLAGS}
     found = cluster.find(flag_values, os.environ, gpus=cluster.visible_gpus(os.environ))
-    limit = given.step_timeout or (STEP_TIMEOUT if found else 0)
-    hosts.start(found, start_timeout=given.start_timeout, step_timeout=limit)
+    hosts.start(found, start_timeout=given.start_timeout, step_timeout=given.step_timeout)
     fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
     hosts.require_same(fields | {"the code of deit_jax": _code()} | versions())
     if hosts.index():  # the first one speaks, but for what only the others see of the data

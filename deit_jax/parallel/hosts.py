@@ -23,6 +23,7 @@ from deit_jax.parallel.cluster import FLAGS, Cluster
 from deit_jax.parallel.peers import SILENT, Peers
 from deit_jax.parallel.watchdog import Watchdog
 
+STEP_TIMEOUT = 1800  # seconds; compiling for large machines takes minutes
 T = TypeVar("T")
 _peers: Peers | None = None
 _watchdog: Watchdog | None = None
@@ -36,19 +37,20 @@ def start(cluster: Cluster | None, *, start_timeout: float, step_timeout: float)
     Args:
         cluster: None for a process alone.
         start_timeout: seconds in which all have to be there.
-        step_timeout: seconds that anything may take; 0: for ever, where there is one process.
+        step_timeout: seconds that anything may take; 0: `STEP_TIMEOUT`, and for ever, where there is one process.
 
     Raises:
         UserError: the coordinator that the user named cannot be reached, or not be made.
         TryAgain: the cluster's own cannot.
     """
     global _peers, _watchdog
+    limit = step_timeout or STEP_TIMEOUT
     if cluster:
-        _connect(cluster, start_timeout, step_timeout)
+        _connect(cluster, start_timeout, limit)
     told = distributed.global_state
     if told.num_processes > 1:
         place = str(told.coordinator_address)
-        _peers = Peers(told.client, place, told.process_id, told.num_processes, step_timeout=step_timeout)
+        _peers = Peers(told.client, place, told.process_id, told.num_processes, step_timeout=limit)
         _peers.start()
         _watchdog = _peers.watchdog
     elif step_timeout:

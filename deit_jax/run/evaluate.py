@@ -32,6 +32,7 @@ from deit_jax.step.step import eval_step
 from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint
 
 LOOKED_AT = 64  # images of a split, before training
+AT_ONCE = 1000  # images that are looked at within the limit of a step
 
 
 @dataclasses.dataclass
@@ -124,9 +125,9 @@ class Evaluator:
         self._step = jax.jit(step, out_shardings=parallel.replicated(mesh))
 
     def __call__(
-        self, weights: Mapping[str, Any], every_batch: Callable[[int], object] = lambda batch: None
+        self, weights: Mapping[str, Any], every_batch: Callable[[], object] = lambda: None
     ) -> dict[str, Result]:
-        """A `Result` for each of the named sets of weights; `every_batch` is called with the number of each."""
+        """A `Result` for each of the named sets of weights; `every_batch` is called before each."""
         results: dict[str, Result] = {}
         batches = eval_batches(
             self._source,
@@ -140,7 +141,8 @@ class Evaluator:
         )
         classes = len(self._source.class_names)
         for number, rows in enumerate(batches, 1):
-            every_batch(number)
+            hosts.at(f"batch {number} of an evaluation", compiling=number <= 2)
+            every_batch()
             batch = parallel.put_batch(rows, self._mesh, self._batch_size)
             for name, variables in weights.items():
                 out = jax.device_get(self._step(variables, batch))
@@ -159,13 +161,15 @@ def require_readable(source: Source, config: Config) -> None:
     Raises:
         UserError: more of them than `data.max_corrupt` allows.
     """
-    some = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist()
-    for indices in (some, range(len(source))):
-        good = map_in_threads(max(1, config.data.threads), functools.partial(readable, source), indices)
-        if all(good):
-            return
-    corrupt = len(source) - sum(good)
-    _refuse_unreadable(corrupt, len(source), config.data.max_corrupt)
+    look = functools.partial(map_in_threads, max(1, config.data.threads), functools.partial(readable, source))
+    if all(look(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist())):
+        return
+    corrupt = 0
+    for first in range(0, len(source), AT_ONCE):
+        hosts.at(f"image {first} of the evaluation split, of which some cannot be decoded", compiling=True)
+        corrupt += look(range(first, min(first + AT_ONCE, len(source)))).count(False)
+    if corrupt:
+        _refuse_unreadable(corrupt, len(source), config.data.max_corrupt)
 
 
 def _refuse_unreadable(corrupt: int, examples: int, allowed: float) -> None:
@@ -286,7 +290,7 @@ def _evaluate_init(config: Config, workdir: Place, mesh: Mesh) -> dict[str, Any]
 def _evaluate_weights(run: Run, workdir: Place, weights: Mapping[str, Variables]) -> dict[str, Any]:
     require_same_data(eval_split=run.source)
     evaluator = Evaluator(run.config, run.predict, run.source, run.mesh)
-    results = evaluator(weights, lambda batch: hosts.at(f"batch {batch} of an evaluation", compiling=batch <= 2))
+    results = evaluator(weights)
     if jax.process_index() == 0:
         report(results, run.source, workdir)
     return json_of(results)

@@ -121,13 +121,12 @@ class Monitor:
             (step, metrics, told), self._pending = self._pending, None
             self._read(step, metrics, told, due)
 
-    def evaluating(self, batch: int) -> None:
+    def evaluating(self) -> None:
         """To be called before each batch of an evaluation.
 
         Raises:
             Stopped: in all of several processes, where one was asked to stop.
         """
-        hosts.at(f"batch {batch} of an evaluation", compiling=batch <= 2)
         if not self._interrupt.alone:
             self._interrupt.heard |= bool(self._exchange.read(self._exchange([self._interrupt.requested])).any())
             if self._interrupt.heard:

@@ -146,7 +146,9 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
                     if monitor.healthy and step - 1 > start and step - 1 not in checkpoints.steps():
                         save(last=True)
                 raise
-            hosts.at(f"step {step}", compiling=step <= start + 2)  # the second one reads the first one's metrics
+            # The second one reads the first one's metrics; and images of another size are another step.
+            compiling = step <= start + 2 or run.size_at(step - 1) != run.size_at(max(step - 3, 0))
+            hosts.at(f"step {step}", compiling=compiling)
             state, metrics = train_step(state, batch, seed, teaching.variables)
             monitor.add(step, metrics)
             due, stop = step % run.eval_every == 0 or step == total, interrupt.stops and step < total
