@@ -84,9 +84,9 @@ def run(commands: list[list[str]], devices: int, *, dry: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     deadline = float("inf")
-    while any(process.poll() is None for process in processes):
+    while None in (statuses := [process.poll() for process in processes]):
         time.sleep(0.05)
-        for status in filter(None, [process.returncode for process in processes]):
+        for status in filter(None, statuses):
             deadline = min(deadline, time.monotonic() + (TOLD if status > 0 else UNTOLD))
         if time.monotonic() > deadline:
             for process in processes:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from conftest import ROOT
+from processes import children
 
 LOCAL = [sys.executable, str(ROOT / "launch/local.py")]
 # Writes what it was given and where, and waits to be told.
@@ -22,7 +23,7 @@ until = time.monotonic() + float(os.environ.get("WAIT", 0))
 while time.monotonic() < until and not told:
     time.sleep(0.02)
 time.sleep(0.3 * bool(told))
-sys.exit(75 if len(told) == 1 else len(told))
+sys.exit(75 if len(told) < 2 else 1)
 """
 
 
@@ -33,10 +34,18 @@ def module(tmp_path, monkeypatch):
     return "--module=telling"
 
 
+def wait_for_both():
+    until = time.monotonic() + 20
+    while not all(os.path.exists(f"ready{process}") for process in range(2)):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_dry_run_prints_what_would_run(module):
     command = [*LOCAL, module, "--devices_per_process=3", "--dry-run", "--", "--split=train[:90%] x", "$HOME"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    told = [json.loads(subprocess.check_output(["bash", "-c", f"env {line}"])) for line in lines]
+    runs = [subprocess.run(["bash", "-c", f"env {line}"], stdout=subprocess.PIPE) for line in lines]
+    told = [json.loads(run.stdout) for run in runs]
     for process, (arguments, platform, devices) in enumerate(told):
         assert arguments[:2] == ["--split=train[:90%] x", "$HOME"]
         assert arguments[2].startswith("--coordinator=127.0.0.1:")
@@ -51,10 +60,7 @@ def test_ctrl_c_reaches_each_process_once(module):
     launcher = subprocess.Popen(
         [*LOCAL, module, "--processes=2"], env=os.environ | {"WAIT": "20"}, stdout=subprocess.DEVNULL, **heard
     )
-    until = time.monotonic() + 20
-    while not all(os.path.exists(f"ready{process}") for process in range(2)):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_for_both()
     os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.wait(20) == 75
 
@@ -64,3 +70,13 @@ def test_mistakes_cost_a_line(flag):
     done = subprocess.run([*LOCAL, flag, "--", "--workdir=x"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(f"error: {flag.partition('=')[0]}: give a number from 1 on")
+
+
+@pytest.mark.parametrize("stopped", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_one_that_stands_does_not_keep_the_launcher(module, stopped):
+    """The other ends with 75; nobody waits for this one, to which SIGTERM does not come."""
+    command = [*LOCAL, module, "--processes=2"]
+    launcher = subprocess.Popen(command, env=os.environ | {"WAIT": "1"}, stdout=subprocess.DEVNULL)
+    wait_for_both()
+    os.kill(children(launcher)[stopped], signal.SIGSTOP)
+    assert launcher.wait(40) == 75
