@@ -31,7 +31,7 @@ T = TypeVar("T")
 SCHEME = "gs://"
 COMMITTED = "commit_success.txt"  # what Orbax writes last; and so does `copy_whole`
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of steps that are being saved, or removed
-SCRATCH = "deit_jax-"  # begins the names of folders that nobody needs after their process
+SCRATCH = "deit_jax-scratch-"  # begins the names of folders that are made here, and nobody needs after their process
 
 
 def place(given: str, flag: str) -> Place:

@@ -93,15 +93,17 @@ def test_names_of_steps():
 def test_scratch_of_dead_processes_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
     live = storage.scratch()
-    left, young, other = (tmp_path / name for name in ("deit_jax-left", "deit_jax-young", "rows_of_deit_jax-kept"))
+    left, young, other = (
+        tmp_path / name for name in (f"{storage.SCRATCH}left", f"{storage.SCRATCH}young", "deit_jax-of_mine")
+    )
     for folder in (left, young, other):
         folder.mkdir()
         (folder / "metrics.jsonl").touch()
-    (tmp_path / "deit_jax-link").symlink_to(other)
+    (tmp_path / f"{storage.SCRATCH}link").symlink_to(other)
     for folder in (live, left, other):
         os.utime(folder, (0, 0))
     new = storage.scratch()
-    assert {*tmp_path.iterdir()} == {live, young, other, new, tmp_path / "deit_jax-link"}
+    assert {*tmp_path.iterdir()} == {live, young, other, new, tmp_path / f"{storage.SCRATCH}link"}
     assert (other / "metrics.jsonl").exists()
 
 
