@@ -56,9 +56,10 @@ def test_dry_run_prints_what_would_run(module):
 
 def test_ctrl_c_reaches_each_process_once(module):
     """A terminal sends it to the launcher and to whoever is in its group."""
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "process_group": 0}
+    heard = ["env", "--default-signal=INT"]  # a shell's background jobs ignore it
+    waiting = os.environ | {"WAIT": "20"}
     launcher = subprocess.Popen(
-        [*LOCAL, module, "--processes=2"], env=os.environ | {"WAIT": "20"}, stdout=subprocess.DEVNULL, **heard
+        [*heard, *LOCAL, module, "--processes=2"], env=waiting, stdout=subprocess.DEVNULL, process_group=0
     )
     wait_for_both()
     os.killpg(launcher.pid, signal.SIGINT)

@@ -1,6 +1,5 @@
 """launch/supervise.sh: which exit statuses start a command again, how often, and what a signal does."""
 
-import functools
 import os
 import signal
 import subprocess
@@ -48,9 +47,8 @@ def wait_for(log, words):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path, number):
     work = "trap 'echo saved; exit 75' TERM; echo working; while :; do sleep 0.05; done"
-    heard = functools.partial(signal.signal, number, signal.SIG_DFL)  # a shell's background jobs ignore SIGINT
-    command = [SCRIPT, "--pause=60", "--log=log", "--", "bash", "-c", work]
-    process = subprocess.Popen(command, cwd=tmp_path, preexec_fn=heard)
+    heard = ["env", "--default-signal=INT"]  # a shell's background jobs ignore it
+    process = subprocess.Popen([*heard, SCRIPT, "--pause=60", "--log=log", "--", "bash", "-c", work], cwd=tmp_path)
     log = tmp_path / "log"
     wait_for(log, "working\n")
     assert int((tmp_path / "log.pid").read_text()) == process.pid
