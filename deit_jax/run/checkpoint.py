@@ -29,11 +29,20 @@ class Checkpoints(CheckpointDirectory):
         aside: the folder for steps that cannot be read.
         keep: the number of latest ones kept beside the best.
         require: raises `TryAgain` where the directory is another run's now, in which nothing is to be removed.
+        before: keeps what belongs to a step before it is saved; False where that failed.
     """
 
-    def __init__(self, directory: Place, *, aside: Place, keep: int, require: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        directory: Place,
+        *,
+        aside: Place,
+        keep: int,
+        require: Callable[[], None] = lambda: None,
+        before: Callable[[], bool] = lambda: True,
+    ):
         super().__init__(directory)
-        self._aside, self._keep, self._require = aside, keep, require
+        self._aside, self._keep, self._require, self._before = aside, keep, require, before
         self._failures = 0  # in a row
         self._remove_unfinished()  # which a kill has left
 
@@ -62,7 +71,7 @@ class Checkpoints(CheckpointDirectory):
 
     def _begin(self, state: TrainState, meta: Meta) -> bool:
         """Begins to save; False where that fails at once, since there is no room for a folder."""
-        failed: Exception | None = None
+        failed: object = None if self._before() else "what comes before it cannot be kept"
         try:
             if hosts.several() and hosts.index() == 0 and not is_bucket(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)

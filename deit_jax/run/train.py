@@ -93,7 +93,11 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
 
     # 3. The state: from where the run stopped, else from the weights to begin with, else from the seed.
     checkpoints = Checkpoints(
-        workdir.checkpoints, aside=workdir.corrupt, keep=config.checkpoint.keep, require=workdir.require
+        workdir.checkpoints,
+        aside=workdir.corrupt,
+        keep=config.checkpoint.keep,
+        require=workdir.require,
+        before=workdir.keep,
     )
     rollbacks = Rollbacks(workdir, total=total, limit=config.guard.max_rollbacks, batch_size=config.batch_size)
     meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
@@ -127,8 +131,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
 
     def save(*, last: bool) -> None:
         hosts.at(f"saving step {state.step}")
-        if hosts.of_first(workdir.keep()) or last:  # the rows before a checkpoint that is ahead of them
-            checkpoints.save(state, meta | monitor.progress.to_json(), last=last)
+        checkpoints.save(state, meta | monitor.progress.to_json(), last=last)
 
     # 5. The loop. The host is a step ahead of the device: the next batch moves there while this one is used.
     with interrupt.deferred(), closing(checkpoints), closing(monitor), closing(batches), suppress(Interrupted):

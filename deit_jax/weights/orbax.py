@@ -15,15 +15,13 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import Array
 
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import TryAgain, UserError
@@ -31,6 +29,7 @@ from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, is_step, told, within
 from deit_jax.parallel import hosts
 from deit_jax.step.state import MAX_STEP, TrainState, Variables
+from deit_jax.weights.arrays import check_fit, checksum, describe, of_field
 from deit_jax.weights.card import Card
 
 Meta = dict[str, Any]
@@ -206,7 +205,7 @@ class CheckpointDirectory:
 
     def read(self, step: int, target: TrainState) -> TrainState:
         """The same without a look at what was read; each process reads its own part, and waits for no other."""
-        _check_fit(self.meta(step)["arrays"], target, self.directory / str(step))
+        check_fit(self.meta(step)["arrays"], target, self.directory / str(step))
         return self._read(step, ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
 
     def require_whole(self, step: int, state: TrainState) -> None:
@@ -231,11 +230,11 @@ class CheckpointDirectory:
         if step not in self.steps():
             raise UserError(f"{self.directory}: has no step {step}; there are {self.steps()}")
         meta = self.meta(step)
-        groups = {"ema": _group(meta["arrays"], "ema")}
+        groups = {"ema": of_field(meta["arrays"], "ema")}
         if ema and not groups["ema"]:
             raise UserError(f"{self.directory}: step {step} has no moving average; take the raw weights")
         if ema is False or not groups["ema"]:
-            groups = {name: _group(meta["arrays"], name) for name in ("params", "stats")}
+            groups = {name: of_field(meta["arrays"], name) for name in ("params", "stats")}
         groups = {name: group for name, group in groups.items() if group}
         arguments = ocp.args.PyTreeRestore(
             groups,
@@ -245,7 +244,7 @@ class CheckpointDirectory:
         read = self._read(step, ocp.PyTreeCheckpointHandler(), arguments)
         for name, group in read.items():
             for path, value in group.items():
-                if _checksum(value) != meta["arrays"][f".{name}['{path}']"]["checksum"]:
+                if checksum(value) != meta["arrays"][f".{name}['{path}']"]["checksum"]:
                     raise CorruptCheckpoint(f"{self.directory / str(step)}: {path} is not what was saved")
         return {path: value for group in read.values() for path, value in group.items()}, meta
 
@@ -261,7 +260,7 @@ class CheckpointDirectory:
             raise  # of the machine, not of the files
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
             _raise_machines(error, where)
-            if "tree structures do not match" in str(error):  # of the same arrays: `_check_fit` has looked
+            if "tree structures do not match" in str(error):  # of the same arrays: `check_fit` has looked
                 raise UserError(
                     f"{where}: holds the state of an optimizer of another form; go on with the config and the versions "
                     f"of optax and deit_jax that wrote it, or begin from its weights by config.init_from"
@@ -371,57 +370,3 @@ def write_variables(directory: Place, variables: Variables, meta: Meta) -> None:
         raise
     except Exception as error:  # Orbax raises ValueError, RuntimeError and others for a full disk
         raise UserError(f"{directory}: cannot be written: {error}; is there room, and is the place yours?") from error
-
-
-def describe(state: TrainState) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and checksum of every array, by its path in the state."""
-    sums = jax.device_get(_checksums(state))
-    return {
-        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": int(sums[path])}
-        for path, leaf in _leaves(state).items()
-    }
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _group(arrays: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """The described arrays of one field of the state, by their path in it."""
-    head, tail = f".{name}['", "']"
-    return {
-        path.removeprefix(head).removesuffix(tail): jax.ShapeDtypeStruct(entry["shape"], entry["dtype"])
-        for path, entry in arrays.items()
-        if path.startswith(head)
-    }
-
-
-def _checksum(value: np.ndarray) -> int:
-    """Of an array on the host: what `_checksums` makes of it on the devices."""
-    words = np.ascontiguousarray(value).view(f"uint{8 * value.dtype.itemsize}")
-    return int(words.sum(dtype=np.uint32))
-
-
-@jax.jit
-def _checksums(state: TrainState) -> dict[str, Array]:
-    """The sum of each array's words modulo 2^32: the same on any mesh, and changed by any single flipped bit.
-
-    Restoring does not notice a flipped byte in array data by itself.
-    """
-
-    def words(leaf: Array) -> Array:
-        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-        return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-
-    return {path: jnp.sum(words(leaf), dtype=jnp.uint32) for path, leaf in _leaves(state).items()}
-
-
-def _check_fit(saved: Mapping[str, Any], target: TrainState, where: Place) -> None:
-    wanted = {path: (list(leaf.shape), str(leaf.dtype)) for path, leaf in _leaves(target).items()}
-    found = {path: (entry["shape"], entry["dtype"]) for path, entry in saved.items()}
-    for path in sorted(wanted.keys() | found.keys()):
-        if wanted.get(path) != found.get(path):
-            raise UserError(
-                f"{where}: is of another model: {path} is {found.get(path, 'missing')} there and "
-                f"{wanted.get(path, 'missing')} here; take another --workdir or the run's own config"
-            )

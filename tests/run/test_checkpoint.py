@@ -21,7 +21,7 @@ from deit_jax.base.storage import place
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.step.optim import adamw
 from deit_jax.step.state import init_state
-from deit_jax.weights import orbax
+from deit_jax.weights import arrays, orbax
 from deit_jax.weights.card import Card
 from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint, read_variables, write_variables
 
@@ -486,7 +486,7 @@ def test_a_disk_that_is_full_while_saving_leaves_the_checkpoint_before(tmp_path,
     checkpoints = opened(tmp_path / "checkpoints")
     checkpoints.save(a_state(1), META | {"of": 1})
     checkpoints.finish()
-    orbax._checksums(a_state(2))  # compiled, which is kept on the disk, too
+    arrays._checksums(a_state(2))  # compiled, which is kept on the disk, too
     with room_for(bytes_a_file):
         checkpoints.save(a_state(2), META)
         checkpoints.finish()
@@ -507,7 +507,7 @@ def test_a_disk_that_stays_full_ends_the_run(tmp_path):
     checkpoints = opened(tmp_path / "checkpoints")
     checkpoints.save(a_state(1), META)
     checkpoints.finish()
-    orbax._checksums(a_state(2))
+    arrays._checksums(a_state(2))
     with room_for(5000):
         for step in (2, 3, 4):
             checkpoints.save(a_state(step), META)
@@ -518,6 +518,17 @@ def test_a_disk_that_stays_full_ends_the_run(tmp_path):
     checkpoints.close()
     assert opened(tmp_path / "checkpoints").steps() == [6, 7]
     gc.collect()  # what Orbax has left of the saves that failed is told here, not in a test behind this one
+
+
+def test_a_step_is_not_saved_before_what_comes_before_it(tmp_path, caplog):
+    kept = [False, True]
+    directory = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(directory, aside=tmp_path / "corrupt", keep=2, before=lambda: kept.pop(0))
+    checkpoints.save(a_state(1), META)
+    assert "what comes before it cannot be kept" in caplog.text
+    checkpoints.save(a_state(2), META)
+    checkpoints.close()
+    assert opened(directory).steps() == [2]
 
 
 def fail_after(checkpoints, step):
