@@ -129,7 +129,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         line = printable(" ".join(line.split()))
         if hosts and isinstance(error, Stopped):  # so that each has written its last before the first one leaves
             line = "" if hosts.index() else line
-            hosts.close()
+            with contextlib.suppress(TryAgain):  # of one that was lost, for which the status is the same
+                hosts.close()
         elif hosts:
             hosts.end(status, line or f"ended with status {status}")
     if line:

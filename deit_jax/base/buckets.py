@@ -9,7 +9,6 @@ import functools
 import logging
 import os
 import re
-import threading
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -27,6 +26,7 @@ from etils.epath import backend, gpath
 from google.auth import exceptions as auth
 
 from deit_jax.base.errors import OutOfReach
+from deit_jax.base.threads import begun
 
 T = TypeVar("T")
 
@@ -60,15 +60,7 @@ def within(function: Callable[[], T], where: object, *, nbytes: int = 0) -> T:
         OutOfReach: it took longer than it may, or says that the bucket does not answer.
         PermissionError, FileNotFoundError: of a bucket, or of an object.
     """
-    answer: futures.Future[T] = futures.Future()
-
-    def call() -> None:
-        try:
-            answer.set_result(function())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
+    answer = begun(function)
     seconds = PATIENCE + nbytes / SPEED
     done, _ = futures.wait([answer], seconds)
     if not done:

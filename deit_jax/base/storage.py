@@ -173,8 +173,10 @@ def scratch() -> Path:
         with contextlib.suppress(OSError):  # in use, another user's, or on a disk without locks
             if time.time() - left.stat().st_mtime > 60:  # else it may be about to be locked
                 lock = _locked(left)
-                remove(left)
-                os.close(lock)
+                try:
+                    remove(left)
+                finally:
+                    os.close(lock)
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
     with contextlib.suppress(OSError):
         _locked(folder)

@@ -121,11 +121,13 @@ def require_same(facts: Mapping[str, Any]) -> None:
                 )
 
 
-def require_equal(name: str, variables: Mapping[str, Any]) -> None:
-    """Raises `UserError` in all processes where arrays, which each has read by itself, are not those of process 0."""
+def require_equal(name: str, tree: Any) -> None:
+    """Raises `UserError` in all processes where what each has read by itself, arrays or numbers, is not process 0's."""
     if several():
-        sums = (zlib.crc32(np.asarray(value).tobytes(), zlib.crc32(path.encode())) for path, value in variables.items())
-        require_same({name: f"{sum(sums):x}"})
+        total = 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            total = zlib.crc32(np.asarray(leaf).tobytes(), zlib.crc32(str(path).encode(), total))
+        require_same({name: f"of checksum {total:08x}"})
 
 
 def end(status: int, line: str) -> None:

@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from typing import Any, NoReturn, TypeVar
 
 import jax
 
 from deit_jax.base.errors import TryAgain
 from deit_jax.base.text import printable
+from deit_jax.base.threads import begun
 from deit_jax.parallel.watchdog import Watchdog
 
 SILENT = 60  # seconds without a sign of life after which a process is lost
@@ -99,15 +100,7 @@ class Peers:
         Raises:
             TryAgain: it has failed in another process; here it may be waiting still.
         """
-        given_up, done = f"{_ROOT}/given_up/{place}", Future[T]()
-
-        def run() -> None:
-            try:
-                done.set_result(work())
-            except Exception as error:
-                done.set_exception(error)
-
-        threading.Thread(target=run, daemon=True).start()
+        given_up, done = f"{_ROOT}/given_up/{place}", begun(work)
         while not wait([done], timeout=0.5).done:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has
                 raise TryAgain(self._client.key_value_try_get(given_up))

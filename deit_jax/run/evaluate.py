@@ -168,8 +168,7 @@ def require_readable(source: Source, config: Config) -> None:
     for first in range(0, len(source), AT_ONCE):
         hosts.at(f"image {first} of the evaluation split, of which some cannot be decoded", compiling=True)
         corrupt += look(range(first, min(first + AT_ONCE, len(source)))).count(False)
-    if corrupt:
-        _refuse_unreadable(corrupt, len(source), config.data.max_corrupt)
+    _refuse_unreadable(corrupt, len(source), config.data.max_corrupt)
 
 
 def _refuse_unreadable(corrupt: int, examples: int, allowed: float) -> None:
@@ -260,7 +259,9 @@ def _evaluate_step(
     stored = meta.get("config", {})  # weights that were converted have none
     for change in check_same(stored, config, fixed) if stored and jax.process_index() == 0 else ():
         print(f"differs from the run: {change}")
-    hosts.require_same({f"step {step} of --workdir": meta["arrays"]})
+    hosts.require_equal(
+        f"step {step} of --workdir", {path: entry["checksum"] for path, entry in meta["arrays"].items()}
+    )
     run = build(config, mesh, eval_source(config, class_names))
     return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))
 
