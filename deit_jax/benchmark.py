@@ -128,7 +128,7 @@ def data(argv: Sequence[str]) -> tuple[Result, str]:
     if given.compare and not (config.data.augment or config.data.color_jitter):
         raise UserError("--compare: the config has no augmentation beside crop and flip; set config.data.augment")
     source = train_source(config)
-    batches = stream(config, source, slice(0, config.batch_size), first_step=0, total_steps=given.batches)
+    batches = stream(config, source, range(config.batch_size), first_step=0, total_steps=given.batches)
     facts = {"benchmark": "data", "config": name, "data": config.data.name, "examples": len(source)}
     facts |= {"batch_size": config.batch_size, "batches": given.batches}
     facts |= {"image_size": config.data.image_size_schedule or config.data.image_size}
@@ -157,7 +157,7 @@ def _times_crop_and_flip(config: Config, source: Source, batches: int) -> float:
     for step in range(batches):
         for turn, each in enumerate((config, plain)):
             start = time.process_time()  # of all threads
-            next(stream(each, source, slice(0, config.batch_size), first_step=step, total_steps=step + 1))
+            next(stream(each, source, range(config.batch_size), first_step=step, total_steps=step + 1))
             spent[turn] += time.process_time() - start
     return spent[0] / spent[1]
 

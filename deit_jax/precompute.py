@@ -119,9 +119,12 @@ class Recording:
         def look(variables: Any, batch: Any, top: int) -> tuple[dict[str, jax.Array], jax.Array]:
             if views == "stream":
                 logits = teacher_step(variables, batch, teacher=teacher, normalize=run.normalize)
+                order = jnp.argsort(batch["place"])
             else:
                 (logits,) = predict(variables, batch["image"])
-            return summarize(logits, top), jnp.isnan(jax.nn.log_softmax(logits)).any()
+                order = jnp.arange(len(logits))
+            said = {name: rows[order] for name, rows in summarize(logits, top).items()}
+            return said, jnp.isnan(jax.nn.log_softmax(logits)).any()
 
         # Every process gets all rows, and writes whole chunks of its own: none is written by two.
         self._look = jax.jit(look, static_argnums=2, out_shardings=parallel.replicated(mesh))
@@ -217,7 +220,7 @@ def check(config: Config, folder: Place) -> dict[str, Any]:
     for step in sorted(sample.tolist()):
         (now,) = recording.rows(step, step + 1, recorded.classes)
         start, stop = step * batch_size, step * batch_size + len(now["labels"])
-        then = store.read(slice(start, stop), np.arange(start, stop))
+        then = store.read(np.arange(start, stop), np.arange(start, stop))
         same, rows = same + int((now["labels"] == then["labels"]).sum()), rows + stop - start
         after = jax.nn.softmax(now["values"].astype(np.float32))
         least = jnp.take_along_axis(after, then["labels"][:, None].astype(np.int32), axis=1)[:, 0]

@@ -97,7 +97,7 @@ def write_teacher(workdir: Path) -> Config:
     run = tiny_run(config)
     source = run.source
     data = {"image_size": 12, "crop_ratio": 1.0, "threads": 0, "prefetch": 0}
-    (batch,) = eval_batches(source, batch_size=len(source), rows=slice(None), **data)
+    (batch,) = eval_batches(source, batch_size=len(source), rows=range(len(source)), **data)
     random = np.random.default_rng(0)
     variables = {
         path: (random.normal(0, 0.3, leaf.shape) + path.endswith(".scale")).astype(np.float32)

@@ -7,7 +7,7 @@ hosts and wherever the iteration starts.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ def train_batches(
     *,
     seed: int,
     batch_size: int,
-    rows: slice,
+    rows: Sequence[int],
     first_step: int,
     total_steps: int,
     transform: TrainTransform,
@@ -61,7 +61,7 @@ def train_batches(
         source: the train split.
         seed: decides the order and every random choice; at least 0.
         batch_size: rows of the global batch.
-        rows: those that this host makes.
+        rows: those that this host makes, in any order.
         first_step: where to start; no earlier batch is computed.
         total_steps: where to end.
         transform: what the images go through.
@@ -89,7 +89,7 @@ def train_batches(
         groups=groups,
         exif=exif,
     )
-    return _batches(example, range(first_step, total_steps), range(batch_size)[rows], batch_size, threads, prefetch)
+    return _batches(example, range(first_step, total_steps), rows, batch_size, threads, prefetch)
 
 
 def train_example(source: Source, position: int, *, transform: TrainTransform, **order: Any) -> Example:
@@ -154,7 +154,7 @@ def eval_batches(
     source: Source,
     *,
     batch_size: int,
-    rows: slice,
+    rows: Sequence[int],
     image_size: int,
     crop_ratio: float,
     exif: bool = True,
@@ -174,7 +174,7 @@ def eval_batches(
     """
     example = partial(eval_example, source, image_size=image_size, crop_ratio=crop_ratio, exif=exif)
     whole = range(-(-len(source) // batch_size))
-    return _batches(example, whole if steps is None else steps, range(batch_size)[rows], batch_size, threads, prefetch)
+    return _batches(example, whole if steps is None else steps, rows, batch_size, threads, prefetch)
 
 
 def eval_example(source: Source, position: int, *, image_size: int, crop_ratio: float, exif: bool = True) -> Example:
@@ -198,7 +198,7 @@ def eval_example(source: Source, position: int, *, image_size: int, crop_ratio: 
 
 
 def _batches(
-    example: Callable[[int], Example], steps: range, rows: range, batch_size: int, threads: int, prefetch: int
+    example: Callable[[int], Example], steps: range, rows: Sequence[int], batch_size: int, threads: int, prefetch: int
 ) -> Iterator[Batch]:
     import grain  # a quarter of a second, which commands that read photos alone need not wait for
 

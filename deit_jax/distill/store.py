@@ -190,11 +190,11 @@ class Store:
             chunks = [self._read(chunk) for chunk in range(self.header.chunks)]
             self._memory = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in self._arrays}
 
-    def read(self, positions: slice, examples: np.ndarray) -> Rows:
+    def read(self, positions: np.ndarray, examples: np.ndarray) -> Rows:
         """What was recorded for a batch, or a part of one.
 
         Args:
-            positions: in the stream.
+            positions: in the stream, in any order.
             examples: that stand there, by their index in the split: what counts in a store of one view.
 
         Raises:
@@ -202,10 +202,10 @@ class Store:
         """
         if self._memory is not None:
             return {name: array[examples] for name, array in self._memory.items()}
-        chunk, first = divmod(positions.start, self.header.chunk)
+        chunk = int(positions[0]) // self.header.chunk
         if chunk != self._chunk:  # a run goes through a chunk batch by batch: it is read and checked once
             self._chunk, self._rows = chunk, self._read(chunk)
-        return {name: array[first : first + positions.stop - positions.start] for name, array in self._rows.items()}
+        return {name: array[positions - chunk * self.header.chunk] for name, array in self._rows.items()}
 
     def verify(self) -> None:
         """Reads every chunk; `UserError` naming the first that is damaged."""

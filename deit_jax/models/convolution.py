@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from deit_jax.models.layers import DType, drop_path_rates
+from deit_jax.models.layers import DType, drop_path_rates, drop_path_scales
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 Features = Float[Array, "batch height width channels"]
@@ -285,15 +285,10 @@ class ConvolutionalNetwork(nnx.Module):
             raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
         scales: Sequence[Scale] = [None] * len(self.drop_path)
         if key is not None and any(self.drop_path):
-            scales = self._scales(len(images), key)
+            scales = list(drop_path_scales(self.drop_path, len(images), key, branches=1)[:, 0])
         x = self.features(jnp.asarray(images, self.dtype), scales, train=key is not None)
         return (x.mean(axis=(1, 2), dtype=jnp.float32),)
 
     def set_input_size(self, image_size: tuple[int, int]) -> None:
         """From now on takes images of this height and width."""
         self.image_size = image_size
-
-    def _scales(self, batch: int, key: Array) -> Sequence[Scale]:
-        """For each block, 0 for an example with its rate as probability, else 1 / (1 - rate)."""
-        keep = 1 - jnp.asarray(self.drop_path, jnp.float32)[:, None]
-        return list(jax.random.bernoulli(key, keep, (len(self.drop_path), batch)) / keep)

@@ -170,13 +170,22 @@ def drop_path_rates(rate: float, depth: int, schedule: str) -> tuple[float, ...]
     return tuple(np.linspace(rate if schedule == "constant" else 0, rate, depth).tolist())
 
 
-def drop_path_scales(rates: Sequence[float], batch: int, key: Array) -> Float[Array, "depth 2 batch"]:
+def drop_path_scales(
+    rates: Sequence[float], batch: int, key: Array, branches: int = 2
+) -> Float[Array, "depth branches batch"]:
     """Stochastic depth (arXiv:1603.09382): what each example's branches are multiplied by, for every block.
 
     0 with probability `rate`, else 1 / (1 - rate), independent for each block, branch and example.
+
+    Args:
+        key: one to draw all from, or `[batch]`, from each what is drawn for an example.
     """
-    keep = 1 - jnp.asarray(rates, jnp.float32)[:, None, None]
-    return jax.random.bernoulli(key, keep, (len(rates), 2, batch)) / keep
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # of jax.random.PRNGKey
+        key = jax.random.wrap_key_data(key)
+    keys = key if key.ndim else jax.random.split(key, batch)
+    keep = 1 - jnp.asarray(rates, jnp.float32)[:, None]
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (len(rates), branches)), out_axes=-1)(keys)
+    return kept / keep[..., None]
 
 
 def drop_path(

@@ -159,7 +159,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def local_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> slice:
+def local_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> range:
     """The rows of a global batch that a process (None: this one) feeds to its devices."""
     process = jax.process_index() if process is None else process
     parts: Mapping[Any, Any] = NamedSharding(mesh, P(BATCH)).devices_indices_map((batch_size,))
@@ -167,7 +167,7 @@ def local_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> slice
     bounds = sorted(fed)
     if any(stop != start for (_, stop), (start, _) in itertools.pairwise(bounds)):
         raise ValueError(f"the mesh gives process {process} scattered rows of the batch: {bounds}")
-    return slice(bounds[0][0], bounds[-1][1])
+    return range(bounds[0][0], bounds[-1][1])
 
 
 def put_batch(rows: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:

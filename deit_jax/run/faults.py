@@ -32,7 +32,8 @@ def first_fault(
     """
     watch, objective = Watch(), run.objective()
     names = ("normalize", "num_classes", "label_smoothing")
-    rows = jax.jit(functools.partial(shown, **{name: objective[name] for name in names}))(batch)
+    key = rng.key_for(jax.random.key(run.config.seed), "drop_path", state.step)
+    rows = jax.jit(functools.partial(shown, **{name: objective[name] for name in names}))(batch, key)
     watch.stage("images", (), rows[0])
     watch.stage("targets", (), rows[1])
     ask: Callable[..., tuple[Array, dict[str, Array]]] = functools.partial(
@@ -41,29 +42,28 @@ def first_fault(
     fresh = functools.partial(bind, objective["model"], typed(state.params, objective["model"]) | state.stats)
     if watch.fault:
         return watch.fault
-    for part, micro, key in _micro_batches(run, state, rows):
+    for part, micro in _micro_batches(run, rows):
         model = fresh()
         model.remat = False  # which is for the backward pass
         with jax.disable_jit():  # in which no layer could be looked at
             watched = watch.over(model, micro[0])
-            ask(watched, micro, key, teacher=_teacher(watch, teaching), loss=_loss(watch, run))
+            ask(watched, micro, teacher=_teacher(watch, teaching), loss=_loss(watch, run))
         if watch.fault:
             return watch.fault.among(part, len(rows[0]))
     if not magnitudes:
         return None
     bad = np.zeros(len(rows[0]), bool)
-    for part, micro, key in _micro_batches(run, state, rows):
-        bad[part] = _ends_badly(functools.partial(ask, teacher=_plain(teaching), loss=run.loss), fresh, micro, key)
+    for part, micro in _micro_batches(run, rows):
+        bad[part] = _ends_badly(functools.partial(ask, teacher=_plain(teaching), loss=run.loss), fresh, micro)
     return _gradient_fault(watch.order, state, magnitudes, bad)
 
 
-def _micro_batches(run: Run, state: TrainState, rows: Rows) -> Iterator[tuple[slice, Rows, Array]]:
-    """Which rows of the batch each micro-batch has, these, and its key, as `step.gradients` gives it."""
-    key, count = rng.key_for(jax.random.key(run.config.seed), "drop_path", state.step), run.config.optim.accumulation
+def _micro_batches(run: Run, rows: Rows) -> Iterator[tuple[slice, Rows]]:
+    """Which rows of the batch each micro-batch has, and these."""
+    count = run.config.optim.accumulation
     cut = split(rows, count)
     for i in range(count):
-        micro = jax.tree.map(lambda x, i=i: x[i], cut)
-        yield slice(i, None, count), micro, key if count == 1 else jax.random.fold_in(key, i)
+        yield slice(i, None, count), jax.tree.map(lambda x, i=i: x[i], cut)
 
 
 def _plain(teaching: Teaching) -> Callable[..., Array] | None:
@@ -100,11 +100,11 @@ def _loss(watch: Watch, run: Run) -> Callable[..., tuple[Array, dict[str, Array]
     return loss
 
 
-def _ends_badly(ask: Callable[..., Any], fresh: Callable[[], Any], micro: Rows, key: Array) -> np.ndarray | bool:
+def _ends_badly(ask: Callable[..., Any], fresh: Callable[[], Any], micro: Rows) -> np.ndarray | bool:
     """bool [rows], whose gradient, when it has come down to the image, is not finite; False: of all it is."""
 
     def loss(images: Array) -> Array:
-        return ask(fresh(), (images, *micro[1:]), key)[0]
+        return ask(fresh(), (images, *micro[1:]))[0]
 
     bad = bad_rows(jax.jit(jax.grad(loss))(micro[0]))
     return False if bad is None else bad

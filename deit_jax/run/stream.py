@@ -1,7 +1,7 @@
 """The data of a run: the splits that a config names, and the training stream, on the host and on the devices."""
 
 import itertools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,9 +63,9 @@ def eval_source(config: Config, class_names: tuple[str, ...] | None) -> Source:
 
 
 def stream(
-    config: Config, source: Source, rows: slice, *, first_step: int, total_steps: int
+    config: Config, source: Source, rows: Sequence[int], *, first_step: int, total_steps: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The training batches of a config on the host, of images of the sizes that it names; see `train_batches`."""
+    """Rows of a config's training batches on the host, of images of the sizes that it names; see `train_batches`."""
     for (first, size), (end, _) in itertools.pairwise([*image_sizes(config, source), (total_steps, 0)]):
         start, stop = max(first, first_step), min(end, total_steps)
         if start < stop:
@@ -136,7 +136,8 @@ def device_batches(
 ) -> Generator[tuple[Batch, int], None, None]:
     """The device batches of the steps from `start` to `stop`, each with how many of its images were corrupt.
 
-    Beside what a step computes with they have `index` int32 [batch], the examples in the split.
+    Beside what a step computes with they have `index` int32 [batch], the examples in the split. Rows are as the devices
+    hold them, see `mixing.places`.
 
     Args:
         store: what a teacher said of them, if that was recorded.
@@ -146,28 +147,30 @@ def device_batches(
         UserError: more images than `data.max_corrupt` allows could not be decoded.
     """
     batch_size = config.batch_size
-    rows = parallel.local_rows(mesh, batch_size)
+    places = _places(config, mesh)
+    own = places.ravel()[parallel.local_rows(mesh, batch_size)]
     corrupt, allowed = 0, config.data.max_corrupt
-    hosts = stream(config, source, rows, first_step=start, total_steps=stop)
+    hosts = stream(config, source, own.tolist(), first_step=start, total_steps=stop)
     for step, host in enumerate(hosts, start):
         replaced = int(host.pop("replaced").sum())
         corrupt += replaced
         # Of an epoch at least, so that one bad file among many does not stop the run by coming early.
-        seen = max((step + 1 - start) * (rows.stop - rows.start), len(source) // jax.process_count())
+        seen = max((step + 1 - start) * len(own), len(source) // jax.process_count())
         if corrupt > allowed * seen:
             raise UserError(
                 f"config.data.max_corrupt: {corrupt} of {seen} images could not be decoded, {allowed:.2%} are "
                 f"allowed; mend the files that the log names, or raise it"
             )
-        first, size = step * batch_size, host["image"].shape[1]
-        taught = store.read(slice(first + rows.start, first + rows.stop), host["index"]) if store else {}
+        size = host["image"].shape[1]
+        taught = store.read(step * batch_size + own, host["index"]) if store else {}
+        mix = mixing.placed(_mix(config, step, size, unmixed_from), places)
         device: Batch = {
-            **parallel.put_batch(host, mesh, batch_size),
-            "mix": parallel.put_replicated(_mix(config, step, size, unmixed_from), mesh),
+            **parallel.put_batch({**host, "place": own.astype(np.int32)}, mesh, batch_size),
+            "mix": parallel.put_replicated(mix, mesh),
             "teacher": parallel.put_batch(taught, mesh, batch_size),
         }
         if config.erasing.probability:
-            erased = {name: value[rows] for name, value in _erase(config, step, size).items()}
+            erased = {name: value[own] for name, value in _erase(config, step, size).items()}
             device["erasing"] = parallel.put_batch(erased, mesh, batch_size)
         yield device, replaced
 
@@ -183,15 +186,27 @@ def batch_shapes(config: Config, mesh: Mesh, image_size: int, recorded: Mapping[
         "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "index": jax.ShapeDtypeStruct((batch_size,), np.int32),
+        "place": jax.ShapeDtypeStruct((batch_size,), np.int32),
     }
+    mix = mixing.placed(_mix(config, 0, image_size, None), _places(config, mesh))
     shapes: Batch = {
         **parallel.row_shapes(rows, mesh),
-        "mix": parallel.replicated_shapes(_mix(config, 0, image_size, None), mesh),
+        "mix": parallel.replicated_shapes(mix, mesh),
         "teacher": parallel.row_shapes(recorded, mesh),
     }
     if config.erasing.probability:
         shapes["erasing"] = parallel.row_shapes(_erase(config, 0, image_size), mesh)
     return shapes
+
+
+def _places(config: Config, mesh: Mesh) -> np.ndarray:
+    """Where in the batch the rows stand that the mesh's devices hold, see `mixing.places`."""
+    return mixing.places(
+        config.batch_size,
+        groups=mixing_groups(config),
+        devices=parallel.batch_devices(mesh),
+        accumulation=config.optim.accumulation,
+    )
 
 
 def _mix(config: Config, step: int, image_size: int, unmixed_from: int | None) -> mixing.Mix:

@@ -6,6 +6,9 @@ mix with one another has its own ("pair"), or each row ("elem"). The host draws 
 mixes (`mix_images`, `mix_targets`); both images and labels are linear in what was drawn:
 
     image = weight * image + (1 - weight) * partner,   weight = 0 inside of the cutmix box
+
+Where a group has rows on several devices, each of them holds both rows of its pairs (`places`): nothing of an image
+travels between devices, and what is drawn for a row follows from its place in the batch, wherever that is held.
 """
 
 from collections.abc import Sequence
@@ -95,11 +98,41 @@ def _inner_boxes(random: np.random.Generator, size: int, bounds: Sequence[int], 
     return np.stack([y0, y1, x0, x1], axis=1)
 
 
-def partners(examples: Shaped[Array, "batch ..."], mix: dict[str, Array]) -> Shaped[Array, "batch ..."]:
-    """What each example is mixed with: its group in reverse.
+def places(batch_size: int, *, groups: int, devices: int, accumulation: int = 1) -> Int[np.ndarray, "parts members"]:
+    """Where in the batch the rows stand that devices hold, one after the other; those that mix are a part.
 
-    Where a group spans several devices this is what travels between them: so it is asked for uint8 images, before they
-    become float32.
+    A part is a group, or the rows of a group on one of several devices: some from the group's first half, and those
+    that they mix with from its second. Either way row i of a part mixes with its row `members - 1 - i`. Micro-batches
+    have the same rows as if all stood in order.
+
+    Args:
+        groups: in the batch.
+        devices: that the batch is cut over.
+        accumulation: micro-batches of a batch, see `step.split`.
+
+    Returns:
+        Each place once. Where the devices do not divide among the groups, or a device has no pairs for each
+        micro-batch, all are in order, and images travel.
+    """
+    if devices <= groups or devices % groups or batch_size % (2 * devices * accumulation):
+        return np.arange(batch_size).reshape(groups, -1)
+    halves = np.arange(batch_size).reshape(groups, 2, devices // groups, -1)
+    return np.concatenate([halves[:, 0], halves[:, 1, ::-1]], axis=-1).reshape(devices, -1)
+
+
+def placed(mix: Mix, places: Int[np.ndarray, "parts members"]) -> Mix:
+    """What `draw` drew for the groups of a batch, for the parts that devices hold of them."""
+    groups = len(mix["box"])
+    group, member = np.divmod(places, places.size // groups)
+    per_group = mix["label_weight"].ndim == 1
+    return {name: value[group[:, 0]] if per_group else value[group, member] for name, value in mix.items()}
+
+
+def partners(examples: Shaped[Array, "batch ..."], mix: dict[str, Array]) -> Shaped[Array, "batch ..."]:
+    """What each example is mixed with: its group, or its part of one, in reverse.
+
+    Where these span several devices after all, this is what travels between them: so it is asked for uint8 images,
+    before they become float32.
     """
     groups = len(mix["box"])
     return examples.reshape(groups, -1, *examples.shape[1:])[:, ::-1].reshape(examples.shape)

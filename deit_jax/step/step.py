@@ -18,7 +18,7 @@ from deit_jax.step.state import TrainState, Variables
 
 Batch = dict[str, Any]
 Metrics = dict[str, Array]
-Rows = tuple[Array, Array, Mapping[str, Array]]  # see `shown`
+Rows = tuple[Array, Array, Mapping[str, Array], Array]  # see `shown`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,10 @@ def gradients(
 
     Args:
         state: of which the step, the parameters and the statistics are read.
-        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], `mix`, what `mixing.draw` drew,
-            `erasing`, what `erasing.draw` drew, if it did, and `teacher`, what was recorded of a teacher, a row an
-            example; empty without one. What else is in it is not looked at.
+        batch: `image` uint8 [batch, height, width, 3], `label` int32 [batch], `place` int32 [batch], where in the batch
+            each row stands that the devices hold, `mix`, what `mixing.draw` drew, as `mixing.placed` has it, `erasing`,
+            what `erasing.draw` drew, if it did, and `teacher`, what was recorded of a teacher, a row an example; empty
+            without one. What else is in it is not looked at.
         seed: the run's; an argument, not a constant, so that another seed needs no compilation.
         model: the abstract model that parameters are bound to; those that it has in another type are cast to it. Images
             may have another size than it takes.
@@ -135,16 +136,16 @@ def gradients(
             than 1 are for training without a teacher.
         gather: the parameters as layers use them, of those that devices hold a part of.
     """
-    rows = shown(batch, normalize, num_classes=num_classes, label_smoothing=label_smoothing)
+    key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
+    rows = shown(batch, key, normalize, num_classes=num_classes, label_smoothing=label_smoothing)
     params = gather(typed(state.params, model))
 
-    def loss_fn(trained: Variables, stats: Variables, rows: Any, key: Array) -> tuple[Array, tuple[Variables, Metrics]]:
+    def loss_fn(trained: Variables, stats: Variables, rows: Any) -> tuple[Array, tuple[Variables, Metrics]]:
         bound = bind(model, params | trained | stats)
         taught = None if teacher is None else functools.partial(teacher, teacher_variables)
         value, terms = forward(
             bound,
             rows,
-            key,
             normalize=normalize,
             teacher=taught,
             loss=loss,
@@ -153,15 +154,17 @@ def gradients(
         )
         return value, (flatten(bound, nnx.BatchStat), terms)
 
-    key = rng.key_for(jax.random.key(seed), "drop_path", state.step)
-    return _accumulate(loss_fn, {path: params[path] for path in trained}, state.stats, rows, key, accumulation)
+    return _accumulate(loss_fn, {path: params[path] for path in trained}, state.stats, rows, accumulation)
 
 
-def shown(batch: Batch, normalize: Normalization, *, num_classes: int, label_smoothing: float) -> Rows:
-    """(the student's images, its targets [batch, classes], what was recorded of a teacher), a row an example."""
+def shown(batch: Batch, key: Array, normalize: Normalization, *, num_classes: int, label_smoothing: float) -> Rows:
+    """The student's images, its targets [batch, classes], what was recorded of a teacher, and keys of stochastic depth.
+
+    A row an example. Its key follows from `key`, the step's, and its place in the batch, whichever device holds it.
+    """
     images = student_images(batch, normalize)
     targets = mixing.mix_targets(batch["label"], batch["mix"], num_classes=num_classes, smoothing=label_smoothing)
-    return images, targets, batch["teacher"]
+    return images, targets, batch["teacher"], jax.vmap(jax.random.fold_in, (None, 0))(key, batch["place"])
 
 
 def typed(params: Variables, model: Any) -> Variables:
@@ -173,7 +176,6 @@ def typed(params: Variables, model: Any) -> Variables:
 def forward(
     bound: Any,
     rows: Rows,
-    key: Array,
     *,
     normalize: Normalization,
     teacher: Callable[[Array, Mapping[str, Array]], Array] | None,
@@ -181,17 +183,14 @@ def forward(
     frozen_backbone: bool,
     copies: int,
 ) -> tuple[Array, Metrics]:
-    """The loss of a micro-batch and its terms, by a model that has its variables; for the arguments see `gradients`.
-
-    Args:
-        key: of stochastic depth.
-    """
-    images, targets, recorded = rows
+    """The loss of a micro-batch and its terms, by a model that has its variables; for the arguments see `gradients`."""
+    images, targets, recorded, keys = rows
     bound.set_input_size(images.shape[1:3])
     taught = None if teacher is None else teacher(normalize.undo(images), recorded)
-    # Neighbours, so that the copies of an image are on its device.
-    images, targets = (jnp.repeat(x, copies, axis=0) if copies > 1 else x for x in (images, targets))
-    return loss(bound.head_logits(images, key=None if frozen_backbone else key), targets, taught)
+    if copies > 1:  # neighbours, so that the copies of an image are on its device
+        images, targets = (jnp.repeat(x, copies, axis=0) for x in (images, targets))
+        keys = jax.vmap(lambda key: jax.random.split(key, copies))(keys).ravel()
+    return loss(bound.head_logits(images, key=None if frozen_backbone else keys), targets, taught)
 
 
 def student_images(batch: Batch, normalize: Normalization) -> Float[Array, "batch height width channels"]:
@@ -211,7 +210,6 @@ def _accumulate(
     params: Variables,
     stats: Variables,
     rows: Any,
-    key: Array,
     accumulation: int,
 ) -> tuple[Array, Metrics, Variables, Variables]:
     """(loss, its terms, gradients, statistics): means over micro-batches, the statistics carried from one to the next.
@@ -225,17 +223,16 @@ def _accumulate(
         return told, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
     if accumulation == 1:
-        (value, (stats, terms)), grads = value_and_grad(params, stats, rows, key)
+        (value, (stats, terms)), grads = value_and_grad(params, stats, rows)
         return value, terms, grads, stats
 
     def add(carry: Any, micro: Any) -> tuple[Any, tuple[Array, Metrics]]:
         total_grads, stats = carry
-        rows, index = micro
-        (value, (stats, terms)), grads = value_and_grad(params, stats, rows, jax.random.fold_in(key, index))
+        (value, (stats, terms)), grads = value_and_grad(params, stats, micro)
         return (jax.tree.map(jnp.add, total_grads, grads), stats), (value, terms)
 
     start = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), stats)
-    (grads, stats), values = jax.lax.scan(add, start, (split(rows, accumulation), jnp.arange(accumulation)))
+    (grads, stats), values = jax.lax.scan(add, start, split(rows, accumulation))
     value, terms = jax.tree.map(lambda x: x.sum(axis=0) / accumulation, values)
     return value, terms, jax.tree.map(lambda g: g / accumulation, grads), stats
 

@@ -61,19 +61,19 @@ def copied(whole, tmp_path):
 def test_what_is_written_is_read(whole):
     store = opened(whole)
     for start in (*range(0, 24, 2), 20, 3):  # on and back
-        rows = store.read(slice(start, start + 2), np.zeros(2, int))
+        rows = store.read(np.arange(start, start + 2), np.zeros(2, int))
         assert rows.keys() == ROWS.keys()
         for name, array in rows.items():
             np.testing.assert_array_equal(array, ROWS[name][start : start + 2])
             assert array.dtype == ROWS[name].dtype
-    assert len(store.read(slice(24, 26), np.zeros(2, int))["labels"]) == 2
+    assert len(store.read(np.arange(24, 26), np.zeros(2, int))["labels"]) == 2
 
 
 def test_a_hard_run_reads_labels_alone(whole, tmp_path):
-    assert opened(whole, soft=False).read(slice(6, 9), np.zeros(3, int)).keys() == {"labels"}
+    assert opened(whole, soft=False).read(np.arange(6, 9), np.zeros(3, int)).keys() == {"labels"}
     record(tmp_path / "hard", dataclasses.replace(HEADER, top=0))
     np.testing.assert_array_equal(
-        opened(tmp_path / "hard", soft=False).read(slice(7, 9), np.zeros(2, int))["labels"], [7, 8]
+        opened(tmp_path / "hard", soft=False).read(np.arange(7, 9), np.zeros(2, int))["labels"], [7, 8]
     )
     message = refused(opened, tmp_path / "hard")
     assert message.startswith("config.distillation.kind: is soft, and ")
@@ -82,7 +82,7 @@ def test_a_hard_run_reads_labels_alone(whole, tmp_path):
 def test_one_view_is_asked_for_by_example(tmp_path):
     record(tmp_path / "one", dataclasses.replace(HEADER, views="one"))
     examples = np.array([25, 0, 13, 13])
-    rows = opened(tmp_path / "one").read(slice(1000, 1004), examples)
+    rows = opened(tmp_path / "one").read(np.arange(1000, 1004), examples)
     for name, array in rows.items():
         np.testing.assert_array_equal(array, ROWS[name][examples])
 
@@ -97,7 +97,7 @@ def test_a_recording_goes_on_where_it_was_killed(tmp_path):
     assert "is incomplete: 3 of 5 chunks are missing" in refused(opened, folder)
     assert record(folder, chunks=(4, 1)).missing() == [2]
     record(folder, chunks=(2,))
-    assert opened(folder).read(slice(24, 26), np.zeros(2, int))["labels"].tolist() == [2, 3]
+    assert opened(folder).read(np.arange(24, 26), np.zeros(2, int))["labels"].tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("left", ["nothing", "torn header", "header", "an array"])
@@ -140,7 +140,7 @@ def test_a_recording_writes_through_no_link(copied, tmp_path, name):
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     assert f"{copied / name} is a link, and a recording writes into its own" in refused(Writer, copied, HEADER)
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
-    assert opened(copied).read(slice(6, 8), np.zeros(2, int))["labels"].tolist() == [6, 7]
+    assert opened(copied).read(np.arange(6, 8), np.zeros(2, int))["labels"].tolist() == [6, 7]
 
 
 def test_the_folder_of_a_recording_may_be_a_link(copied, tmp_path):
@@ -191,8 +191,8 @@ def test_a_damaged_chunk_is_one_line_and_can_be_recorded_anew(copied, name, chun
         path.write_bytes(DAMAGE[damage](path.read_bytes()))
     else:
         path.unlink()
-    store, rows = opened(copied), slice(6 * chunk, 6 * chunk + 2)
-    store.read(slice(0, 2), np.zeros(2, int))
+    store, rows = opened(copied), np.arange(6 * chunk, 6 * chunk + 2)
+    store.read(np.arange(0, 2), np.zeros(2, int))
     message = refused(store.read, rows, np.zeros(2, int))
     assert f"chunk {chunk} of {copied} cannot be read" in message
     assert len(message) < 700
@@ -212,7 +212,7 @@ def test_what_is_no_file_is_a_damaged_chunk(copied, name, place):
         path.mkdir()
     if place == "a folder":
         (path / "precious").write_text("mine")
-    message = refused(opened(copied).read, slice(6, 8), np.zeros(2, int))
+    message = refused(opened(copied).read, np.arange(6, 8), np.zeros(2, int))
     assert f"chunk 1 of {copied} cannot be read: {path} is no regular file; run deit_jax.precompute again" in message
     assert Writer(copied, HEADER).missing() == [1]
     if place == "a folder":
@@ -221,7 +221,7 @@ def test_what_is_no_file_is_a_damaged_chunk(copied, name, place):
         )
         shutil.rmtree(path)
     assert record(copied, chunks=(1,)).missing() == []
-    np.testing.assert_array_equal(opened(copied).read(slice(6, 8), np.zeros(2, int))["values"], ROWS["values"][6:8])
+    np.testing.assert_array_equal(opened(copied).read(np.arange(6, 8), np.zeros(2, int))["values"], ROWS["values"][6:8])
 
 
 BAD_HEADERS = [

@@ -94,6 +94,14 @@ def test_drop_path_scales_have_the_right_rates_and_mean():
             assert np.corrcoef(of_block)[0, 1] == pytest.approx(0, abs=0.05)  # the two branches are independent
 
 
+def test_drop_path_of_an_example_follows_from_its_key():
+    keys = jax.random.split(jax.random.key(3), 7)
+    scales = drop_path_scales((0.3, 0.5), 7, keys)
+    np.testing.assert_array_equal(drop_path_scales((0.3, 0.5), 7, jax.random.key(3)), scales)
+    np.testing.assert_array_equal(drop_path_scales((0.3, 0.5), 7, jax.random.PRNGKey(3)), scales)
+    np.testing.assert_array_equal(drop_path_scales((0.3, 0.5), 2, keys[jnp.array([4, 1])]), scales[..., [4, 1]])
+
+
 def test_drop_path_rounds_once_in_bfloat16():
     """11 / 0.7 = 15.71 is nearest to 15.6875; with 1 / 0.7 rounded first it would be 15.75."""
     x = jnp.full((2, 1, 1), 11, jnp.bfloat16)

@@ -1,6 +1,7 @@
 """The data of a run."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
@@ -47,8 +48,9 @@ def test_mixing_ends_where_it_is_switched_off(off):
             np.testing.assert_array_equal(ending[name], usual[name] if step < 2 else unmixed)
 
 
-@pytest.mark.parametrize(("mode", "shape"), [("batch", (4,)), ("pair", (4, 8)), ("elem", (4, 8))])
+@pytest.mark.parametrize(("mode", "shape"), [("batch", (8,)), ("pair", (8, 4)), ("elem", (8, 4))])
 def test_the_mode_reaches_the_batch(mode, shape):
+    """Of four groups, a part on each of eight devices."""
     assert mixes(mixing__mode=mode)[0]["label_weight"].shape == shape
 
 
@@ -70,8 +72,8 @@ def test_the_stream_is_what_the_config_says(crop):
     transform = TrainTransform(8, (0.3, 0.9), 0.4, crop, (0.5, 2.0), "random", "rand-m9-mstd0.5-inc1", 0.2)
     where = {"first_step": 5, "total_steps": 7}
     order = {"seed": 0, "batch_size": 32, "repeats": 3, "groups": 4}
-    wanted = train_batches(source, rows=slice(0, 32), transform=transform, threads=0, prefetch=0, **where, **order)
-    for found, batch in zip(stream.stream(config, source, slice(0, 32), **where), wanted, strict=True):
+    wanted = train_batches(source, rows=range(32), transform=transform, threads=0, prefetch=0, **where, **order)
+    for found, batch in zip(stream.stream(config, source, range(32), **where), wanted, strict=True):
         assert all(np.array_equal(found[name], batch[name]) for name in batch)
 
 
@@ -92,7 +94,7 @@ def test_training_turns_photos_as_the_config_says(exif, looks, tmp_path):
 
     def images(kind):
         config = tiny_config(data__name="folder", data__dir=str(tmp_path / kind), data__exif=exif)
-        batches = stream.stream(config, train_source(config), slice(0, 32), first_step=0, total_steps=1)
+        batches = stream.stream(config, train_source(config), range(32), first_step=0, total_steps=1)
         return next(batches)["image"]
 
     assert (images("tagged") == images(looks)).all()
@@ -109,7 +111,7 @@ def photos(tmp_path):
     given = {"data__name": "folder", "data__dir": str(tmp_path / "photos"), "data__train_split": "train[:100]"}
     source = train_source(tiny_config(**given))
     assert len(source) == 100
-    first = next(stream.stream(tiny_config(**given), source, slice(0, 32), first_step=0, total_steps=1))["index"]
+    first = next(stream.stream(tiny_config(**given), source, range(32), first_step=0, total_steps=1))["index"]
     cut, text = (tmp_path / "photos" / source.name(int(index)) for index in first[:2])
     cut.write_bytes(cut.read_bytes()[:100])
     text.write_text("no photo")
@@ -120,7 +122,9 @@ def test_two_photos_of_a_hundred_that_are_none_are_replaced_and_counted(photos):
     """In each of three epochs, where they are not among the four that its batches leave out."""
     config = tiny_config(**photos, data__max_corrupt=0.04, data__threads=2)
     source, run = train_source(config), tiny_run(config)
-    seen = [(np.asarray(batch["index"]), replaced) for batch, replaced in run.batches(0, 9)]
+    seen = [
+        (np.asarray(batch["index"][jnp.argsort(batch["place"])]), replaced) for batch, replaced in run.batches(0, 9)
+    ]
     bad = {index for index in range(100) if not readable(source, index)}
     order = [example_index(p, seed=0, examples=100, batch_size=32, groups=4) for p in range(288)]
     assert len(bad) == 2
@@ -155,7 +159,7 @@ def test_processes_and_threads_make_the_same_batches(whole_batches, monkeypatch,
     # There is but one process: it puts what it has.
     monkeypatch.setattr(stream.parallel, "put_batch", lambda given, mesh, batch_size: put(given, mesh, rows))
     for process in range(processes):
-        own = slice(process * rows, (process + 1) * rows)
+        own = range(process * rows, (process + 1) * rows)
         monkeypatch.setattr(stream.parallel, "local_rows", lambda *given, own=own: own)
         found = stream.device_batches(config, run.mesh, run.source, 3, 6)
         parts.append([jax.device_get(batch) for batch, _ in found])
@@ -164,7 +168,7 @@ def test_processes_and_threads_make_the_same_batches(whole_batches, monkeypatch,
             for share in shares:
                 jax.tree.map(np.testing.assert_array_equal, share.pop(name), whole[step][name])
         joined = jax.tree.map(lambda *given: np.concatenate(given), *shares)
-        assert joined.keys() == {"image", "label", "index", "erasing"}
+        assert joined.keys() == {"image", "label", "index", "place", "erasing"}
         jax.tree.map(np.testing.assert_array_equal, joined, {name: whole[step][name] for name in joined})
     assert whole[0]["erasing"]["box"].any()
     assert (whole[0]["mix"]["label_weight"] < 1).any()

@@ -33,6 +33,43 @@ def photos(batch: int, height: int, width: int) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
+# Where it is mixed.
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+@pytest.mark.parametrize(("groups", "devices", "rows"), [(1, 8, 4), (2, 4, 12), (3, 12, 6), (4, 4, 6), (4, 2, 12)])
+def test_devices_hold_pairs_whole(groups, devices, rows, accumulation):
+    batch = devices * rows
+    places = mixing.places(batch, groups=groups, devices=devices, accumulation=accumulation)
+    assert sorted(places.ravel().tolist()) == list(range(batch))
+    partner = np.arange(batch).reshape(groups, -1)[:, ::-1].ravel()
+    np.testing.assert_array_equal(partner[places], places[:, ::-1])
+    # The micro-batches of `step.split` have the rows that they have in order.
+    for i in range(accumulation):
+        assert set(places.ravel()[i::accumulation] % accumulation) == {i}
+    together = devices <= groups or rows % (2 * accumulation)
+    assert len(places) == (groups if together else devices)
+    if not together:
+        assert places.shape == (devices, rows)  # a part is what a device holds
+
+
+def test_rows_stay_in_order_where_pairs_cannot():
+    for given in ({"groups": 1, "devices": 8}, {"groups": 3, "devices": 4}, {"groups": 2, "devices": 3}):
+        np.testing.assert_array_equal(mixing.places(24, **given).ravel(), np.arange(24))
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_a_row_mixes_as_in_its_place(mode):
+    places = mixing.places(24, groups=2, devices=4)
+    order = places.ravel()
+    mix, images = draw(groups=2, members=12, mode=mode), jnp.asarray(photos(24, SIZE, SIZE))
+    laid = on_device(mixing.placed(mix, places))
+    np.testing.assert_array_equal(mix_images(images[order], laid), mix_images(images, on_device(mix))[order])
+    labels, given = jnp.arange(24) % 5, {"num_classes": 5, "smoothing": 0.1}
+    expected = mixing.mix_targets(labels, on_device(mix), **given)
+    np.testing.assert_array_equal(mixing.mix_targets(labels[order], laid, **given), expected[order])
+
+
 # What is drawn.
 
 

@@ -80,6 +80,7 @@ def a_batch(poison=1.0):
     return {
         "image": random.integers(0, 256, (6, 11, 13, 3), np.uint8),
         "label": np.array([0, 4, 2, 1, 3, 3], np.int32),
+        "place": np.arange(6, dtype=np.int32),
         "teacher": {},
         "mix": {name: np.asarray(value, np.int32 if name == "box" else np.float32) for name, value in mix.items()},
     }
@@ -159,10 +160,10 @@ def test_clipping_scales_to_the_bound():
 def test_accumulation_averages_losses_and_gradients():
     """With frozen statistics micro-batches change nothing but the order of sums."""
     state, batch = first_state(), a_batch()
-    step = functools.partial(steps._accumulate, params=state.params, stats=state.stats, key=jax.random.key(0))
+    step = functools.partial(steps._accumulate, params=state.params, stats=state.stats)
     images, targets = jnp.float32(batch["image"]) / 255, jnp.eye(CLASSES)[batch["label"]]
 
-    def loss(params, stats, rows, key):
+    def loss(params, stats, rows):
         images, targets = rows
         net = bind(ABSTRACT, params | stats)
         value, _ = criterion(net.head_logits(images), targets, None)
@@ -174,17 +175,61 @@ def test_accumulation_averages_losses_and_gradients():
         assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_micro_batches_draw_their_own_keys_and_rows():
+def test_micro_batches_have_their_own_rows():
     seen = []
 
-    def loss(params, stats, images, key):
-        jax.debug.callback(lambda *x: seen.append(x), images[:, 0], jax.random.key_data(key), ordered=True)
+    def loss(params, stats, images):
+        jax.debug.callback(lambda x: seen.append(x), images[:, 0], ordered=True)
         return jnp.sum(params["w"] * images), (stats, {})
 
-    steps._accumulate(loss, {"w": jnp.ones(())}, {}, jnp.arange(6.0)[:, None], jax.random.key(1), 2)
+    steps._accumulate(loss, {"w": jnp.ones(())}, {}, jnp.arange(6.0)[:, None], 2)
     jax.effects_barrier()
-    assert [rows.tolist() for rows, _ in seen] == [[0, 2, 4], [1, 3, 5]]
-    assert seen[0][1].tolist() != seen[1][1].tolist()
+    assert [rows.tolist() for rows in seen] == [[0, 2, 4], [1, 3, 5]]
+
+
+def keys_seen(places, *, accumulation=1, copies=1):
+    """The data of the key that stochastic depth has for each row, as the model is given it."""
+    seen = []
+
+    def loss(params, stats, rows):
+        class Model:
+            def set_input_size(self, size):
+                pass
+
+            def head_logits(self, images, *, key):
+                jax.debug.callback(lambda x: seen.extend(x.tolist()), jax.random.key_data(key), ordered=True)
+                return (params["w"] * images.mean((1, 2, 3))[:, None],)
+
+        value, terms = steps.forward(
+            Model(),
+            rows,
+            normalize=NORMALIZE,
+            teacher=None,
+            loss=lambda logits, targets, taught: (logits[0].mean(), {}),
+            frozen_backbone=False,
+            copies=copies,
+        )
+        return value, (stats, terms)
+
+    batch = a_batch() | {"place": np.array(places, np.int32)}
+    rows = steps.shown(
+        jax.tree.map(jnp.asarray, batch), jax.random.key(1), NORMALIZE, num_classes=CLASSES, label_smoothing=0.0
+    )
+    steps._accumulate(loss, {"w": jnp.ones(())}, {}, rows, accumulation)
+    jax.effects_barrier()
+    return [tuple(key) for key in seen]
+
+
+def test_stochastic_depth_follows_from_the_place_in_the_batch():
+    """Whichever row has it, in whichever micro-batch; copies have keys of their own."""
+    keys = keys_seen(range(6))
+    assert len(set(keys)) == 6
+    places = [4, 2, 0, 1, 3, 5]
+    assert keys_seen(places) == [keys[place] for place in places]
+    assert keys_seen(range(6), accumulation=2) == [keys[place] for place in (0, 2, 4, 1, 3, 5)]
+    copies = keys_seen(range(6), copies=2)
+    assert len(set(copies)) == 12
+    assert keys_seen(places, copies=2) == [key for place in places for key in copies[2 * place : 2 * place + 2]]
 
 
 def test_a_frozen_backbone_computes_as_in_evaluation():
