@@ -11,7 +11,6 @@ megabytes of what each operation between chips gives, a chip. A variant takes mi
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -30,23 +29,21 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPL
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import NamedSharding
 
-from deit_jax import parallel
 from deit_jax.config import recipes
 from deit_jax.config.resolve import resolve
 from deit_jax.data.memory import MemorySource
-from deit_jax.models import abstract_model
 from deit_jax.run.build import build, open_mesh
-from deit_jax.run.network import model_arguments
+from deit_jax.run.stream import batch_shapes
 
-# What differs from attention xla, no remat, patch embedding linear, data parallel; fields are `section.name`.
+# What differs from the recipe for TPUs: attention xla, no remat, patch embedding conv, data parallel. Fields are
+# `section.name`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "einsum": {"model.attention": "einsum"},
     "remat": {"model.remat": True},
     "remat, dots saved": {"model.remat": True, "policy": jax.checkpoint_policies.dots_with_no_batch_dims_saveable},
-    "convolution": {"patch_embedding": "conv"},
+    "linear": {"model.patch_embedding": "linear"},
     "fsdp=4": {"mesh.fsdp": 4},
     "tensor=2": {"mesh.tensor": 2},
 }
@@ -74,9 +71,7 @@ def main() -> None:
         given.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def ask(
-    given: argparse.Namespace, policy: Any = None, patch_embedding: str = "linear", **fields: Any
-) -> dict[str, Any]:
+def ask(given: argparse.Namespace, policy: Any = None, **fields: Any) -> dict[str, Any]:
     """What the compiler says of the training step of the recipe with these `fields` changed."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=given.topology).devices
     tree = recipes.deit(given.model, hardware="tpu")
@@ -86,15 +81,11 @@ def ask(
     config = resolve(tree)
     size, names = config.data.image_size, [str(i) for i in range(1000)]
     source = MemorySource(np.zeros((8, size, size, 3), np.uint8), np.arange(8), names, name="black")
-    here = dataclasses.replace(config, mesh=resolve(recipes.deit(given.model)).mesh)
-    batch, _ = next(build(here, open_mesh(here), source).batches(0, 1))  # on CPU
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
-    model = abstract_model(given.model, **model_arguments(config, len(names)), patch_embedding=patch_embedding)
-    run = dataclasses.replace(build(config, mesh, source), model=model)
-    there = jax.tree.map(partial(placed, mesh), batch)
+    run = build(config, open_mesh(config, devices), source)
+    batch = batch_shapes(config, run.mesh, size, {})
     saving = mock.patch.object(jax, "checkpoint", partial(jax.checkpoint, policy=policy))
     with saving if policy else contextlib.nullcontext():
-        step = run.train_step().lower(run.target, there, np.uint32(0))
+        step = run.train_step().lower(run.target, batch, np.uint32(0))
     compiled = step.compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     return {
@@ -104,11 +95,6 @@ def ask(
         "peak_mb": round(memory.peak_memory_in_bytes / 1e6, 1),
         "collectives": collectives(text),
     }
-
-
-def placed(mesh: Any, array: jax.Array) -> jax.ShapeDtypeStruct:
-    """The array's shape, cut over another mesh as the array is over its own."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, array.sharding.spec))
 
 
 def collectives(program: str) -> dict[str, float]:

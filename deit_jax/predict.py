@@ -71,8 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if output and output.exists() and output.suffix != ".npz":  # a photo, where FILE was forgotten, or the weights
         raise UserError(f"--features: {output} is there and no .npz file; name another, such as features.npz")
     platform = cli.start_jax()
-    dtype, attention = choose(platform, dtype=given.dtype)
-    trained = open_trained(given, classifies=not output, dtype=dtype, attention=attention)
+    trained = open_trained(given, classifies=not output, **choose(platform, dtype=given.dtype))
     batch_size = min(given.batch_size, len(paths))
     forward = compile_forward(trained, batch_size, in_haste=platform == "cpu" and len(paths) <= FEW)
     names, features, errors = [], [], {}

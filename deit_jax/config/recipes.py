@@ -11,6 +11,7 @@ from typing import TypeVar
 from ml_collections import ConfigDict
 
 from deit_jax.base.errors import UserError, nearest
+from deit_jax.config.resolve import HOW
 from deit_jax.models import VisionTransformer, entry
 
 T = TypeVar("T")
@@ -23,21 +24,13 @@ DATASETS = {
     "digits": ("train", "test"),
     "folder": ("train", "validation"),
 }
-# DeiT's models fit a device many times over, so that every mesh is data parallel; `fsdp` and `tensor` are the user's.
-_MESH = {"data": -1, "fsdp": 1, "tensor": 1, "slices": 1}
-HARDWARE = {
-    "auto": {"dtype": "auto", "attention": "auto", "mesh": _MESH},
-    "cpu": {"dtype": "float32", "attention": "einsum", "mesh": _MESH},
-    "gpu": {"dtype": "bfloat16", "attention": "xla", "mesh": _MESH},
-    "tpu": {"dtype": "bfloat16", "attention": "xla", "mesh": _MESH},
-}
+HARDWARE = {"auto": dict.fromkeys(HOW["cpu"], "auto"), **HOW}
 
 
 def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") -> ConfigDict:
     """DeiT's 300 epochs at batch 1024 for the model `name` on `dataset`, at the model's own image size."""
     published = entry(name)
     train_split, eval_split = choose(DATASETS, dataset, "dataset")
-    device = choose(HARDWARE, hardware, "hardware")
     return ConfigDict(
         {
             "seed": 0,
@@ -54,8 +47,7 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
                 "global_pool": "",
                 "stem": "",
                 "drop_path": 0.1,
-                "dtype": device["dtype"],
-                "attention": device["attention"],
+                **choose(HARDWARE, hardware, "hardware"),
                 "remat": False,
             },
             "data": {
@@ -145,7 +137,8 @@ def deit(name: str, *, hardware: str = "auto", dataset: str = "imagenet2012") ->
             },
             "checkpoint": {**_duration("every", epochs=1), "keep": 2},
             "eval": {**_duration("every", epochs=5), "batch_size": 1024, "published_curve": ""},
-            "mesh": device["mesh"],
+            # DeiT's models fit a device many times over: every mesh is data parallel, `fsdp` and `tensor` the user's.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "slices": 1},
         }
     )
 

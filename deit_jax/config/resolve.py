@@ -13,7 +13,7 @@ from typing import Any, Literal
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.base.rules import first_match
 from deit_jax.config.contradictions import check_contradictions
-from deit_jax.config.schema import UNITS, AttentionKind, Config, DType, Duration
+from deit_jax.config.schema import UNITS, Config, Duration
 from deit_jax.config.sizes import LARGEST
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
@@ -59,6 +59,14 @@ LATER: dict[str, Any] = {
     "data.exif": True,
     "eval.published_curve": "",
     "mesh.slices": 1,
+    "model.patch_embedding": "linear",
+}
+
+# How a network computes, by platform: what is `auto`.
+HOW = {
+    "cpu": {"dtype": "float32", "attention": "einsum", "patch_embedding": "linear"},
+    "gpu": {"dtype": "bfloat16", "attention": "xla", "patch_embedding": "linear"},
+    "tpu": {"dtype": "bfloat16", "attention": "xla", "patch_embedding": "conv"},
 }
 
 _POSITIVE = 1e-12
@@ -117,26 +125,28 @@ def resolve(config: Any) -> Config:
 
 
 def for_platform(config: Config, platform: str) -> Config:
-    """`auto` settings decided for `cpu`, `gpu` or `tpu`: bfloat16 and XLA's attention on accelerators.
+    """`auto` settings decided for `cpu`, `gpu` or `tpu`, see `choose`.
 
     Raises:
         UserError: attention that the platform does not have.
     """
     model = config.model
-    dtype, attention = choose(platform, dtype=model.dtype, attention=model.attention)
-    if attention == "cudnn" and (platform, dtype) != ("gpu", "bfloat16"):
+    chosen = choose(platform, **{name: getattr(model, name) for name in HOW[platform]})
+    if chosen["attention"] == "cudnn" and (platform, chosen["dtype"]) != ("gpu", "bfloat16"):
         raise UserError(
-            f"config.model.attention: cudnn needs an NVIDIA GPU and bfloat16, here are {platform} and {dtype}; "
-            f"set it to auto"
+            f"config.model.attention: cudnn needs an NVIDIA GPU and bfloat16, here are {platform} and "
+            f"{chosen['dtype']}; set it to auto"
         )
-    return dataclasses.replace(config, model=dataclasses.replace(model, dtype=dtype, attention=attention))
+    return dataclasses.replace(config, model=dataclasses.replace(model, **chosen))
 
 
-def choose(platform: str, *, dtype: DType = "auto", attention: AttentionKind = "auto") -> tuple[DType, AttentionKind]:
-    """The type and the attention that a network computes with on `cpu`, `gpu` or `tpu`, where they are left open."""
-    on_cpu = platform == "cpu"
-    dtype = ("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype
-    return dtype, ("einsum" if on_cpu else "xla") if attention == "auto" else attention
+def choose(platform: str, **given: str) -> dict[str, Any]:
+    """How a network computes on `cpu`, `gpu` or `tpu`: those of `HOW`, but those `given` unless they are `auto`.
+
+    On accelerators in bfloat16, with XLA's attention; on TPUs patches are embedded by a convolution. docs/scaling.md
+    compares them.
+    """
+    return HOW[platform] | {name: value for name, value in given.items() if value != "auto"}
 
 
 def to_dict(config: Config) -> dict[str, Any]:

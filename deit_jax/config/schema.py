@@ -11,6 +11,7 @@ UNITS = ("steps", "epochs", "examples")
 
 DType = Literal["auto", "float32", "bfloat16"]
 AttentionKind = Literal["auto", "einsum", "xla", "cudnn"]
+PatchEmbeddingKind = Literal["auto", "conv", "linear"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Model:
     drop_path: float
     dtype: DType
     attention: AttentionKind
+    patch_embedding: PatchEmbeddingKind
     remat: bool
 
 

@@ -139,11 +139,50 @@ class PatchEmbedding(nnx.Module):
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch tokens dim"]:
         """Tokens in row-major order of the patches."""
         batch, height, width, _ = images.shape
+        kernel, bias = self.proj.kernel[...], jnp.asarray(self.proj.bias)
         if self.form == "conv":
-            return self.proj(images).reshape(batch, -1, self.proj.out_features)
+            tokens = convolve_patches(images.astype(self.dtype), kernel) + bias.astype(self.dtype)
+            return tokens.reshape(batch, -1, len(bias))
         p = self.patch_size
         patches = images.reshape(batch, height // p, p, width // p, p, 3).swapaxes(2, 3).reshape(batch, -1, p * p * 3)
-        return affine(patches, self.proj.kernel[...].reshape(p * p * 3, -1), jnp.asarray(self.proj.bias), self.dtype)
+        return affine(patches, kernel.reshape(p * p * 3, -1), bias, self.dtype)
+
+
+def _convolve_patches(
+    images: Float[Array, "batch height width channels"], kernel: Float[Array, "patch patch channels dim"]
+) -> Float[Array, "batch rows columns dim"]:
+    strides = kernel.shape[:2]
+    kernel = kernel.astype(images.dtype)
+    return jax.lax.conv_general_dilated(images, kernel, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+# As `_mixed_affine`: the gradient of the kernel is made in the kernel's type, which is not that of the images.
+convolve_patches = jax.custom_vjp(_convolve_patches)
+
+
+def _patches_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve_patches(images, kernel), (images, kernel)
+
+
+def _patches_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    images, kernel = kept
+    (to_images,) = jax.vjp(lambda images: _convolve_patches(images, kernel), images)[1](gradient)
+    # A convolution over images, which are the channels here, with the gradient's rows and columns a patch apart. What
+    # no patch covers is cut off.
+    height, width = (patches * side for patches, side in zip(gradient.shape[1:3], kernel.shape[:2], strict=True))
+    to_kernel = jax.lax.conv_general_dilated(
+        images[:, :height, :width],
+        gradient,
+        (1, 1),
+        "VALID",
+        rhs_dilation=kernel.shape[:2],
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        preferred_element_type=kernel.dtype,
+    )
+    return to_images, to_kernel
+
+
+convolve_patches.defvjp(_patches_forward, _patches_backward)
 
 
 class Mlp(nnx.Module):

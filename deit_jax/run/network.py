@@ -26,8 +26,7 @@ def model_arguments(config: Config, num_classes: int) -> dict[str, Any]:
     for name, nothing in (("drop_path", 0.0), ("remat", False)):
         if name in takes or getattr(config.model, name) != nothing:
             wanted[name] = getattr(config.model, name)
-    if "attention" in takes:
-        wanted["attention"] = config.model.attention
+    wanted |= {name: getattr(config.model, name) for name in ("attention", "patch_embedding") if name in takes}
     for name in wanted:
         if name not in takes:
             off = "nothing" if isinstance(wanted[name], str) else "False" if name == "remat" else "0"

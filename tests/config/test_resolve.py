@@ -508,6 +508,7 @@ FREE: dict[str, Any] = {
     "model__drop_path": 0.2,
     "model__dtype": "bfloat16",
     "model__attention": "xla",
+    "model__patch_embedding": "conv",
     "model__remat": True,
     "data__dir": "/elsewhere",
     "data__eval_split": "validation[:50%]",
@@ -601,19 +602,23 @@ def test_every_field_is_either_fixed_or_free():
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "attention"),
-    [("cpu", "float32", "einsum"), ("gpu", "bfloat16", "xla"), ("tpu", "bfloat16", "xla")],
+    ("platform", "how"),
+    [
+        ("cpu", ("float32", "einsum", "linear")),
+        ("gpu", ("bfloat16", "xla", "linear")),
+        ("tpu", ("bfloat16", "xla", "conv")),
+    ],
 )
-def test_auto_is_decided_by_the_platform(platform, dtype, attention):
+def test_auto_is_decided_by_the_platform(platform, how):
     decided = for_platform(CONFIG, platform)
-    assert (decided.model.dtype, decided.model.attention) == (dtype, attention)
-    model = dataclasses.replace(decided.model, dtype="auto", attention="auto")
+    assert (decided.model.dtype, decided.model.attention, decided.model.patch_embedding) == how
+    model = dataclasses.replace(decided.model, dtype="auto", attention="auto", patch_embedding="auto")
     assert dataclasses.replace(decided, model=model) == CONFIG  # and nothing else is
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_what_is_set_stays_set_on_every_platform(platform):
-    config = resolve(recipe(model__dtype="bfloat16", model__attention="einsum"))
+    config = resolve(recipe(model__dtype="bfloat16", model__attention="einsum", model__patch_embedding="conv"))
     assert for_platform(config, platform) == config
 
 
@@ -639,8 +644,8 @@ def test_deit_is_the_papers_recipe():
 def test_the_recipe_is_complete_for_all_hardware_and_data(hardware, dataset):
     config = resolve(recipes.deit("deit_tiny_patch16_224", hardware=hardware, dataset=dataset))
     assert config.data.name == dataset
-    chosen = {"dtype": config.model.dtype, "attention": config.model.attention, "mesh": dataclasses.asdict(config.mesh)}
-    assert chosen == recipes.HARDWARE[hardware]
+    assert {name: getattr(config.model, name) for name in recipes.HARDWARE[hardware]} == recipes.HARDWARE[hardware]
+    assert dataclasses.asdict(config.mesh) == {"data": -1, "fsdp": 1, "tensor": 1, "slices": 1}
 
 
 @pytest.mark.parametrize(
@@ -699,7 +704,7 @@ def test_configs_are_complete_on_all_hardware(path, hardware):
     config = resolve(load(path, f":hardware={hardware}" if hardware else ""))
     for platform in ("cpu", "gpu", "tpu"):
         decided = for_platform(config, platform)
-        assert "auto" not in (decided.model.dtype, decided.model.attention)
+        assert "auto" not in (decided.model.dtype, decided.model.attention, decided.model.patch_embedding)
 
 
 def test_the_plain_baseline_is_big_visions():
