@@ -5,7 +5,8 @@
 #   launch/supervise.sh [--tries=100] [--pause=SECONDS] [--log=FILE] [--dry-run] -- COMMAND...
 #
 # SIGTERM and SIGINT go on to the command, which saves and is not run again. With --log the output is appended to FILE,
-# and FILE.pid, locked while this runs, has the number of the process to send SIGTERM to.
+# and FILE.pid, locked while this runs, has the number of the process to send SIGTERM to. Where there is a FILE.stop
+# nothing is run: who makes it first, and then looks at the lock, stops also what has not begun yet.
 set -uo pipefail
 
 tries=100 pause=10 log='' dry_run=''
@@ -33,6 +34,7 @@ if [[ $log ]]; then
   exec 9>>"$log.pid" || exit 2
   flock --nonblock 9 || { echo "error: $log: written by another supervisor; stop that one, or name another log" >&2 && exit 2; }
   echo $$ >"$log.pid"
+  [[ ! -e $log.stop ]] || exit 75
   exec >>"$log" 2>&1
 fi
 

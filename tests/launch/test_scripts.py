@@ -44,7 +44,11 @@ def test_documented_commands_are_taken(world):
         elif words[0] in TABLES:
             checked.append(words[0])
             parse(words[0], words[1:])
-        elif words[0] == "launch/tpu_pod.sh":
+        elif words[0] == "launch/supervise.sh":
+            dry = world.run(words[0], "--dry-run", *words[1:])
+            assert dry.returncode == 0, dry.stderr
+            words = words[words.index("--") + 1 :]
+        if words[0] == "launch/tpu_pod.sh":
             checked.append(words[1])
             dry = world.run(*words[:2], "--dry-run", *words[2:])
             assert dry.returncode == 0, dry.stderr
