@@ -62,19 +62,25 @@ parse() {
       --project=*) project=${1#*=} ;;
       --type=*) type=${1#*=} ;;
       --runtime=*) runtime=${1#*=} ;;
-      --spot | --reserved) capacity=$1 ;;
+      --spot | --reserved)
+        [[ ! $capacity || $capacity == "$1" ]] || fail "$capacity $1: give one of the two"
+        capacity=$1 ;;
       --queued) kind=queued-resources ;;
       --slices=*) slices=${1#*=} ;;
       --create=*) create+=("${1#*=}") ;;
       --all) all=1 ;;
       --dry-run) dry_run=1 ;;
       --) shift && training=("$@") && break ;;
+      --name | --zone | --project | --type | --runtime | --slices | --create)
+        fail "$1: no value; give it as $1=VALUE" ;;
       *) fail "$1: unknown flag; launch/tpu_pod.sh --help names them, deit_jax.main's come after --" ;;
     esac
     shift
   done
   [[ $name ]] || fail "--name: missing; name the TPU"
   [[ $zone ]] || fail "--zone: missing; name the zone, such as --zone=us-west4-a"
+  [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$name: give small letters, digits and -, such as deit-1"
+  [[ $zone =~ ^[a-z]+(-[a-z0-9]+)+$ ]] || fail "--zone=$zone: no zone; give one such as us-west4-a"
   [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices: give a number from 1 on"
   ((slices == 1)) || kind=queued-resources
 }
@@ -262,8 +268,10 @@ case ${1:-} in
   create | setup | start | tail | resume | stop | delete)
     # shellcheck disable=SC2086 # TPU_POD has several flags
     parse ${TPU_POD:-} "${@:2}"
-    [[ $1 != @(create|resume) || $type ]] || fail "--type: missing; name the accelerator type, such as --type=v5litepod-256"
-    [[ $1 != @(start|resume) ]] || ((${#training[@]})) || fail "nothing to train; give the flags of deit_jax.main after --"
+    [[ $1 != @(create|resume) || $type ]] ||
+      fail "--type: missing; name the accelerator type, such as --type=v5litepod-256"
+    [[ $1 != @(start|resume) || " ${training[*]-} " == *" --config"[=\ ]* ]] ||
+      fail "--config: missing; give it with the other flags of deit_jax.main after --"
     "do_$1"
     ;;
   '' | --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;

@@ -28,6 +28,12 @@ def test_shellcheck_finds_nothing(script):
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
+def test_the_quickstart_takes_a_python_and_no_flags(world):
+    done = world.run("launch/quickstart_distilled.sh", "--dry-run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: --dry-run: no such program; give a Python")
+
+
 def commands(text):
     """The commands in a document's shell blocks, as words."""
     for block in re.findall(r"```sh\n(.*?)```", text, re.S):
