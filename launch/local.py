@@ -19,23 +19,34 @@ import socket
 import subprocess
 import sys
 import time
+from typing import NoReturn
 
 TOLD, UNTOLD = 15, 120  # seconds that the others have
 AGAIN = (75, 134, -signal.SIGABRT, -signal.SIGKILL)  # JAX's runtime ends those that have lost process 0 by SIGABRT
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """In one line, without the usage."""
+        self.exit(2, f"error: {message}\n")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--devices_per_process", type=int, default=1)
     parser.add_argument("--module", default="deit_jax.main")
     parser.add_argument("--restarts", type=int, default=0)
     parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
     parser.add_argument("flags", nargs="*", help="of the command, after --")
-    given = parser.parse_args()
-    for name in ("processes", "devices_per_process"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name}: give a number from 1 on")
+    given, unknown = parser.parse_known_args()
+    if unknown:
+        parser.error(f"{unknown[0]}: unknown flag; --help names them, those of {given.module} come after --")
+    for name, least in (("processes", 1), ("devices_per_process", 1), ("restarts", 0)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name}: give a number from {least} on")
+    if given.module == "deit_jax.main" and not any(flag.partition("=")[0] == "--config" for flag in given.flags):
+        parser.error("--config: missing; give it after --, such as -- --config=configs/quickstart.py")
     for attempt in range(given.restarts + 1):
         status = run(commands(given), given.devices_per_process, dry=given.dry_run)
         if status != 75:

@@ -4,6 +4,10 @@
 #   bash launch/quickstart_distilled.sh [PYTHON]
 set -euo pipefail
 python=${1:-python}
+if ! command -v -- "$python" >/dev/null; then
+  echo "error: $python: no such program; give a Python, such as .venv/bin/python" >&2
+  exit 2
+fi
 epochs=${EPOCHS:-40} # of the students
 store=runs/quickstart_store_$epochs
 

@@ -5,8 +5,14 @@
 #   launch/supervise.sh [--tries=100] [--pause=SECONDS] [--log=FILE] [--dry-run] -- COMMAND...
 #
 # SIGTERM and SIGINT go on to the command, which saves and is not run again. With --log the output is appended to FILE,
-# and FILE.pid, locked while this runs, has the number of the process to send SIGTERM to.
+# and FILE.pid, locked while this runs, has the number of the process to send SIGTERM to. Where there is a FILE.stop
+# nothing is run: who makes it first, and then looks at the lock, stops also what has not begun yet.
 set -uo pipefail
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
 
 tries=100 pause=10 log='' dry_run=''
 while [[ ${1:-} == --* ]]; do
@@ -15,13 +21,15 @@ while [[ ${1:-} == --* ]]; do
     --pause=*) pause=${1#*=} ;;
     --log=*) log=${1#*=} ;;
     --dry-run) dry_run=1 ;;
+    --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
     --) shift && break ;;
-    *) echo "error: $1: unknown flag; known are --tries, --pause, --log and --dry-run" >&2 && exit 2 ;;
+    *) fail "$1: unknown flag; known are --tries, --pause, --log, --dry-run and --help" ;;
   esac
   shift
 done
-[[ $tries =~ ^[1-9][0-9]*$ ]] || { echo "error: --tries=$tries: give a number from 1 on" >&2 && exit 2; }
-(($#)) || { echo "error: no command; give it after --" >&2 && exit 2; }
+[[ $tries =~ ^[1-9][0-9]*$ ]] || fail "--tries=$tries: give a number from 1 on"
+[[ $pause =~ ^[0-9]+$ ]] || fail "--pause=$pause: give a number of seconds"
+(($#)) || fail "no command; give it after --"
 if [[ $dry_run ]]; then
   printf '%q ' "$@"
   [[ ! $log ]] || printf '>>%q 2>&1' "$log"
@@ -31,8 +39,9 @@ fi
 if [[ $log ]]; then
   mkdir -p "$(dirname "$log")" || exit 2
   exec 9>>"$log.pid" || exit 2
-  flock --nonblock 9 || { echo "error: $log: written by another supervisor; stop that one, or name another log" >&2 && exit 2; }
+  flock --nonblock 9 || fail "$log: written by another supervisor; stop that one, or name another log"
   echo $$ >"$log.pid"
+  [[ ! -e $log.stop ]] || exit 75
   exec >>"$log" 2>&1
 fi
 

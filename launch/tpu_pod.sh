@@ -7,9 +7,14 @@
 #   setup    waits until it is there, copies the last commit to every worker, installs it
 #   start    starts `python -m deit_jax.main` with what follows --, on all workers
 #   tail     follows the log of worker 0, with --all of all workers
-#   resume   as start, after a TPU that was taken away is deleted, made anew and set up
+#   resume   looks how the training is: what was lost is started again, on a TPU made anew where that was taken away
 #   stop     ends the training, which saves; the TPU stays, and costs
 #   delete   gives the TPU back
+#
+# resume ends in 75 while there is something to come back for, so that this looks every ten minutes until it is over:
+#   launch/supervise.sh --tries=10000 --pause=600 -- launch/tpu_pod.sh resume [flags] -- [flags of deit_jax.main]
+# It ends in 0 where the run is done or was ended by stop, in 2 where the run was refused or the TPU deleted, in 1 where
+# the run failed.
 #
 #   --name=NAME        of the TPU
 #   --zone=ZONE        such as us-west4-a
@@ -29,14 +34,22 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+failure=2
 fail() {
   echo "error: $*" >&2
-  exit 2
+  exit "$failure"
 }
 
 # What a worker does first where it must not disturb: launch/supervise.sh holds this lock.
 # shellcheck disable=SC2016 # for the worker's shell
 busy='flock --nonblock ~/train.log.pid true || exec echo "$(hostname): training is running"'
+# What a worker tells of its training: that it runs, was stopped, or ended in some exit status, which the supervisor
+# writes last; lost is what has left no such line.
+# shellcheck disable=SC2016
+how='if ! flock --nonblock train.log.pid true; then end=running
+elif [ -e train.log.stop ]; then end=stopped
+else end=$(tail -n 1 train.log 2>/dev/null | sed -n "s/^supervise: .*: exit status //p"); fi
+echo "training on $(hostname): ${end:-lost}"'
 
 name='' zone='' project='' type='' runtime='' slices=1 capacity='' kind=tpu-vm all='' dry_run=''
 create=() training=()
@@ -49,19 +62,25 @@ parse() {
       --project=*) project=${1#*=} ;;
       --type=*) type=${1#*=} ;;
       --runtime=*) runtime=${1#*=} ;;
-      --spot | --reserved) capacity=$1 ;;
+      --spot | --reserved)
+        [[ ! $capacity || $capacity == "$1" ]] || fail "$capacity $1: give one of the two"
+        capacity=$1 ;;
       --queued) kind=queued-resources ;;
       --slices=*) slices=${1#*=} ;;
       --create=*) create+=("${1#*=}") ;;
       --all) all=1 ;;
       --dry-run) dry_run=1 ;;
       --) shift && training=("$@") && break ;;
+      --name | --zone | --project | --type | --runtime | --slices | --create)
+        fail "$1: no value; give it as $1=VALUE" ;;
       *) fail "$1: unknown flag; launch/tpu_pod.sh --help names them, deit_jax.main's come after --" ;;
     esac
     shift
   done
   [[ $name ]] || fail "--name: missing; name the TPU"
   [[ $zone ]] || fail "--zone: missing; name the zone, such as --zone=us-west4-a"
+  [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$name: give small letters, digits and -, such as deit-1"
+  [[ $zone =~ ^[a-z]+(-[a-z0-9]+)+$ ]] || fail "--zone=$zone: no zone; give one such as us-west4-a"
   [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices: give a number from 1 on"
   ((slices == 1)) || kind=queued-resources
 }
@@ -109,7 +128,6 @@ state() { # sets STATE; in a dry run to $1
 }
 
 do_create() {
-  [[ $type ]] || fail "--type: missing; name the accelerator type, such as --type=v5litepod-256"
   if [[ ! $runtime ]]; then
     case $type in
       v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
@@ -130,8 +148,9 @@ await() { # until the TPU is there
   while state ACTIVE; do
     case $STATE in
       ACTIVE | READY) return ;;
-      FAILED | SUSPENDED | PREEMPTED | TERMINATED | STOPPED | NOT_FOUND)
+      FAILED | SUSPENDED | PREEMPTED | TERMINATED | STOPPED)
         fail "$name is $STATE; launch/tpu_pod.sh resume makes it anew" ;;
+      NOT_FOUND) fail "$name is $STATE; launch/tpu_pod.sh create asks for it" ;;
     esac
     echo "$name is $STATE; looking again in 30 s" >&2
     sleep "${TPU_POD_PAUSE:-30}"
@@ -154,14 +173,17 @@ rm -rf deit_jax && mkdir deit_jax && tar -xzf deit_jax.tar.gz -C deit_jax && cd 
 touch .venv/ready"
 }
 
-do_start() {
-  ((${#training[@]})) || fail "nothing to train; give the flags of deit_jax.main after --"
+train() { # [FIRST]: on all workers, after the command FIRST
   local word command='.venv/bin/python -m deit_jax.main'
   for word in "${training[@]}"; do command+=" $(quote "$word")"; done
   everywhere ssh "$name" --command="cd deit_jax && [ -e .venv/ready ] || exit 3
 $busy
-nohup setsid bash launch/supervise.sh --log=\"\$HOME/train.log\" -- $command </dev/null >/dev/null 2>&1 &"
+${1:+$1
+}nohup setsid bash launch/supervise.sh --log=\"\$HOME/train.log\" -- $command </dev/null >/dev/null 2>&1 &"
 }
+
+# shellcheck disable=SC2088 # for the worker's shell
+do_start() { train "rm -f ~/train.log.stop"; }
 
 do_tail() {
   local follow="tail -n 20 -F train.log | sed --unbuffered \"s/^/\$(hostname): /\""
@@ -173,22 +195,66 @@ do_tail() {
 }
 
 do_resume() {
+  failure=75 # what gcloud cannot do now it may do at the next look
+  set -o errtrace
+  trap 'exit "$failure"' ERR
   state SUSPENDED
-  while [[ $STATE == SUSPENDING || $STATE == DELETING || $STATE == STOPPING ]]; do
+  while [[ $STATE == SUSPENDING || $STATE == STOPPING ]]; do
     sleep "${TPU_POD_PAUSE:-30}"
     state SUSPENDED
   done
   case $STATE in
-    FAILED | SUSPENDED | PREEMPTED | TERMINATED | STOPPED) do_delete && do_create ;;
-    NOT_FOUND) do_create ;;
-    ACTIVE | READY) if do_start; then return; fi ;; # else a worker is not set up
+    NOT_FOUND | DELETING) # by somebody who wants it so
+      failure=2 fail "$name is $STATE; create, setup and start make it anew" ;;
+    FAILED | SUSPENDED | PREEMPTED | TERMINATED | STOPPED)
+      tell "is $STATE; made anew"
+      do_delete
+      until do_create; do
+        tell "could not be made; asking again in 30 s"
+        sleep "${TPU_POD_PAUSE:-30}"
+      done ;;
+    ACTIVE | READY)
+      judge
+      if train; then go_on "started again"; fi ;; # else a worker is not set up
   esac
   do_setup
-  do_start
+  train
+  go_on started
 }
 
-do_stop() { # SIGTERM to the supervisor, and what it saves awaited
-  everywhere ssh "$name" --command="flock --nonblock train.log.pid true && exec echo \"\$(hostname): nothing is running\"
+tell() { [[ $dry_run ]] || echo "$name: $*"; }
+
+go_on() { # WHAT: the end of a look that another one follows
+  tell "training is $*"
+  [[ $dry_run ]] || exit 75
+}
+
+judge() { # comes back where training has to be started; ends the script where it runs or is over, and says which
+  local ends
+  ends=$(everywhere ssh "$name" --command="$how" | sed -n 's/^.*training on //p')
+  if every 0 "$ends"; then
+    tell "the run is done"
+    exit
+  elif [[ $ends == *': stopped'* ]]; then
+    tell "the run was ended by stop; start goes on"
+    exit
+  elif [[ $ends$'\n' == *$': 2\n'* ]]; then
+    failure=2 fail "$name: the run was refused (${ends//$'\n'/, }); tail shows why, start begins again"
+  elif ! every '0|75|134|running|lost' "$ends"; then
+    failure=1 fail "$name: the run failed (${ends//$'\n'/, }); tail shows why, start begins again"
+  elif every running "$ends"; then
+    go_on running
+  fi
+  tell "${ends//$'\n'/, }"
+}
+
+every() { # PATTERN ENDS: all workers ended so
+  ! grep --extended-regexp --invert-match --quiet ": ($1)\$" <<<"$2"
+}
+
+do_stop() { # SIGTERM to the supervisor, and what it saves awaited; the file keeps one from starting that is about to
+  everywhere ssh "$name" --command="touch train.log.stop
+flock --nonblock train.log.pid true && exec echo \"\$(hostname): nothing is running\"
 kill \"\$(cat train.log.pid)\"; flock --timeout 600 train.log.pid true; tail -n 1 train.log"
 }
 
@@ -202,6 +268,10 @@ case ${1:-} in
   create | setup | start | tail | resume | stop | delete)
     # shellcheck disable=SC2086 # TPU_POD has several flags
     parse ${TPU_POD:-} "${@:2}"
+    [[ $1 != @(create|resume) || $type ]] ||
+      fail "--type: missing; name the accelerator type, such as --type=v5litepod-256"
+    [[ $1 != @(start|resume) || " ${training[*]-} " == *" --config"[=\ ]* ]] ||
+      fail "--config: missing; give it with the other flags of deit_jax.main after --"
     "do_$1"
     ;;
   '' | --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;

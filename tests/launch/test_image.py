@@ -64,6 +64,10 @@ def test_it_runs_as_nobody_special_and_starts_training():
     assert order.index("USER") > max(i for i, step in enumerate(order) if step == "RUN")
     (user,) = steps("USER")
     assert f"useradd --create-home --uid=1000 {user}" in TEXT
+    (place,) = steps("WORKDIR")
+    assert place.startswith(f"/home/{user}/")
+    # Runs without a workdir of their own go to runs/, below this folder.
+    assert order.index("USER") > [f"{step} {rest}" for step, rest in STEPS].index(f"RUN chown {user} .")
     assert steps("ENTRYPOINT") == ['["python", "-m", "deit_jax.main"]']
 
 

@@ -1,7 +1,9 @@
 """The JobSets of launch/: fields that Kubernetes knows, what becomes of every exit status, and sizes that agree.
 
-The fields are those that these files may use, by their names in jobset.x-k8s.io_jobsets.yaml, the schema of the
-JobSet API v1alpha2 (kubernetes-sigs/jobset, Apache-2.0, commit 0107852), which has those of Job and Pod in it.
+jobset_schema.yaml, cut by hand from the real schema, tells the name, place and type of each field, what must be there,
+and which values there are; `problems` checks all of that. Not checked: fields that these files do not use, which are
+refused, known or not; rules between fields other than those below; lengths of names; what admission to a cluster asks
+for. `kubectl apply --dry-run=server` asks the cluster itself.
 """
 
 import math
@@ -12,78 +14,36 @@ import yaml
 from conftest import ROOT
 
 FILES = ["gke-jobset.yaml", "gke-jobset-gpu.yaml"]
-TEXT = {str}
-MAP = {"*": {str}}
-# A field's type is a set of Python types or of permitted values, a dict of fields, or a list with its items' type;
-# "!" marks a field that must be there, "*" stands for any name.
-ENVIRONMENT = {"name!": TEXT, "value": TEXT, "valueFrom": {"fieldRef": {"fieldPath!": TEXT}}}
-CONTAINER = {
-    "name!": TEXT,
-    "image": TEXT,
-    "args": [TEXT],
-    "env": [ENVIRONMENT],
-    "resources": {"limits": {"*": {int, str}}},
-    "volumeMounts": [{"name!": TEXT, "mountPath!": TEXT}],
-}
-POD = {
-    "restartPolicy": {"Never"},  # all that a podFailurePolicy goes with
-    "terminationGracePeriodSeconds": {int},
-    "serviceAccountName": TEXT,
-    "nodeSelector": MAP,
-    "containers!": [CONTAINER],
-    "volumes": [{"name!": TEXT, "emptyDir": {"medium": TEXT}}],
-}
-POD_FAILURE_RULE = {
-    "action!": {"Count", "FailIndex", "FailJob", "Ignore"},
-    "onExitCodes": {"operator!": {"In", "NotIn"}, "values!": [{int}]},
-    "onPodConditions": [{"type!": TEXT, "status!": {"True", "False", "Unknown"}}],
-}
-JOB = {
-    "completionMode": {"Indexed", "NonIndexed"},
-    "completions": {int},
-    "parallelism": {int},
-    "backoffLimit": {int},
-    "podFailurePolicy": {"rules!": [POD_FAILURE_RULE]},
-    "template!": {"spec!": POD},
-}
-REASONS = {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy"}
-FAILURE_RULE = {
-    "name!": TEXT,
-    "action!": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"},
-    "onJobFailureReasons": [REASONS],
-    "targetReplicatedJobs": [TEXT],
-}
-JOBSET = {
-    "apiVersion!": {"jobset.x-k8s.io/v1alpha2"},
-    "kind!": {"JobSet"},
-    "metadata!": {"name!": TEXT, "annotations": MAP},
-    "spec!": {
-        "failurePolicy": {
-            "maxRestarts": {int},
-            "restartStrategy": {"Recreate", "BlockingRecreate"},
-            "rules": [FAILURE_RULE],
-        },
-        "replicatedJobs": [{"name!": TEXT, "replicas": {int}, "template!": {"spec!": JOB}}],
-    },
+SCHEMA = yaml.safe_load((ROOT / "tests/launch/jobset_schema.yaml").read_text())
+TYPES = {"object": dict, "array": list, "string": str, "integer": int}
+KEYWORDS = {"type", "enum", "pattern", "properties", "required", "additionalProperties", "items", "uniqueItems"} | {
+    f"{end}{of}" for end in ("min", "max") for of in ("Items", "Properties")
 }
 
 
-def problems(value, fields, path="") -> list[str]:
-    """What does not fit, each as `path: what`."""
-    if isinstance(fields, set):
-        fits = type(value) in fields or (not isinstance(value, (dict, list)) and value in fields)
-        return [] if fits else [f"{path}: {value!r}"]
-    if isinstance(fields, list):
-        if not isinstance(value, list):
-            return [f"{path}: no list"]
-        return [p for i, item in enumerate(value) for p in problems(item, fields[0], f"{path}[{i}]")]
-    if not isinstance(value, dict):
-        return [f"{path}: no fields"]
-    known = {name.rstrip("!"): of for name, of in fields.items()}
-    found = [f"{path}.{name.rstrip('!')}: missing" for name in fields if name.endswith("!") and name[:-1] not in value]
-    for name, item in value.items():
-        of = known.get(name, known.get("*"))
-        found += [f"{path}.{name}: unknown"] if of is None else problems(item, of, f"{path}.{name}")
+def problems(value, schema, path="") -> list[str]:
+    """What does not fit a JSON Schema of KEYWORDS alone, each as `path: what`."""
+    assert schema.keys() <= KEYWORDS, schema
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    # A bool is an int to isinstance, and to no schema.
+    if type(value) not in [TYPES[name] for name in types] or value not in schema.get("enum", [value]):
+        return [f"{path}: {value!r}"]
+    found = []
+    if "pattern" in schema and not re.search(schema["pattern"], value):
+        found.append(f"{path}: {value!r}")
+    if isinstance(value, dict):
+        found += [f"{path}.{name}: missing" for name in schema.get("required", []) if name not in value]
+        for name, item in value.items():
+            of = schema.get("properties", {}).get(name, schema["additionalProperties"])
+            found += problems(item, of, f"{path}.{name}") if of else [f"{path}.{name}: unknown"]
+    if isinstance(value, list):
+        found += [p for i, item in enumerate(value) for p in problems(item, schema["items"], f"{path}[{i}]")]
+        if schema.get("uniqueItems") and len(set(value)) < len(value):
+            found.append(f"{path}: the same again")
+    if isinstance(value, (dict, list)):
+        of = "Items" if isinstance(value, list) else "Properties"
+        if not schema.get(f"min{of}", 0) <= len(value) <= schema.get(f"max{of}", math.inf):
+            found.append(f"{path}: {len(value)} entries")
     return found
 
 
@@ -98,7 +58,7 @@ def the_job(jobset):
 
 
 def test_the_fields_are_those_of_the_schema(jobset):
-    assert problems(jobset, JOBSET) == []
+    assert problems(jobset, SCHEMA) == []
 
 
 @pytest.mark.parametrize(
@@ -109,11 +69,17 @@ def test_the_fields_are_those_of_the_schema(jobset):
         ('status: "True"', "status: true", ".onPodConditions[0].status: True"),
         ("operator: NotIn, ", "", ".onExitCodes.operator: missing"),
         ("replicas: 1", 'replicas: "1"', ".replicas: '1'"),
+        ("name: again", "name: once more", ".rules[1].name: 'once more'"),
+        ("values: [75, 134]", "values: []", ".onExitCodes.values: 0 entries"),
+        ("values: [75, 134]", "values: [75, 75]", ".onExitCodes.values: the same again"),
+        ("onExitCodes: {operator: NotIn, values: [75, 134]}", "", ".podFailurePolicy.rules[1]: 1 entries"),
+        ("securityContext: {runAsUser: 0}", "securityContext: {runAsUser: true}", ".runAsUser: True"),
+        ("restartPolicy: Never", "restartPolicy: OnFailure", ".restartPolicy: 'OnFailure'"),
     ],
 )
 def test_mistakes_are_found(old, new, problem):
     text = (ROOT / "launch" / FILES[0]).read_text()
-    (found,) = problems(yaml.safe_load(text.replace(old, new, 1)), JOBSET)
+    (found,) = problems(yaml.safe_load(text.replace(old, new, 1)), SCHEMA)
     assert found.endswith(problem)
 
 
@@ -156,6 +122,12 @@ def test_a_job_has_a_pod_for_every_host(jobset):
         assert job["parallelism"] * limits["google.com/tpu"] == chips
     else:
         assert limits["nvidia.com/gpu"] == 8
+
+
+def test_pods_of_tpus_open_devices_that_are_root_s_and_have_no_more_rights():
+    jobset = yaml.safe_load((ROOT / "launch/gke-jobset.yaml").read_text())
+    (container,) = the_job(jobset)["template"]["spec"]["containers"]
+    assert container["securityContext"] == {"runAsUser": 0}
 
 
 def test_a_slice_has_a_node_pool_of_its_own():

@@ -66,11 +66,22 @@ def test_ctrl_c_reaches_each_process_once(module):
     assert launcher.wait(20) == 75
 
 
-@pytest.mark.parametrize("flag", ["--processes=0", "--devices_per_process=-1"])
-def test_mistakes_cost_a_line(flag):
-    done = subprocess.run([*LOCAL, flag, "--", "--workdir=x"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes=0", "--", "--config=x"], "--processes: give a number from 1 on"),
+        (["--devices_per_process=-1", "--", "--config=x"], "--devices_per_process: give a number from 1 on"),
+        (["--restarts=-1", "--", "--config=x"], "--restarts: give a number from 0 on"),
+        (["--processes=two", "--", "--config=x"], "argument --processes: invalid int value: 'two'"),
+        (["--config=x"], "--config=x: unknown flag; --help names them, those of deit_jax.main come after --"),
+        (["--dry-run", "--", "--workdir=x"], "--config: missing; give it after --"),
+    ],
+)
+def test_mistakes_cost_a_line(arguments, message):
+    done = subprocess.run([*LOCAL, *arguments], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(f"error: {flag.partition('=')[0]}: give a number from 1 on")
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("stopped", [0, pytest.param(1, marks=pytest.mark.long)])

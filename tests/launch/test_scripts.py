@@ -11,12 +11,14 @@ import pytest
 from conftest import ROOT
 from documented import TABLES, Refused, parse
 
+from deit_jax import main
+
 SCRIPTS = sorted(
     path.relative_to(ROOT)
     for pattern in ("launch/*.sh", "launch/*.sbatch", "benchmarks/*.sh", "findings/*.sh")
     for path in ROOT.glob(pattern)
 )
-DOCUMENT = ROOT / "docs/launching.md"
+DOCUMENTS = ["docs/launching.md", "docs/scaling.md"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
@@ -28,31 +30,70 @@ def test_shellcheck_finds_nothing(script):
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
-def commands(text):
-    """The commands in a document's shell blocks, as words."""
-    for block in re.findall(r"```sh\n(.*?)```", text, re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                yield words
+def test_the_quickstart_takes_a_python_and_no_flags(world):
+    done = world.run("launch/quickstart_distilled.sh", "--dry-run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: --dry-run: no such program; give a Python")
 
 
-def test_documented_commands_are_taken(world):
-    checked = []
-    for words in commands(DOCUMENT.read_text()):
-        if words[0] == "export" and words[1].startswith("TPU_POD="):
+def lines(document):
+    """The lines of a document's shell blocks, those that go on in the next one joined."""
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), re.S):
+        yield from block.replace("\\\n", " ").splitlines()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documented_commands_are_taken(world, document):
+    """By what the programs document, and the launchers by their dry run."""
+    checked = set()
+    for line in lines(document):
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["launch/supervise.sh"]:
+            dry = world.run(words[0], "--dry-run", *words[1:])
+            assert dry.returncode == 0, dry.stderr
+            words = words[words.index("--") + 1 :]
+        if words[:1] == ["export"] and words[1].startswith("TPU_POD="):
             world.environment["TPU_POD"] = words[1].partition("=")[2]
-        elif words[0] in TABLES:
-            checked.append(words[0])
-            parse(words[0], words[1:])
-        elif words[0] == "launch/tpu_pod.sh":
-            checked.append(words[1])
+        elif words[:1] == ["launch/tpu_pod.sh"]:
+            checked.add(words[1])
             dry = world.run(*words[:2], "--dry-run", *words[2:])
             assert dry.returncode == 0, dry.stderr
-        elif words[0].startswith("launch/"):
-            assert (ROOT / words[0]).exists(), words
-    assert {"gcloud", "kubectl", "sbatch", "create", "setup", "start", "tail", "resume", "stop", "delete"} <= set(
+        elif words[1:2] in (["launch/local.py"], ["launch/slurm.sbatch"]):
+            checked.add(words[1])
+            dry = world.run(words[0], str(ROOT / words[1]), "--dry-run", *words[2:])
+            assert dry.returncode == 0, dry.stderr
+        elif words and words[0] in TABLES:
+            checked.add(words[0])
+            parse(words[0], words[1:])
+        else:
+            assert not words or not words[0].startswith("launch/"), words
+    assert (
         checked
+        >= {
+            "docs/launching.md": {"gcloud", "kubectl", "docker", "sbatch", "launch/slurm.sbatch", "create", "setup"}
+            | {"start", "tail", "resume", "stop", "delete"},
+            "docs/scaling.md": {"gcloud", "launch/local.py"},
+        }[document]
     )
+
+
+class Configured(Exception):
+    """What would be trained or planned is known."""
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documented_trainings_have_flags_and_fields_that_exist(monkeypatch, document):
+    def stop(*_):
+        raise Configured
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(main.cli, "start_hosts", stop)
+    monkeypatch.setattr(main, "_plan", stop)
+    trainings = [found[0] for line in lines(document) if (found := re.search(r"--config=[^<#]*", line))]
+    for flags in trainings:
+        with pytest.raises(Configured):
+            main.main(shlex.split(flags.replace("$process", "0")))
+    assert len(trainings) > 5
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_only_75_and_134_put_the_job_back(world, python, statuses, requeued):
 @pytest.mark.parametrize(("restarts", "requeued"), [(99, 1), (100, 0)])
 def test_the_job_is_put_back_100_times(world, python, restarts, requeued):
     more = ONE_TASK | {"PYTHON": python, "STATUSES": "\n" * restarts + "75", "SLURM_RESTART_COUNT": str(restarts)}
-    assert world.run("bash", SCRIPT, **more).returncode == 75
+    assert world.run("bash", SCRIPT, *FLAGS, **more).returncode == 75
     assert [call[0] for call in world.calls()] == ["srun", *["scontrol"] * requeued]
 
 
@@ -58,13 +58,32 @@ def test_a_task_is_told_of_sigterm_before_the_time_is_up(world):
     work = "trap 'exit 75' TERM; kill -TERM $PPID; kill -TERM $$"  # SLURM signals all processes of a step
     (world.folder / "python").write_text(f"#!/usr/bin/env bash\n{work}\n")
     (world.folder / "python").chmod(0o755)
-    done = world.run("bash", SCRIPT, PYTHON=str(world.folder / "python"), **ONE_TASK)
+    done = world.run("bash", SCRIPT, *FLAGS, PYTHON=str(world.folder / "python"), **ONE_TASK)
     assert done.returncode == 75, done  # of the command, though the shell around it heard the signal, too
 
 
-def test_dry_run_prints_what_would_run(world, python):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--workdir=x"], "--config: missing"), (FLAGS, "not in a job; give this script to sbatch")],
+)
+def test_mistakes_cost_a_line(world, arguments, message):
+    done = world.run("bash", SCRIPT, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert world.calls() == []
+
+
+def test_help_is_the_header(world):
+    shown = world.run("bash", SCRIPT, "--help")
+    assert shown.stdout.startswith("Trains on a SLURM cluster")
+    assert "SBATCH" not in shown.stdout
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_dry_run_prints_what_would_run(world, python, place):
     more = ONE_TASK | {"PYTHON": python, "STATUSES": "75"}
-    printed = world.run("bash", SCRIPT, "--dry-run", *FLAGS, **more)
+    printed = world.run("bash", SCRIPT, *FLAGS[:place], "--dry-run", *FLAGS[place:], **more)
     assert (printed.returncode, world.calls()) == (0, [])
     world.run("bash", "-c", printed.stdout, **more)
     shown = world.calls()

@@ -75,6 +75,7 @@ def test_a_signal_in_the_pause_stops(tmp_path):
     ("arguments", "message"),
     [
         (["--tries=0", "--", "true"], "--tries=0: give a number"),
+        (["--pause=1m", "--", "true"], "--pause=1m: give a number of seconds"),
         (["--trials=3", "--", "true"], "--trials=3: unknown flag"),
         ([], "no command"),
     ],
@@ -84,6 +85,12 @@ def test_mistakes_cost_a_line(arguments, message):
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
+
+
+def test_help_is_the_header():
+    shown = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("Runs a command, and runs it again")
+    assert "set -" not in shown
 
 
 def test_dry_run_prints_the_command(tmp_path):

@@ -40,7 +40,8 @@ def test_resume_prints_the_longest_way(worlds):
     parts = [
         worlds().run(SCRIPT, c, "--dry-run", *flags, *TRAIN).stdout for c in ("delete", "create", "setup", "start")
     ]
-    assert dry.partition("\n")[2] == "".join(parts)
+    # That a run was stopped is for start alone to forget.
+    assert dry.partition("\n")[2] == "".join(parts).replace("rm -f ~/train.log.stop\n", "")
     assert " describe " in dry.partition("\n")[0]
 
 
@@ -72,7 +73,7 @@ def nothing_left(tmp_path):
 def test_a_queued_pod_from_nothing_to_training_and_back_after_it_was_taken_away(world):
     def pod(command, *rest):
         done = world.run(SCRIPT, command, *rest, TPU_POD=QUEUED)
-        assert done.returncode == 0, done
+        assert done.returncode == (75 if command == "resume" else 0), done
         return done
 
     pod("create")
@@ -88,14 +89,14 @@ def test_a_queued_pod_from_nothing_to_training_and_back_after_it_was_taken_away(
     assert (home / "trained").read_text().splitlines() == expected  # as given: nothing is expanded on the way
 
     assert pod("start", *TRAIN).stdout.count("training is running") == 2
-    assert pod("resume", *TRAIN).stdout.count("training is running") == 2
+    assert pod("resume", *TRAIN).stdout == "pod: training is running\n"
     assert pod("setup").stdout.count("training is running") == 2  # and leaves its files alone
     assert (home / "trained").read_text().splitlines() == expected
 
     stop_training(world.folder)
     (world.folder / "states").write_text("SUSPENDING\nSUSPENDED\n")
     world.calls()
-    pod("resume", *TRAIN)
+    assert pod("resume", *TRAIN).stdout.startswith("pod: is SUSPENDED; made anew\n")
     verbs = [call[4] for call in world.calls() if call[0] == "gcloud"]
     assert [v for v in verbs if v != "describe"] == ["delete", "create", "scp", "ssh", "ssh"]
     wait_for(lambda: len(training(world)) == 2)
@@ -108,16 +109,120 @@ def test_a_queued_pod_from_nothing_to_training_and_back_after_it_was_taken_away(
     assert not (world.folder / "workers").exists()
 
 
+def resume(world, flags=PLAIN):
+    return world.run(SCRIPT, "resume", *flags.split(), *TRAIN)
+
+
+@pytest.fixture
+def pod(world):
+    """A world with a TPU that is set up."""
+    for command in ("create", "setup"):
+        assert world.run(SCRIPT, command, *PLAIN.split()).returncode == 0
+    return world
+
+
+def ended(world, *ends):
+    """Makes the supervisors' last lines, each with an exit status, or what else is the last line."""
+    for home, end in zip(sorted(world.folder.glob("workers/*")), ends, strict=True):
+        last = f"supervise: 2026-01-01 00:00:00 {home.name}: exit status {end}" if isinstance(end, int) else end
+        (home / "train.log").write_text(f"step 1\n{last}\n")
+
+
 def test_resume_sets_up_a_worker_that_is_not(world):
     assert world.run(SCRIPT, "create", *PLAIN.split()).returncode == 0
-    resumed = world.run(SCRIPT, "resume", *PLAIN.split(), *TRAIN)
-    assert resumed.returncode == 0, resumed
+    resumed = resume(world)
+    assert (resumed.returncode, resumed.stdout.splitlines()[-1]) == (75, "pod: training is started")
     wait_for(lambda: len(training(world)) == 2)
 
 
-def test_resume_makes_a_pod_that_is_not_there(world):
-    assert world.run(SCRIPT, "resume", *SLICES.split(), *TRAIN).returncode == 0
-    wait_for(lambda: len(training(world)) == 4)
+def test_resume_knows_the_end_of_what_start_began(pod):
+    for status, told in (0, "the run is done"), (2, "the run was refused"), (1, "the run failed"):
+        (pod.folder / "status").write_text(str(status))
+        assert pod.run(SCRIPT, "start", *PLAIN.split(), *TRAIN).returncode == 0
+        logs = [home / "train.log" for home in pod.folder.glob("workers/*")]
+        wait_for(lambda logs=logs, status=status: all(f"exit status {status}" in tail(log) for log in logs))
+        resumed = resume(pod)
+        assert (resumed.returncode, told in resumed.stdout + resumed.stderr) == (status, True), resumed
+        assert training(pod) == []
+
+
+def tail(log):
+    return log.read_text().splitlines()[-1] if log.exists() else ""
+
+
+def test_resume_says_how_a_run_ended_and_starts_nothing(pod):
+    for ends, status, told in (
+        ((0, 0), 0, "pod: the run is done"),
+        ((75, 2), 2, "error: pod: the run was refused ("),
+        ((134, 1), 1, "error: pod: the run failed ("),
+        ((137, 75), 1, "error: pod: the run failed ("),
+    ):
+        ended(pod, *ends)
+        pod.calls()
+        resumed = resume(pod)
+        assert resumed.returncode == status
+        assert (resumed.stdout + resumed.stderr).startswith(told)
+        assert (resumed.stdout + resumed.stderr).count("\n") == 1
+        assert [call[4] for call in pod.calls()] == ["describe", "ssh"]
+
+
+@pytest.mark.parametrize("ends", [(75, 134), (0, "step 7")])
+def test_resume_starts_what_was_lost(pod, ends):
+    ended(pod, *ends)
+    assert resume(pod).returncode == 75
+    wait_for(lambda: len(training(pod)) == 2)
+
+
+def test_resume_does_not_undo_stop_whenever_it_comes(pod):
+    """Also in the moment between a look and the start that it asks for."""
+    assert pod.run(SCRIPT, "stop", *PLAIN.split()).returncode == 0
+    resumed = resume(pod)
+    assert (resumed.returncode, resumed.stdout) == (0, "pod: the run was ended by stop; start goes on\n")
+
+    supervisor = ["bash", str(ROOT / "launch/supervise.sh"), f"--log={pod.folder}/workers/0-0/train.log", "--", "true"]
+    assert subprocess.run(supervisor, capture_output=True).returncode == 75
+    assert not (pod.folder / "workers/0-0/train.log").exists()
+
+    assert pod.run(SCRIPT, "start", *PLAIN.split(), *TRAIN).returncode == 0
+    wait_for(lambda: len(training(pod)) == 2)
+
+
+@pytest.mark.parametrize("states", ["", "DELETING\n"])
+def test_resume_does_not_undo_delete(world, states):
+    if states:
+        (world.folder / "states").write_text(states)
+    resumed = resume(world)
+    assert resumed.returncode == 2
+    assert resumed.stderr.startswith(f"error: pod is {states.strip() or 'NOT_FOUND'}; create, setup and start make it")
+    assert [call[4] for call in world.calls()] == ["describe"]
+
+
+def test_resume_asks_until_there_is_room(pod):
+    (pod.folder / "states").write_text("PREEMPTED\n")
+    (pod.folder / "full").touch()
+    pod.calls()
+    assert resume(pod).returncode == 75
+    verbs = [call[4] for call in pod.calls() if call[0] == "gcloud"]
+    assert verbs[:4] == ["describe", "delete", "create", "create"]
+    wait_for(lambda: len(training(pod)) == 2)
+
+
+def test_a_look_that_fails_is_followed_by_another(pod):
+    """A TPU that is taken away in the midst of it, say."""
+    (pod.folder / "states").write_text("READY\nPREEMPTED\n")
+    assert resume(pod).returncode == 75
+    (pod.folder / "states").write_text("RESTARTING\nPREEMPTED\n")
+    assert resume(pod).returncode == 75
+
+
+def test_a_supervisor_looks_until_the_run_is_over(pod):
+    """As launch/tpu_pod.sh --help and the guide have it."""
+    ended(pod, 75, "step 7")
+    (pod.folder / "status").write_text("0")
+    again = [str(ROOT / "launch/supervise.sh"), "--pause=1", "--", str(ROOT / SCRIPT), "resume", *PLAIN.split(), *TRAIN]
+    watched = pod.run("bash", *again)
+    assert watched.returncode == 0
+    assert "pod: the run is done\n" in watched.stdout
 
 
 @pytest.mark.parametrize(("flags", "lines"), [([], 1), (["--all"], 2)])
@@ -138,12 +243,19 @@ def test_tail_follows_worker_0_or_all(world, flags, lines):
         ("launch", "launch: unknown command; known are create"),
         ("create --zone=z", "--name: missing"),
         ("create --name=n", "--zone: missing"),
-        ("create --name=n --zone=z", "--type: missing"),
-        ("create --name=n --zone=z --type=v4-8 --slices=0", "--slices=0: give a number"),
-        ("create --name=n --zone=z --type=v4-8 --sport", "--sport: unknown flag"),
-        ("start --name=n --zone=z", "nothing to train"),
-        ("start --name=n --zone=z --config=x", "--config=x: unknown flag; launch/tpu_pod.sh --help names them"),
-        ("setup --name=n --zone=z", "n is NOT_FOUND; launch/tpu_pod.sh resume"),
+        ("create --name --zone=z-a", "--name: no value; give it as --name=VALUE"),
+        ("create --name='a pod' --zone=z-a", "--name=a pod: give small letters"),
+        ("create --name=n --zone='z a'", "--zone=z a: no zone"),
+        ("create --name=n --zone=z-a", "--type: missing"),
+        ("create --name=n --zone=z-a --type=v4-8 --slices=0", "--slices=0: give a number"),
+        ("create --name=n --zone=z-a --type=v4-8 --sport", "--sport: unknown flag"),
+        ("create --name=n --zone=z-a --type=v4-8 --spot --reserved", "--spot --reserved: give one of the two"),
+        ("start --name=n --zone=z-a", "--config: missing"),
+        ("start --name=n --zone=z-a -- --config.seed=1", "--config: missing"),
+        ("start --name=n --zone=z-a --config=x", "--config=x: unknown flag; launch/tpu_pod.sh --help names them"),
+        ("resume --name=n --zone=z-a -- --config=x", "--type: missing"),
+        ("resume --name=n --zone=z-a --type=v4-8", "--config: missing"),
+        ("setup --name=n --zone=z-a", "n is NOT_FOUND; launch/tpu_pod.sh create"),
     ],
 )
 def test_mistakes_cost_a_line(world, arguments, message):
