@@ -6,11 +6,11 @@
 The step is that of DeiT's recipe, of so many blocks only, in bfloat16, compiled for the chips of a topology. `mcycles`
 is the sum of the compiler's `estimated_cycles`, in millions, for one chip: a static model that leaves out what chips
 send to each other. It follows the work and tells two variants apart; it is no measured time. `collectives` are the
-megabytes of what each operation between chips gives, a chip. A variant takes minutes of a core.
+megabytes of what each operation between chips gives, a chip. A variant takes minutes of a core; those that the output
+has already are kept, so that the command goes on where it was stopped.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -18,7 +18,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,16 +33,17 @@ from jax.experimental import topologies
 from deit_jax.config import recipes
 from deit_jax.config.resolve import resolve
 from deit_jax.data.memory import MemorySource
+from deit_jax.models.attention import IMPLEMENTATIONS
 from deit_jax.run.build import build, open_mesh
 from deit_jax.run.stream import batch_shapes
 
 # What differs from the recipe for TPUs: attention xla, no remat, patch embedding conv, data parallel. Fields are
-# `section.name`.
+# `section.name`; `attend` is what attention is put through.
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "einsum": {"model.attention": "einsum"},
     "remat": {"model.remat": True},
-    "remat, dots saved": {"model.remat": True, "policy": jax.checkpoint_policies.dots_with_no_batch_dims_saveable},
+    "attention remat": {"attend": jax.checkpoint},
     "linear": {"model.patch_embedding": "linear"},
     "fsdp=4": {"mesh.fsdp": 4},
     "tensor=2": {"mesh.tensor": 2},
@@ -59,19 +60,26 @@ def main() -> None:
     arguments.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     arguments.add_argument("--output", type=Path, required=True)
     given = arguments.parse_args()
-    result = {
+    result: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
         **{name: getattr(given, name) for name in ("model", "depth", "batch_size", "topology")},
-        "jax": jax.__version__,
+        **{name: metadata.version(name) for name in ("jax", "libtpu")},
         "variants": {},
     }
+    if given.output.exists():
+        before = json.loads(given.output.read_text())
+        if any(before.get(name) != result[name] for name in result if name not in ("command", "variants")):
+            sys.exit(f"{given.output}: is of another step; name another file")
+        result["variants"] = before["variants"]
     for name in given.variants:
+        if name in result["variants"]:
+            continue
         result["variants"][name] = ask(given, **VARIANTS[name])
         print(name, json.dumps(result["variants"][name]), flush=True)
         given.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def ask(given: argparse.Namespace, policy: Any = None, **fields: Any) -> dict[str, Any]:
+def ask(given: argparse.Namespace, attend: Any = None, **fields: Any) -> dict[str, Any]:
     """What the compiler says of the training step of the recipe with these `fields` changed."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=given.topology).devices
     tree = recipes.deit(given.model, hardware="tpu")
@@ -83,8 +91,8 @@ def ask(given: argparse.Namespace, policy: Any = None, **fields: Any) -> dict[st
     source = MemorySource(np.zeros((8, size, size, 3), np.uint8), np.arange(8), names, name="black")
     run = build(config, open_mesh(config, devices), source)
     batch = batch_shapes(config, run.mesh, size, {})
-    saving = mock.patch.object(jax, "checkpoint", partial(jax.checkpoint, policy=policy))
-    with saving if policy else contextlib.nullcontext():
+    kinds = {"xla": attend(IMPLEMENTATIONS["xla"])} if attend else {}
+    with mock.patch.dict(IMPLEMENTATIONS, kinds):
         step = run.train_step().lower(run.target, batch, np.uint32(0))
     compiled = step.compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
