@@ -194,7 +194,7 @@ def test_what_is_opened(run, photos, opened) -> None:
     run("--model=deit_tiny_patch16_224", "--noema", "--dtype=bfloat16", photos[0])
     run("--ema", photos[0])
     run(photos[0])
-    model = {"spec": "somewhere", "attention": "einsum"}
+    model = {"spec": "somewhere", "attention": "einsum", "patch_embedding": "linear"}
     assert opened == [
         {**model, "model": "deit_tiny_patch16_224", "ema": False, "dtype": "bfloat16"},
         {**model, "model": "", "ema": True, "dtype": "float32"},

@@ -61,7 +61,7 @@ def test_a_training_is_torchs(case):
     step = run.train_step(teacher if case == "distilled" else None)
     state, losses = run.first_state(theirs.weights(case)), []
     for t in range(theirs.STEPS):
-        state, metrics = step(state, theirs.batch(t), np.uint32(0), None)
+        state, metrics = step(state, theirs.batch(t) | {"place": np.arange(theirs.BATCH)}, np.uint32(0), None)
         losses.append(metrics["loss"])
     assert_close(np.array(losses), GOLDEN[f"{case}/losses"], "trajectories.npz", "losses")
     for name in params:
