@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from deit_jax.base import cuda
+from deit_jax.base import cluster, cuda
 from deit_jax.base.caches import cache_folder
 from deit_jax.base.errors import TryAgain, UserError, nearest
 from deit_jax.base.storage import place
@@ -193,9 +193,18 @@ def define_hosts(values: flags.FlagValues) -> None:
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, of a run of several", flag_values=values)
     flags.DEFINE_string("processes", "", "how many processes the run has", flag_values=values)
     flags.DEFINE_string("process", "", "which of them this is, from 0", flag_values=values)
+    help_text = "numbers of the GPUs that are this process's own, such as 0,1, where others share the machine"
+    flags.DEFINE_string("local_devices", "", help_text, flag_values=values)
     flags.DEFINE_float("start_timeout", 300, "seconds in which all have to be there", 1, flag_values=values)
     help_text = "seconds that a step may take (default: 1800; for ever, where there is one process)"
     flags.DEFINE_float("step_timeout", 0, help_text, 0, flag_values=values)
+
+
+def find_cluster(given: flags.FlagValues) -> cluster.Cluster | None:
+    """What the flags of `define_hosts`, or else the environment, tell of the processes; see `cluster.find`."""
+    named = {name: str(given[name.removeprefix("--")].value) for name in cluster.FLAGS}
+    gpus = cluster.visible_gpus(os.environ)
+    return cluster.find(named, os.environ, gpus=gpus, local_devices=given.local_devices)
 
 
 def start_hosts(given: flags.FlagValues, config: Config) -> bool:
@@ -207,11 +216,9 @@ def start_hosts(given: flags.FlagValues, config: Config) -> bool:
     Raises:
         UserError: they do not find each other, or have another config or code.
     """
-    from deit_jax.parallel import cluster, hosts
+    from deit_jax.parallel import hosts
 
-    flag_values = {name: str(given[name.removeprefix("--")].value) for name in cluster.FLAGS}
-    found = cluster.find(flag_values, os.environ, gpus=cluster.visible_gpus(os.environ))
-    hosts.start(found, start_timeout=given.start_timeout, step_timeout=given.step_timeout)
+    hosts.start(find_cluster(given), start_timeout=given.start_timeout, step_timeout=given.step_timeout)
     fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
     hosts.require_same(fields | {"the code of deit_jax": _code()} | versions())
     if hosts.index():  # the first one speaks, but for what only the others see of the data

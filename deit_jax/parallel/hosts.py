@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jax._src import distributed
 
+from deit_jax.base.cluster import FLAGS, Cluster
 from deit_jax.base.errors import TryAgain, UserError
-from deit_jax.parallel.cluster import FLAGS, Cluster
 from deit_jax.parallel.peers import SILENT, Peers
 from deit_jax.parallel.watchdog import Watchdog
 
@@ -166,6 +166,8 @@ def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> Non
                 cluster.processes,
                 cluster.process,
                 cluster.devices,
+                # Else what started this job would give each process a single GPU, beside what the user says of it.
+                cluster_detection_method="deactivate" if cluster.coordinator else None,
                 initialization_timeout=int(start_timeout) + 60,
                 heartbeat_timeout_seconds=int(min(SILENT, step_timeout)) + 30,  # ours comes first, and says more
                 shutdown_timeout_seconds=30,
