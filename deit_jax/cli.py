@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from deit_jax.base import cluster, cuda
 from deit_jax.base.caches import cache_folder
+from deit_jax.base.cluster import own_name
 from deit_jax.base.errors import TryAgain, UserError, nearest
 from deit_jax.base.storage import place
 from deit_jax.base.text import printable
@@ -133,6 +134,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 hosts.close()
         elif hosts:
             hosts.end(status, line or f"ended with status {status}")
+        elif line and (name := own_name(sys.argv[1:], os.environ)):  # of several that have not met yet
+            line = f"{name}: {line}"
     if line:
         with contextlib.suppress(OSError):  # nobody may be reading any more
             print(line, file=sys.stderr, flush=True)
@@ -157,11 +160,13 @@ def _ending(error: BaseException) -> tuple[int, str]:
         case KeyboardInterrupt():
             return 130, ""
         case _:
-            if hosts := _hosts():
+            hosts = _hosts()
+            if not hosts and not own_name(sys.argv[1:], os.environ):
+                raise error
+            if hosts:
                 hosts.blame()
-                traceback.print_exception(error)
-                return 1, f"{type(error).__name__}: {error}"
-            raise error
+            traceback.print_exception(error)
+            return 1, f"{type(error).__name__}: {error}"
 
 
 def _hosts() -> ModuleType | None:

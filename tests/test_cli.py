@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -196,6 +197,26 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main", CONFIG])
     with pytest.raises(ZeroDivisionError):
         cli.run(main.main)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("config.x: is wrong; mend it"), 2, "error: config.x: is wrong; mend it"),
+        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero"),
+    ],
+)
+def test_one_of_several_is_named_that_fails_before_it_has_met_the_others(error, status, said, monkeypatch, capsys):
+    def failing(argv):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["main", "--coordinator=a:1", "--processes=2", "--process=1"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(failing)
+    assert stop.value.code == status
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1] == f"process 1 ({socket.gethostname()}): {said}"
+    assert ("Traceback" in err) == (status == 1)
 
 
 @pytest.mark.parametrize(

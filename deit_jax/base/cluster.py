@@ -2,11 +2,14 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.text import printable
 
 FLAGS = ("--coordinator", "--processes", "--process")
 LOCAL_DEVICES = "--local_devices"
@@ -55,6 +58,25 @@ def find(
             f"choose GPUs by CUDA_VISIBLE_DEVICES"
         )
     return dataclasses.replace(found, devices=devices)
+
+
+def own_name(argv: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What people call this process before it has met the others: its number and its host; "" where it is alone.
+
+    Args:
+        argv: the command line, of which nothing else need be right.
+    """
+    given = dict.fromkeys(FLAGS, "")
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        name, equals, value = argument.partition("=")
+        if name in given:
+            given[name] = value if equals else following
+    try:
+        found = _found(given, environment, 0)
+        number = "" if found is None or found.process is None else str(found.process)  # a TPU's, which may be alone
+    except UserError:
+        number = given["--process"]
+    return number and f"process {number} ({printable(socket.gethostname())})"
 
 
 def _found(given: Mapping[str, str], environment: Mapping[str, str], gpus: int) -> Cluster | None:

@@ -20,6 +20,7 @@ from jax._src import distributed
 
 from deit_jax.base.cluster import FLAGS, Cluster
 from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.text import printable
 from deit_jax.parallel.peers import SILENT, Peers
 from deit_jax.parallel.watchdog import Watchdog
 
@@ -183,7 +184,13 @@ def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> Non
     while connecting.is_alive():
         connecting.join(0.2)
         if time.monotonic() > until:
-            line = f"error: {where}: not all processes have come within {start_timeout:g} seconds"
+            found = distributed.global_state  # by JAX, where nobody has told it
+            own = f"process {found.process_id} ({printable(socket.gethostname())})"
+            at = f" at {found.coordinator_address}" if found.coordinator_address and not cluster.coordinator else ""
+            line = (
+                f"{own}: error: {where}{at}: not all processes have come within {start_timeout:g} seconds; start all, "
+                f"and see what those have said that have ended"
+            )
             print(line, file=sys.stderr, flush=True)
             os._exit(2 if given else 75)
     for error in failed:

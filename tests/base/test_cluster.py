@@ -1,9 +1,11 @@
 """What flags and the environment tell of the processes of a run."""
 
+import socket
+
 import pytest
 from processes import NO_TPU, OPEN_MPI, SLURM
 
-from deit_jax.base.cluster import FLAGS, VARIABLES, Cluster, find, visible_gpus
+from deit_jax.base.cluster import FLAGS, VARIABLES, Cluster, find, own_name, visible_gpus
 from deit_jax.base.errors import UserError
 
 NONE = dict.fromkeys(FLAGS, "")
@@ -57,6 +59,17 @@ def test_gpus_that_a_flag_gives():
         found({}, 8, flags, local_devices="0,8")
     with pytest.raises(UserError, match=r"--local_devices: is for one of several processes, .* CUDA_VISIBLE_DEVICES"):
         found({}, 8, local_devices="0")
+
+
+def test_what_a_process_is_called_before_it_has_met_others():
+    host = socket.gethostname()
+    told = ["--config=x.py", "--coordinator=a:1", "--processes", "4", "--process=3"]
+    assert own_name(told, NO_TPU) == f"process 3 ({host})"
+    assert own_name([*told[:-1], "--process"], NO_TPU) == ""  # nobody knows
+    assert own_name(["--process=1"], NO_TPU) == f"process 1 ({host})"  # the others that belong to it are missing
+    assert own_name([], NO_TPU | SLURM) == f"process 3 ({host})"
+    assert own_name([], NO_TPU | OPEN_MPI) == f"process 2 ({host})"
+    assert own_name(["--config=x.py"], NO_TPU) == ""
 
 
 def test_gpus_that_a_process_sees():

@@ -78,6 +78,15 @@ def test_a_mistake_in_one_ends_all_with_its_status():
     assert time.monotonic() - begun < 30
 
 
+def test_a_mistake_before_they_meet_names_its_process():
+    ((status, _, said),) = end(start("", "--step_timeout=soon", only=1))
+    assert (status, len(said.splitlines())) == (2, 1)
+    assert said.startswith(f"process 1 ({socket.gethostname()}): ")
+    assert "--step_timeout" in said
+    unforeseen = "def find(*_, **__): 1 / 0\nif a_pretext: find()"
+    assert unforeseen
+
+
 @pytest.mark.long
 def test_an_exception_keeps_its_traceback_and_ends_all():
     (first, _, heard), (second, _, said) = end(start(["time.sleep(60)", "1 / 0"], step_timeout=20))
@@ -125,7 +134,7 @@ def test_one_that_hangs_is_named_with_its_stacks():
 def test_a_coordinator_that_is_not_there():
     ((status, _, err),) = end(start("", "--start_timeout=2", only=1))
     assert status == 2
-    assert "error: --coordinator: 127.0.0.1:" in err
+    assert err.startswith(f"process 1 ({socket.gethostname()}): error: --coordinator: 127.0.0.1:")
     assert "cannot be reached, tried for 2 seconds" in err
     assert len(err.splitlines()) == 1
 
@@ -133,6 +142,8 @@ def test_a_coordinator_that_is_not_there():
 def test_a_process_that_does_not_come():
     ((status, _, err),) = end(start("", "--start_timeout=3", only=0))
     assert status == 2
+    line = f"process 0 ({socket.gethostname()}): error: --coordinator: 127.0.0.1:"
+    assert err.startswith(line)
     assert "not all processes have come within 3 seconds" in err
 
 
