@@ -33,6 +33,8 @@ from deit_jax.run.versions import versions
 
 Define = Callable[[flags.FlagValues], None]
 HELP = {"--help", "-h", "-help", "--helpfull"}
+# Flags in which the processes of a run may differ; and of the config what counts is what it has become.
+OWN = {"coordinator", "processes", "process", "local_devices", "start_timeout", "step_timeout", "config"}
 
 
 def parse(usage: str, define: Define, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -219,13 +221,14 @@ def start_hosts(given: flags.FlagValues, config: Config) -> bool:
         Whether this is the first of them, which alone writes and speaks.
 
     Raises:
-        UserError: they do not find each other, or have another config or code.
+        UserError: they do not find each other, or have another command line, config or code.
     """
     from deit_jax.parallel import hosts
 
     hosts.start(find_cluster(given), start_timeout=given.start_timeout, step_timeout=given.step_timeout)
+    flags_told = {f"--{name}": given[name].value for name in given if name.partition(".")[0] not in OWN}
     fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
-    hosts.require_same(fields | {"the code of deit_jax": _code()} | versions())
+    hosts.require_same(flags_told | fields | {"the code of deit_jax": _code()} | versions())
     if hosts.index():  # the first one speaks, but for what only the others see of the data
         logging.basicConfig(format=f"{hosts.name(hosts.index())}: %(message)s")
         logging.getLogger().setLevel(logging.ERROR)
