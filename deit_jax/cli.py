@@ -229,10 +229,10 @@ def start_hosts(given: flags.FlagValues, config: Config) -> bool:
     flags_told = {f"--{name}": given[name].value for name in given if name.partition(".")[0] not in OWN}
     fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
     hosts.require_same(flags_told | fields | {"the code of deit_jax": _code()} | versions())
-    if hosts.index():  # the first one speaks, but for what only the others see of the data
+    if hosts.index():  # the first one speaks, but for the images that only the others read
         logging.basicConfig(format=f"{hosts.name(hosts.index())}: %(message)s")
         logging.getLogger().setLevel(logging.ERROR)
-        logging.getLogger("deit_jax.data").setLevel(logging.WARNING)
+        logging.getLogger("deit_jax.data.pipeline").setLevel(logging.WARNING)
     return hosts.index() == 0
 
 
@@ -253,11 +253,12 @@ def start_jax() -> str:
     """
     import jax  # not at the top: it takes half a second, and a mistake in the command line is told before
 
+    notes = []
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         try:
             jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         except UserError as error:
-            print(f"note: what is compiled is not kept: {error}", file=sys.stderr)
+            notes.append(f"what is compiled is not kept: {error}")
     wanted = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
     on_nvidia = not wanted or any(name in wanted for name in ("cuda", "gpu"))
     try:
@@ -273,7 +274,10 @@ def start_jax() -> str:
             f"JAX_PLATFORMS=cpu"
         ) from error
     if on_nvidia and (problem := cuda.problem(works=platform == "gpu")):
-        print(f"note: {problem}; running on {platform}", file=sys.stderr)
+        notes.append(f"{problem}; running on {platform}")
+    hosts = _hosts()
+    for note in hosts.notes("; ".join(notes)) if hosts else notes:
+        print(f"note: {note}", file=sys.stderr)
     return platform
 
 

@@ -104,6 +104,19 @@ def objections(reason: str) -> list[str]:
     return [f"{name(process)}: {each}" if several() else each for process, each in told]
 
 
+def notes(note: str) -> list[str]:
+    """What process 0 is to say of what the processes note, and the others nothing; "" is no note; all have to ask.
+
+    What all note stands once, other notes with the names of those that they come from.
+    """
+    told = gather(note)
+    if index():
+        return []
+    if set(told) == {note}:
+        return [note] if note else []
+    return [f"{name(process)}: {each}" for process, each in enumerate(told) if each]
+
+
 def together(work: Callable[[], T], place: str) -> T:
     """See `Peers.together`."""
     return _peers.together(work, place) if _peers else work()

@@ -32,6 +32,13 @@ def test_they_meet_and_gather():
         assert (status, out, err) == (0, f"done {i}\n", "")
 
 
+def test_what_all_note_is_said_once_and_by_the_first():
+    do = "print([hosts.notes(note) for note in ('old', '', 'own' * hosts.index())])"
+    (_, first, _), (_, second, _) = end(start(do))
+    assert first.splitlines()[0] == str([["old"], [], [f"process 1 ({socket.gethostname()}): own"]])
+    assert second.splitlines()[0] == str([[], [], []])
+
+
 @pytest.mark.parametrize("cluster", ["SLURM", "Open MPI", "variables"])
 def test_they_find_each_other_by_what_started_them(cluster):
     host, job = "127.0.0.1", os.getpid() % 4000
