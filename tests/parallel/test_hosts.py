@@ -194,3 +194,18 @@ def test_weights_that_differ_are_named():
     statuses, _, told = zip(*end(start(text)), strict=True)
     assert statuses == (2, 2)
     assert "error: the weights of it: is " in "".join(told)
+
+
+def test_images_that_cannot_be_decoded_are_counted_once_for_all_processes():
+    text = """
+from deit_jax.run.corrupt import Corrupt
+corrupt = Corrupt(100, 0.03)
+for found in ([7, 8 + hosts.index()], [7, 8]):  # three in all
+    corrupt.add(found)
+    corrupt.check()
+corrupt.add([50] * hosts.index())
+corrupt.check()
+"""
+    statuses, _, told = zip(*end(start(text)), strict=True)
+    assert statuses == (2, 2)
+    assert "error: config.data.max_corrupt: 4 of 100 images could not be decoded, 3.00% are allowed" in "".join(told)
