@@ -229,10 +229,11 @@ def start_hosts(given: flags.FlagValues, config: Config) -> bool:
     flags_told = {f"--{name}": given[name].value for name in given if name.partition(".")[0] not in OWN}
     fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
     hosts.require_same(flags_told | fields | {"the code of deit_jax": _code()} | versions())
-    if hosts.index():  # the first one speaks, but for the images that only the others read
+    if hosts.index():  # the first one speaks, but for the images and chunks that only the others read
         logging.basicConfig(format=f"{hosts.name(hosts.index())}: %(message)s")
         logging.getLogger().setLevel(logging.ERROR)
-        logging.getLogger("deit_jax.data.pipeline").setLevel(logging.WARNING)
+        for module in ("deit_jax.data.pipeline", "deit_jax.distill.store"):
+            logging.getLogger(module).setLevel(logging.WARNING)
     return hosts.index() == 0
 
 
