@@ -88,7 +88,6 @@ def train(argv: Sequence[str]) -> tuple[Result, str]:
 
     def step() -> Any:
         nonlocal state
-        hosts.at("a batch", compiling=True)
         state, metrics = jitted(state, batch, seed)
         return metrics
 
@@ -180,6 +179,7 @@ def _measure(step: Callable[[], Any], run: Run, batches: int, flops_per_image: i
         **_machine(),
     }
     _show(facts)
+    hosts.at("the first batch", compiling=True)
     first = seconds(step)
     _intervals(step, WARM_UP)
     memory = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -211,7 +211,8 @@ def _intervals(step: Callable[[], Any], batches: int) -> list[float]:
     host unless the host is the slower one, and no batch counts before all of its results are there.
     """
     ahead, stamps = step(), []
-    for _ in range(batches):
+    for batch in range(1, batches + 1):
+        hosts.at(f"batch {batch} of {batches}")
         done, ahead = ahead, step()
         jax.block_until_ready(done)
         stamps.append(time.perf_counter())

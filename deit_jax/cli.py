@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from deit_jax.base import cuda
+from deit_jax.base import cluster, cuda
 from deit_jax.base.caches import cache_folder
+from deit_jax.base.cluster import own_name
 from deit_jax.base.errors import TryAgain, UserError, nearest
 from deit_jax.base.storage import place
 from deit_jax.base.text import printable
@@ -32,6 +33,8 @@ from deit_jax.run.versions import versions
 
 Define = Callable[[flags.FlagValues], None]
 HELP = {"--help", "-h", "-help", "--helpfull"}
+# Flags in which the processes of a run may differ; and of the config what counts is what it has become.
+OWN = {"coordinator", "processes", "process", "local_devices", "start_timeout", "step_timeout", "config"}
 
 
 def parse(usage: str, define: Define, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -133,6 +136,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 hosts.close()
         elif hosts:
             hosts.end(status, line or f"ended with status {status}")
+        elif line and (name := own_name(sys.argv[1:], os.environ)):  # of several that have not met yet
+            line = f"{name}: {line}"
     if line:
         with contextlib.suppress(OSError):  # nobody may be reading any more
             print(line, file=sys.stderr, flush=True)
@@ -157,11 +162,13 @@ def _ending(error: BaseException) -> tuple[int, str]:
         case KeyboardInterrupt():
             return 130, ""
         case _:
-            if hosts := _hosts():
+            hosts = _hosts()
+            if not hosts and not own_name(sys.argv[1:], os.environ):
+                raise error
+            if hosts:
                 hosts.blame()
-                traceback.print_exception(error)
-                return 1, f"{type(error).__name__}: {error}"
-            raise error
+            traceback.print_exception(error)
+            return 1, f"{type(error).__name__}: {error}"
 
 
 def _hosts() -> ModuleType | None:
@@ -193,9 +200,18 @@ def define_hosts(values: flags.FlagValues) -> None:
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, of a run of several", flag_values=values)
     flags.DEFINE_string("processes", "", "how many processes the run has", flag_values=values)
     flags.DEFINE_string("process", "", "which of them this is, from 0", flag_values=values)
+    help_text = "numbers of the GPUs that are this process's own, such as 0,1, where others share the machine"
+    flags.DEFINE_string("local_devices", "", help_text, flag_values=values)
     flags.DEFINE_float("start_timeout", 300, "seconds in which all have to be there", 1, flag_values=values)
     help_text = "seconds that a step may take (default: 1800; for ever, where there is one process)"
     flags.DEFINE_float("step_timeout", 0, help_text, 0, flag_values=values)
+
+
+def find_cluster(given: flags.FlagValues) -> cluster.Cluster | None:
+    """What the flags of `define_hosts`, or else the environment, tell of the processes; see `cluster.find`."""
+    named = {name: str(given[name.removeprefix("--")].value) for name in cluster.FLAGS}
+    gpus = cluster.visible_gpus(os.environ)
+    return cluster.find(named, os.environ, gpus=gpus, local_devices=given.local_devices)
 
 
 def start_hosts(given: flags.FlagValues, config: Config) -> bool:
@@ -205,19 +221,19 @@ def start_hosts(given: flags.FlagValues, config: Config) -> bool:
         Whether this is the first of them, which alone writes and speaks.
 
     Raises:
-        UserError: they do not find each other, or have another config or code.
+        UserError: they do not find each other, or have another command line, config or code.
     """
-    from deit_jax.parallel import cluster, hosts
+    from deit_jax.parallel import hosts
 
-    flag_values = {name: str(given[name.removeprefix("--")].value) for name in cluster.FLAGS}
-    found = cluster.find(flag_values, os.environ, gpus=cluster.visible_gpus(os.environ))
-    hosts.start(found, start_timeout=given.start_timeout, step_timeout=given.step_timeout)
+    hosts.start(find_cluster(given), start_timeout=given.start_timeout, step_timeout=given.step_timeout)
+    flags_told = {f"--{name}": given[name].value for name in given if name.partition(".")[0] not in OWN}
     fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
-    hosts.require_same(fields | {"the code of deit_jax": _code()} | versions())
-    if hosts.index():  # the first one speaks, but for what only the others see of the data
+    hosts.require_same(flags_told | fields | {"the code of deit_jax": _code()} | versions())
+    if hosts.index():  # the first one speaks, but for the images and chunks that only the others read
         logging.basicConfig(format=f"{hosts.name(hosts.index())}: %(message)s")
         logging.getLogger().setLevel(logging.ERROR)
-        logging.getLogger("deit_jax.data").setLevel(logging.WARNING)
+        for module in ("deit_jax.data.pipeline", "deit_jax.distill.store"):
+            logging.getLogger(module).setLevel(logging.WARNING)
     return hosts.index() == 0
 
 
@@ -238,11 +254,12 @@ def start_jax() -> str:
     """
     import jax  # not at the top: it takes half a second, and a mistake in the command line is told before
 
+    notes = []
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         try:
             jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         except UserError as error:
-            print(f"note: what is compiled is not kept: {error}", file=sys.stderr)
+            notes.append(f"what is compiled is not kept: {error}")
     wanted = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
     on_nvidia = not wanted or any(name in wanted for name in ("cuda", "gpu"))
     try:
@@ -258,7 +275,10 @@ def start_jax() -> str:
             f"JAX_PLATFORMS=cpu"
         ) from error
     if on_nvidia and (problem := cuda.problem(works=platform == "gpu")):
-        print(f"note: {problem}; running on {platform}", file=sys.stderr)
+        notes.append(f"{problem}; running on {platform}")
+    hosts = _hosts()
+    for note in hosts.notes("; ".join(notes)) if hosts else notes:
+        print(f"note: {note}", file=sys.stderr)
     return platform
 
 

@@ -162,9 +162,10 @@ class Recording:
         header, main_process = self.header, jax.process_index() == 0
         writer = Writer(folder, header)
         require_shared(folder, "--output")
-        # The list of the first process: for a while a shared folder may not look the same to all of them.
-        left = np.isin(np.arange(header.chunks), writer.missing()).astype(np.uint8)
-        todo = np.flatnonzero(multihost_utils.broadcast_one_to_all(left)).tolist()
+        # Each process looks at the chunks that it writes, and all hear of it: whole recordings take long to read.
+        left = np.zeros(header.chunks, np.uint8)
+        left[writer.missing(_own_chunks(header))] = 1
+        todo = np.flatnonzero(multihost_utils.process_allgather(left).reshape(-1, header.chunks).any(axis=0)).tolist()
         there = (header.chunks - len(todo)) * header.chunk
         if main_process:
             print(f"{header.rows:,} rows of {header.classes} classes, {header.nbytes / 1e6:,.1f} MB, in {folder}")
@@ -182,7 +183,7 @@ class Recording:
                 bar.update(len(rows["labels"]))
                 recorded += len(rows["labels"])
                 if whole:
-                    if chunk % jax.process_count() == jax.process_index():
+                    if chunk in _own_chunks(header):
                         writer.write(chunk, _joined(parts))
                     parts = []
         speed = recorded / (time.perf_counter() - start)
@@ -200,7 +201,7 @@ class Recording:
 def check(config: Config, folder: Place) -> dict[str, Any]:
     """Asks the teacher again about a sample of batches.
 
-    Every chunk is read, too, which finds damaged ones.
+    Every chunk is read, too, by one of the processes, which finds damaged ones.
 
     Raises:
         UserError: the store is not there, not whole or damaged; or what is recorded as the best class is not, for more
@@ -213,7 +214,7 @@ def check(config: Config, folder: Place) -> dict[str, Any]:
         )
     recording = Recording(config, recorded.views)
     store = Store(folder, fingerprint=recording.header.fingerprint, rows=recording.header.rows, soft=recorded.top > 0)
-    store.verify()
+    store.verify(_own_chunks(store.header))
     batch_size, available = recording.batch_size, -(-recording.header.rows // recording.batch_size)
     sample = rng.generator(config.seed, "check", 0).choice(available, min(CHECKED, available), replace=False)
     same, rows, apart = 0, 0, 0.0
@@ -254,6 +255,11 @@ def _centre_crops(run: Run, start: int, stop: int) -> Generator[Any, None, None]
         prefetch=data.prefetch,
     )
     return (parallel.put_batch({"image": batch["image"]}, run.mesh, batch_size) for batch in batches)
+
+
+def _own_chunks(header: Header) -> range:
+    """The chunks of a store that this process writes, and looks at."""
+    return range(jax.process_index(), header.chunks, jax.process_count())
 
 
 def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,23 @@ from deit_jax.run.metrics import read_rows
 
 ROOT = Path(__file__).parents[1]
 NO_TPU = {"JAX_PLATFORMS": "cpu"}
+# What starts processes tells each of them so.
+SLURM = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_NODELIST": "node[001-003]",
+    "SLURM_NTASKS": "6",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
+    "SLURM_NODEID": "1",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "2",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+}
 PATIENCE = 300  # seconds that a run may take
 TOTAL = 30
 # A run that has everything and takes seconds: 30 steps of 32 images.
@@ -120,16 +137,14 @@ import os, signal, sys, time
 from absl import flags
 from deit_jax import cli
 from deit_jax.base.errors import UserError
-from deit_jax.parallel import cluster, hosts
+from deit_jax.parallel import hosts
 
 def main(argv):
     def define(values):
         flags.DEFINE_string("do", "", "", flag_values=values)
         cli.define_hosts(values)
     given, _ = cli.parse("", define, argv)
-    flag_values = {name: given[name.removeprefix("--")].value for name in cluster.FLAGS}
-    found = cluster.find(flag_values, os.environ, gpus=0)
-    hosts.start(found, start_timeout=given.start_timeout, step_timeout=given.step_timeout)
+    hosts.start(cli.find_cluster(given), start_timeout=given.start_timeout, step_timeout=given.step_timeout)
     hosts.at("its work")
     exec(given.do, globals() | locals())
     print("done", hosts.index(), flush=True)

@@ -11,7 +11,7 @@ from deit_jax.base.errors import UserError
 from deit_jax.data.decode import decode
 from deit_jax.models import VisionTransformer, abstract_model, bind, flatten, forward_flops
 from deit_jax.models.registry import MODELS, Entry
-from deit_jax.parallel import peak
+from deit_jax.parallel import hosts, peak
 from deit_jax.step import mixing
 from deit_jax.step.step import student_images
 
@@ -75,6 +75,16 @@ def test_train_core_with_other_settings(capsys):
     assert result.keys() == MODEL_FIELDS | {"parts"}
     chosen = {name: result[name] for name in ("parts", "image_size", "dtype", "attention", "remat")}
     assert chosen == {"parts": "core", "image_size": 24, "dtype": "bfloat16", "attention": "xla", "remat": True}
+
+
+@pytest.mark.parametrize("name", ["train", "infer"])
+def test_all_that_devices_do_together_has_a_time_limit(name, capsys, monkeypatch):
+    done = []
+    monkeypatch.setattr(hosts, "at", lambda doing, compiling=False: done.append((doing, compiling)))
+    run(capsys, name, *MODEL, "--batches=2")
+    products = [("large matrix products", True)]
+    measured = [(f"batch {batch} of 2", False) for batch in (1, 2)]
+    assert done == [("the first batch", True), *measured, *products, *measured, *products]
 
 
 def test_infer(capsys):

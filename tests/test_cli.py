@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,12 +15,14 @@ from typing import Any
 
 import jax
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 
 from deit_jax import cli, main
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config.resolve import resolve
 from deit_jax.config.schema import Duration
+from deit_jax.parallel import hosts
 from deit_jax.run import evaluate, train
 from deit_jax.run.interrupt import Interrupted
 from deit_jax.run.workdir import Workdir
@@ -196,6 +199,46 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main", CONFIG])
     with pytest.raises(ZeroDivisionError):
         cli.run(main.main)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("config.x: is wrong; mend it"), 2, "error: config.x: is wrong; mend it"),
+        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero"),
+    ],
+)
+def test_one_of_several_is_named_that_fails_before_it_has_met_the_others(error, status, said, monkeypatch, capsys):
+    def failing(argv):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["main", "--coordinator=a:1", "--processes=2", "--process=1"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(failing)
+    assert stop.value.code == status
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1] == f"process 1 ({socket.gethostname()}): {said}"
+    assert ("Traceback" in err) == (status == 1)
+
+
+def test_what_processes_compare(monkeypatch):
+    """The flags that decide what is done, but not those by which the processes differ, and the config as it became."""
+    told = {}
+    monkeypatch.setattr(hosts, "require_same", told.update)
+
+    def define(values):
+        flags.DEFINE_string("output", "", "", flag_values=values)
+        flags.DEFINE_enum("views", "stream", ["stream", "one"], "", flag_values=values)
+        cli.define_hosts(values)
+
+    given, config, _ = cli.parse_with_config("", define, [CONFIG, "--config.seed=7", "--output=x", "--start_timeout=9"])
+    assert cli.start_hosts(given, resolve(config)) is True
+    assert {name: value for name, value in told.items() if name.startswith("--")} == {
+        "--output": "x",
+        "--views": "stream",
+    }
+    assert told["config.seed"] == 7
+    assert {"the code of deit_jax", "jax", "config.data.name"} <= told.keys()
 
 
 @pytest.mark.parametrize(

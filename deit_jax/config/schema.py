@@ -73,7 +73,7 @@ class Data:
     std: tuple[float, float, float]
     threads: int
     prefetch: int  # batches decoded ahead
-    max_corrupt: float  # share of an epoch that may fail to decode
+    max_corrupt: float  # share of a split's images that may fail to decode
 
 
 @dataclasses.dataclass(frozen=True)

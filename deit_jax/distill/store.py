@@ -17,7 +17,7 @@ import dataclasses
 import json
 import logging
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -115,10 +115,11 @@ class Writer:
             raise UserError(f"--output: cannot write to {folder}: {told(error, folder)}{mend}") from error
         self._arrays = {name: _open(folder, name, header, create=True) for name in header.arrays()}
 
-    def missing(self) -> list[int]:
-        """The chunks that are still to be written, and those that are marked as done and cannot be read."""
-        left = missing(self._folder, self._header)
-        damaged = [chunk for chunk in sorted({*range(self._header.chunks)} - {*left}) if not self._whole(chunk)]
+    def missing(self, chunks: Collection[int] | None = None) -> list[int]:
+        """Those of some chunks (None: all) that are still to be written, or marked as done and cannot be read."""
+        chunks = range(self._header.chunks) if chunks is None else chunks
+        left = set(missing(self._folder, self._header)).intersection(chunks)
+        damaged = [chunk for chunk in chunks if chunk not in left and not self._whole(chunk)]
         if damaged:
             log.warning("%s: %d chunks cannot be read; recorded anew", self._folder, len(damaged))
         return sorted([*left, *damaged])
@@ -207,9 +208,9 @@ class Store:
             self._chunk, self._rows = chunk, self._read(chunk)
         return {name: array[positions - chunk * self.header.chunk] for name, array in self._rows.items()}
 
-    def verify(self) -> None:
-        """Reads every chunk; `UserError` naming the first that is damaged."""
-        for chunk in range(self.header.chunks):
+    def verify(self, chunks: Iterable[int]) -> None:
+        """Reads some chunks; `UserError` naming the first that is damaged."""
+        for chunk in chunks:
             self._read(chunk)
 
     def _read(self, chunk: int) -> Rows:

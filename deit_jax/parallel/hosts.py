@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from jax._src import distributed
 
+from deit_jax.base.cluster import FLAGS, Cluster
 from deit_jax.base.errors import TryAgain, UserError
-from deit_jax.parallel.cluster import FLAGS, Cluster
+from deit_jax.base.text import printable
 from deit_jax.parallel.peers import SILENT, Peers
 from deit_jax.parallel.watchdog import Watchdog
 
@@ -103,6 +104,19 @@ def objections(reason: str) -> list[str]:
     return [f"{name(process)}: {each}" if several() else each for process, each in told]
 
 
+def notes(note: str) -> list[str]:
+    """What process 0 is to say of what the processes note, and the others nothing; "" is no note; all have to ask.
+
+    What all note stands once, other notes with the names of those that they come from.
+    """
+    told = gather(note)
+    if index():
+        return []
+    if set(told) == {note}:
+        return [note] if note else []
+    return [f"{name(process)}: {each}" for process, each in enumerate(told) if each]
+
+
 def together(work: Callable[[], T], place: str) -> T:
     """See `Peers.together`."""
     return _peers.together(work, place) if _peers else work()
@@ -166,6 +180,8 @@ def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> Non
                 cluster.processes,
                 cluster.process,
                 cluster.devices,
+                # Else what started this job would give each process a single GPU, beside what the user says of it.
+                cluster_detection_method="deactivate" if cluster.coordinator else None,
                 initialization_timeout=int(start_timeout) + 60,
                 heartbeat_timeout_seconds=int(min(SILENT, step_timeout)) + 30,  # ours comes first, and says more
                 shutdown_timeout_seconds=30,
@@ -181,7 +197,13 @@ def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> Non
     while connecting.is_alive():
         connecting.join(0.2)
         if time.monotonic() > until:
-            line = f"error: {where}: not all processes have come within {start_timeout:g} seconds"
+            found = distributed.global_state  # by JAX, where nobody has told it
+            own = f"process {found.process_id} ({printable(socket.gethostname())})"
+            at = f" at {found.coordinator_address}" if found.coordinator_address and not cluster.coordinator else ""
+            line = (
+                f"{own}: error: {where}{at}: not all processes have come within {start_timeout:g} seconds; start all, "
+                f"and see what those have said that have ended"
+            )
             print(line, file=sys.stderr, flush=True)
             os._exit(2 if given else 75)
     for error in failed:

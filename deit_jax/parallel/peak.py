@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from deit_jax.parallel import hosts
+
 # Side of the square matrices and how many products are timed as one, so that starting them does not count.
 MATMULS_CPU, MATMULS_ACCELERATOR = (2048, 4), (8192, 16)
 
@@ -26,6 +28,7 @@ def matmul_peak(mesh: Mesh, dtype: str) -> Callable[[], float]:
     )
 
     def measure() -> float:
+        hosts.at("large matrix products", compiling=True)
         x = draw(jax.random.key(0))
         best = min(seconds(functools.partial(chain, x)) for _ in range(6))  # the first one compiles
         return products * 2 * size**3 * mesh.size / best

@@ -24,6 +24,7 @@ from deit_jax.parallel import hosts
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, open_mesh, read_init
 from deit_jax.run.checkpoint import has_steps
+from deit_jax.run.corrupt import too_many
 from deit_jax.run.stream import eval_source
 from deit_jax.run.together import require_same_data
 from deit_jax.run.workdir import CHECKPOINTS
@@ -172,7 +173,7 @@ def require_readable(source: Source, config: Config) -> None:
 
 
 def _refuse_unreadable(corrupt: int, examples: int, allowed: float) -> None:
-    if corrupt == examples or corrupt > allowed * examples:
+    if corrupt == examples or too_many(corrupt, examples, allowed):
         raise UserError(
             f"config.data.eval_split: {corrupt} of its {examples} images cannot be decoded, config.data.max_corrupt "
             f"allows {allowed:.2%}; mend the files that the log names"

@@ -169,10 +169,11 @@ class Monitor:
             self._restart_clock(now)
 
     def _tell(self, step: int, values: Mapping[str, float], now: float, due: bool) -> None:
-        elapsed, slowest = now - self._since, int(self._waited.argmax())
+        elapsed = now - self._since
         asking = (self._asked_at if self._pending else now) - self._asked_since
-        speed, wait = self._steps * self._batch_size / elapsed, float(self._waited[slowest]) / max(asking, 1e-9)
-        several = len(self._waited) > 1
+        speed, waits = self._steps * self._batch_size / elapsed, (self._waited / max(asking, 1e-9)).tolist()
+        wait, several = max(waits), len(waits) > 1
+        slowest = waits.index(wait)
         text = f"loss {values['loss']:.3f}, {speed:.0f} images/s, data wait {wait:.0%}"
         text += f" of {hosts.name(slowest)}" if several else ""
         used = {"train/utilisation": self._needed / elapsed} if self._needed else {}
@@ -182,10 +183,12 @@ class Monitor:
         row |= {
             "train/images_per_second": speed,
             "train/data_wait": wait,
-            **({"train/data_wait_process": slowest} if several else {}),
             "train/corrupt": self.progress.corrupt,
             **used,
         }
+        if several:
+            row["train/data_wait_process"] = slowest
+            row |= {f"train/data_wait/{process}": each for process, each in enumerate(waits)}
         if due:
             self.progress.row = row
         elif self._writer:

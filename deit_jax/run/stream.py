@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
@@ -22,7 +23,9 @@ from deit_jax.data import (
     open_source,
     train_batches,
 )
+from deit_jax.data.index import example_index
 from deit_jax.distill import Store
+from deit_jax.run.corrupt import EVERY, Corrupt
 from deit_jax.step import erasing, mixing
 from deit_jax.step.step import Batch
 
@@ -85,14 +88,21 @@ def drawn_example(config: Config, source: Source, position: int, image_size: int
     return draw_example(source, position, **_order(config, image_size))
 
 
-def _order(config: Config, image_size: int) -> dict[str, Any]:
-    """What decides which example is at a position of the stream, and what is done to it."""
+def _arrangement(config: Config) -> dict[str, Any]:
+    """What decides which example is at a position of the stream."""
     return {
         "seed": config.seed,
         "batch_size": config.batch_size,
-        "transform": train_transform(config.data, image_size),
         "repeats": config.data.repeats,
         "groups": mixing_groups(config),
+    }
+
+
+def _order(config: Config, image_size: int) -> dict[str, Any]:
+    """The same, and what is done to it."""
+    return {
+        **_arrangement(config),
+        "transform": train_transform(config.data, image_size),
         "exif": config.data.exif,
     }
 
@@ -136,6 +146,8 @@ def device_batches(
 ) -> Generator[tuple[Batch, int], None, None]:
     """The device batches of the steps from `start` to `stop`, each with how many of its images were corrupt.
 
+    Of images that several processes have, the first of these counts them.
+
     Beside what a step computes with they have `index` int32 [batch], the examples in the split. Rows are as the devices
     hold them, see `mixing.places`.
 
@@ -149,20 +161,17 @@ def device_batches(
     batch_size = config.batch_size
     places = _places(config, mesh)
     own = places.ravel()[parallel.local_rows(mesh, batch_size)]
-    corrupt, allowed = 0, config.data.max_corrupt
+    corrupt, order = Corrupt(len(source), config.data.max_corrupt), _arrangement(config)
+    counted = _first_here(mesh, batch_size)
     hosts = stream(config, source, own.tolist(), first_step=start, total_steps=stop)
     for step, host in enumerate(hosts, start):
-        replaced = int(host.pop("replaced").sum())
-        corrupt += replaced
-        # Of an epoch at least, so that one bad file among many does not stop the run by coming early.
-        seen = max((step + 1 - start) * len(own), len(source) // jax.process_count())
-        if corrupt > allowed * seen:
-            raise UserError(
-                f"config.data.max_corrupt: {corrupt} of {seen} images could not be decoded, {allowed:.2%} are "
-                f"allowed; mend the files that the log names, or raise it"
-            )
+        replaced = host.pop("replaced")
+        positions = step * batch_size + own
+        corrupt.add(example_index(position, examples=len(source), **order) for position in positions[replaced].tolist())
+        if (step - start) % EVERY == 0 or step == stop - 1:
+            corrupt.check()
         size = host["image"].shape[1]
-        taught = store.read(step * batch_size + own, host["index"]) if store else {}
+        taught = store.read(positions, host["index"]) if store else {}
         mix = mixing.placed(_mix(config, step, size, unmixed_from), places)
         device: Batch = {
             **parallel.put_batch({**host, "place": own.astype(np.int32)}, mesh, batch_size),
@@ -172,7 +181,13 @@ def device_batches(
         if config.erasing.probability:
             erased = {name: value[own] for name, value in _erase(config, step, size).items()}
             device["erasing"] = parallel.put_batch(erased, mesh, batch_size)
-        yield device, replaced
+        yield device, int((replaced & counted).sum())
+
+
+def _first_here(mesh: Mesh, batch_size: int) -> Bool[np.ndarray, " rows"]:
+    """Which of this process's rows no process before it has, too, as it may where `tensor` goes over processes."""
+    before = [parallel.local_rows(mesh, batch_size, process) for process in range(jax.process_index())]
+    return np.array([not any(row in rows for rows in before) for row in parallel.local_rows(mesh, batch_size)])
 
 
 def batch_shapes(config: Config, mesh: Mesh, image_size: int, recorded: Mapping[str, Any]) -> Batch:

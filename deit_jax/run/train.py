@@ -89,6 +89,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     image_seconds = run.image_seconds()  # before the state takes its room
 
     # 2. The teacher: beside the student, recorded, or none.
+    hosts.at("the teacher", compiling=True)
     teaching = open_teaching(config, source, mesh, rows=total * config.batch_size)
 
     # 3. The state: from where the run stopped, else from the weights to begin with, else from the seed.

@@ -336,26 +336,37 @@ precompute.main(arguments)
 @pytest.mark.long
 def test_several_processes_record_what_one_does(teacher, tmp_path):
     """Of images that everything was done to, and that are mixed across the processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    for processes in (1, 2):
+    flags_of_all = flags(teacher, *EVERYTHING_FLAGS, "--config.mixing.group=4")
+
+    def record(processes):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
         # Devices make the rows of a batch in turn: two for one process, one for each of two.
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(2 // processes)}
         command = [sys.executable, "-c", SEVERAL]
-        whole = flags(teacher, *EVERYTHING_FLAGS, "--config.mixing.group=4")
-        arguments = [str(processes), port, *whole, f"--output={tmp_path / str(processes)}"]
+        arguments = [str(processes), port, *flags_of_all, f"--output={tmp_path / str(processes)}"]
         started = [
             subprocess.Popen([*command, str(process), *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
             for process in range(processes)
         ]
-        assert [process.communicate() and process.returncode for process in started] == [0] * processes
-    one, two = (
-        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for folder in (tmp_path / "1", tmp_path / "2")
-    )
+        said = [process.communicate()[0] for process in started]
+        assert [process.returncode for process in started] == [0] * processes
+        return json.loads(said[0].splitlines()[-1])["recorded"]
+
+    def files(folder):
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    rows = record(1)
+    assert record(2) == rows
+    one = files(tmp_path / "1")
     assert len([path for path in one if path.parent.name == "done"]) == 6
-    assert one == two
+    assert files(tmp_path / "2") == one
+    # Each looks at a half of the chunks: what is damaged in either is recorded anew by both together.
+    for chunk in (1, 2):
+        (tmp_path / "2" / "labels" / "c" / str(chunk)).write_bytes(b"damaged")
+    assert 0 < record(2) < rows
+    assert files(tmp_path / "2") == one
 
 
 def rows_reach(workdir, step):

@@ -10,7 +10,7 @@ import pytest
 
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
-from deit_jax.distill import Header, Store, Writer
+from deit_jax.distill import Header, Store, Writer, store
 
 PRINT = {"seed": 3, "classes": ["a", "b", "c"], "mixing.mixup": 0.8}
 HEADER = Header(classes=11, top=3, rows=26, chunk=6, views="stream", dtype="float32", fingerprint=PRINT)
@@ -141,6 +141,16 @@ def test_a_recording_writes_through_no_link(copied, tmp_path, name):
     assert f"{copied / name} is a link, and a recording writes into its own" in refused(Writer, copied, HEADER)
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
     assert opened(copied).read(np.arange(6, 8), np.zeros(2, int))["labels"].tolist() == [6, 7]
+
+
+def test_a_part_of_the_chunks_is_looked_at(copied, monkeypatch):
+    (copied / "done" / "2").unlink()
+    (copied / "labels" / "c" / "1").write_text("damaged")
+    read, looked = store._read, []
+    monkeypatch.setattr(store, "_read", lambda *given: looked.append(given[-1]) or read(*given))
+    writer = Writer(copied, HEADER)
+    assert [writer.missing(range(first, 5, 2)) for first in (0, 1)] == [[2], [1]]
+    assert looked == [0, 4, 1, 3]
 
 
 def test_the_folder_of_a_recording_may_be_a_link(copied, tmp_path):

@@ -7,93 +7,22 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
-from processes import NO_TPU, PROGRAM, ROOT, end, start
+from processes import NO_TPU, OPEN_MPI, PROGRAM, ROOT, SLURM, end, start
 
-from deit_jax.base.errors import UserError
-from deit_jax.parallel.cluster import FLAGS, VARIABLES, Cluster, find, visible_gpus
-
-NONE = dict.fromkeys(FLAGS, "")
-SLURM = {
-    "SLURM_JOB_ID": "77",
-    "SLURM_STEP_NODELIST": "node[001-003]",
-    "SLURM_NTASKS": "6",
-    "SLURM_PROCID": "3",
-    "SLURM_LOCALID": "1",
-    "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
-    "SLURM_NODEID": "1",
-}
-OPEN_MPI = {
-    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
-    "OMPI_COMM_WORLD_SIZE": "4",
-    "OMPI_COMM_WORLD_RANK": "2",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "2",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
-}
+from deit_jax.base.cluster import VARIABLES, Cluster
+from deit_jax.parallel import hosts
 
 
-def given(*values):
-    return dict(zip(FLAGS, values, strict=True))
-
-
-def found(environment, gpus=0, flags=NONE):
-    return find(flags, NO_TPU | environment, gpus=gpus)
-
-
-def test_a_process_alone():
-    assert found({}) is None
-    assert found({}, flags=given("a:1", "1", "0")) is None
-    assert found(SLURM | {"SLURM_NTASKS": "1"}) is None
-    assert found({name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}) is None
-    assert found(OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"}) is None
-    assert found({"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
-    assert found({VARIABLES[0]: "a:1"}) is None  # an address for a cluster that JAX may know
-
-
-def test_flags_go_before_variables_and_those_before_clusters():
-    variables = dict(zip(VARIABLES, ("b:2", "8", "7"), strict=True))
-    assert found(SLURM | variables, flags=given("a:1", "2", "1")) == Cluster("--coordinator", "a:1", 2, 1)
-    assert found(SLURM | variables) == Cluster(VARIABLES[0], "b:2", 8, 7)
-    assert found(SLURM | OPEN_MPI).source == "Open MPI"  # as JAX has it
-
-
-def test_a_host_shares_its_gpus_out():
-    """JAX would give each process of SLURM and Open MPI a single one."""
-    assert found(SLURM, gpus=8) == Cluster("SLURM", devices=(4, 5, 6, 7))
-    assert found(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8,1", "SLURM_LOCALID": "0"}, gpus=8).devices == tuple(range(8))
-    assert found(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5"}, gpus=8).devices == (5,)
-    assert found(OPEN_MPI, gpus=8).devices == (4, 5)
-    assert found(SLURM).devices is None  # there are none
-    assert found(SLURM, gpus=1).devices == (0,)  # shared out already, one each
-    for bound in ({"SLURM_GPUS_PER_TASK": "4"}, {"SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=4"}):
-        assert found(SLURM | bound, gpus=4).devices is None
-
-
-def test_gpus_that_a_process_sees():
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2,5,"}) == 2
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == 0
-
-
-@pytest.mark.parametrize(
-    ("values", "says"),
-    [
-        (("", "2", "1"), r"--coordinator: missing; --coordinator, --processes, --process belong together"),
-        (("a:1", "2", ""), r"--process: missing"),
-        (("a", "2", "1"), r"--coordinator: a is no HOST:PORT"),
-        (("a:b", "2", "1"), r"--coordinator: a:b is no HOST:PORT"),
-        (("a:1", "two", "1"), r"--processes: two is no number"),
-        (("a:1", "2", "-1"), r"--process: -1 is no number"),
-        (("a:1", "2", "2"), r"--process: is 2, and --processes 2; count from 0 to 1"),
-    ],
-)
-def test_flags_that_do_not_belong_together(values, says):
-    with pytest.raises(UserError, match=says):
-        found({}, flags=given(*values))
-
-
-def test_variables_that_do_not_belong_together():
-    with pytest.raises(UserError, match=r"JAX_COORDINATOR_ADDRESS: missing; .*JAX_PROCESS_ID belong together"):
-        found({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"})
+@pytest.mark.parametrize("coordinator", ["127.0.0.1:0", None])
+def test_what_is_known_of_them_reaches_jax(coordinator, monkeypatch):
+    """Devices, too; where the user tells it all, JAX is not to look who started this, and give each a single one."""
+    told = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: told.update(options, args=args))
+    hosts.start(Cluster("SLURM", coordinator, 4, 0, (4, 5)), start_timeout=5, step_timeout=0)
+    assert told["args"] == (coordinator, 4, 0, (4, 5))
+    assert told["cluster_detection_method"] == ("deactivate" if coordinator else None)
 
 
 def test_they_meet_and_gather():
@@ -101,6 +30,13 @@ def test_they_meet_and_gather():
     do += "; assert hosts.all_agree(hosts.index() != 1) is False; hosts.require_same({'x': 1, 'y': [2]})"
     for i, (status, out, err) in enumerate(end(start(do, count=3))):
         assert (status, out, err) == (0, f"done {i}\n", "")
+
+
+def test_what_all_note_is_said_once_and_by_the_first():
+    do = "print([hosts.notes(note) for note in ('old', '', 'own' * hosts.index())])"
+    (_, first, _), (_, second, _) = end(start(do))
+    assert first.splitlines()[0] == str([["old"], [], [f"process 1 ({socket.gethostname()}): own"]])
+    assert second.splitlines()[0] == str([[], [], []])
 
 
 @pytest.mark.parametrize("cluster", ["SLURM", "Open MPI", "variables"])
@@ -147,6 +83,15 @@ def test_a_mistake_in_one_ends_all_with_its_status():
         f"process 0 ({host}): process 1 ({host}) ended with status 2: error: config.x: is wrong; mend it\n"
     )
     assert time.monotonic() - begun < 30
+
+
+def test_a_mistake_before_they_meet_names_its_process():
+    ((status, _, said),) = end(start("", "--step_timeout=soon", only=1))
+    assert (status, len(said.splitlines())) == (2, 1)
+    assert said.startswith(f"process 1 ({socket.gethostname()}): ")
+    assert "--step_timeout" in said
+    unforeseen = "def find(*_, **__): 1 / 0\nif a_pretext: find()"
+    assert unforeseen
 
 
 @pytest.mark.long
@@ -196,7 +141,7 @@ def test_one_that_hangs_is_named_with_its_stacks():
 def test_a_coordinator_that_is_not_there():
     ((status, _, err),) = end(start("", "--start_timeout=2", only=1))
     assert status == 2
-    assert "error: --coordinator: 127.0.0.1:" in err
+    assert err.startswith(f"process 1 ({socket.gethostname()}): error: --coordinator: 127.0.0.1:")
     assert "cannot be reached, tried for 2 seconds" in err
     assert len(err.splitlines()) == 1
 
@@ -204,6 +149,8 @@ def test_a_coordinator_that_is_not_there():
 def test_a_process_that_does_not_come():
     ((status, _, err),) = end(start("", "--start_timeout=3", only=0))
     assert status == 2
+    line = f"process 0 ({socket.gethostname()}): error: --coordinator: 127.0.0.1:"
+    assert err.startswith(line)
     assert "not all processes have come within 3 seconds" in err
 
 
@@ -247,3 +194,18 @@ def test_weights_that_differ_are_named():
     statuses, _, told = zip(*end(start(text)), strict=True)
     assert statuses == (2, 2)
     assert "error: the weights of it: is " in "".join(told)
+
+
+def test_images_that_cannot_be_decoded_are_counted_once_for_all_processes():
+    text = """
+from deit_jax.run.corrupt import Corrupt
+corrupt = Corrupt(100, 0.03)
+for found in ([7, 8 + hosts.index()], [7, 8]):  # three in all
+    corrupt.add(found)
+    corrupt.check()
+corrupt.add([50] * hosts.index())
+corrupt.check()
+"""
+    statuses, _, told = zip(*end(start(text)), strict=True)
+    assert statuses == (2, 2)
+    assert "error: config.data.max_corrupt: 4 of 100 images could not be decoded, 3.00% are allowed" in "".join(told)

@@ -444,6 +444,33 @@ def test_images_per_second_and_data_wait(tmp_path, clock):
     ]
 
 
+def test_the_data_wait_of_each_process(tmp_path, clock, monkeypatch):
+    """The second one has waited for half a second more at each step, of which the first one hears with its metrics."""
+
+    class Two(Exchange):
+        def read(self, told):
+            return np.array([told[0], told[0] + [0.0, 1.0, 0.5]])
+
+    exchange = Two(parallel.make_mesh())
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    settings = {"start": 0, "total": 11, "log_every": 2, "batch_size": 13}
+    watch = Monitor(writer(tmp_path), exchange, Interrupt(), **settings)
+    stream = batches(clock, 0.25, 0.25, 0.25, 0.25, corrupt=2)
+    for step in range(1, 5):
+        watch.wait_for(stream)
+        clock.now += 0.75
+        watch.add(step, values(1))
+    watch.close()
+    (row,) = rows(tmp_path)
+    assert {name: value for name, value in row.items() if "wait" in name} == {
+        "train/data_wait": 0.75,
+        "train/data_wait_process": 1,
+        "train/data_wait/0": 0.25,
+        "train/data_wait/1": 0.75,
+    }
+    assert row["train/corrupt"] == 10  # two and three in each of two steps
+
+
 def test_evaluations_count_as_neither_training_nor_waiting(tmp_path, clock):
     """A device that computes a second a step beside the host, which waits for it only where it reads a loss."""
     idle_from = clock.now

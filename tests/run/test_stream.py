@@ -13,6 +13,7 @@ from deit_jax.data import TrainTransform, readable, train_batches
 from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
 from deit_jax.run import evaluate, stream
+from deit_jax.run.corrupt import too_many
 from deit_jax.run.describe import _epoch_of
 from deit_jax.run.stream import train_source
 
@@ -137,9 +138,31 @@ def test_two_photos_of_a_hundred_that_are_none_are_replaced_and_counted(photos):
 
 
 def test_more_photos_that_are_none_than_are_allowed_end_the_run(photos):
+    for more in ({}, {"data__repeats": 3}):  # in which the two come as six of the first 96 rows
+        list(tiny_run(tiny_config(**photos, data__max_corrupt=0.02, **more)).batches(0, 9))
     run = tiny_run(tiny_config(**photos, data__max_corrupt=0.019))
     with pytest.raises(UserError, match=r"config\.data\.max_corrupt: 2 of 100 images could not .* 1\.90% are allowed"):
         list(run.batches(0, 9))
+
+
+def test_a_share_is_what_it_says_and_not_what_its_product_is():
+    assert 0.29 * 100 < 29
+    assert [too_many(corrupt, 100, 0.29) for corrupt in (28, 29, 30)] == [False, False, True]
+    assert not too_many(0, 100, 0.0)
+    assert too_many(1, 1_281_167, 0.0)
+
+
+def test_rows_that_two_processes_have_are_counted_by_the_first(photos, monkeypatch):
+    """Of the two photos that are none the first is in row 0, the other in row 1."""
+    have = [range(1), range(1, 32), range(32)]
+    counts = []
+    for process, own in enumerate(have):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        rows = lambda mesh, size, asked=None, own=own: own if asked is None else have[asked]  # noqa: E731
+        monkeypatch.setattr(stream.parallel, "local_rows", rows)
+        monkeypatch.setattr(stream.parallel, "put_batch", lambda rows, mesh, size: dict(rows))
+        counts.append(next(tiny_run(tiny_config(**photos, data__max_corrupt=0.02)).batches(0, 1))[1])
+    assert counts == [1, 1, 0]
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,17 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.text import printable
 
 FLAGS = ("--coordinator", "--processes", "--process")
+LOCAL_DEVICES = "--local_devices"
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
@@ -19,8 +23,8 @@ class Cluster:
 
     Attributes:
         source: who tells it: flags, environment variables, or what started the processes.
-        coordinator: `HOST:PORT` of process 0; None where JAX finds it out, and the two numbers, too.
-        processes, process: how many there are, and which of them this is.
+        coordinator: `HOST:PORT` of process 0; None where JAX finds it out.
+        processes, process: how many there are, and which of them this is; None where JAX finds it out.
         devices: which of this machine's GPUs are this process's; None: all.
     """
 
@@ -31,31 +35,69 @@ class Cluster:
     devices: tuple[int, ...] | None = None
 
 
-def find(given: Mapping[str, str], environment: Mapping[str, str], *, gpus: int) -> Cluster | None:
+def find(
+    given: Mapping[str, str], environment: Mapping[str, str], *, gpus: int, local_devices: str = ""
+) -> Cluster | None:
     """The processes of which flags or else the environment tell; None where there is this one alone.
 
     Args:
         given: the values of `FLAGS`; "" where a flag is not given.
         gpus: that this process sees.
+        local_devices: the value of `LOCAL_DEVICES`: numbers of this process's own GPUs, with commas.
 
     Raises:
-        UserError: of three values that belong together one is missing, or is none.
+        UserError: of three values that belong together one is missing, or is none; or so it is with the devices.
     """
+    found = _found(given, environment, gpus)
+    if not local_devices:
+        return found
+    devices = _numbers(local_devices, gpus)
+    if not found:
+        raise UserError(
+            f"{LOCAL_DEVICES}: is for one of several processes, and this one is alone; give {', '.join(FLAGS)}, or "
+            f"choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
+    return dataclasses.replace(found, devices=devices)
+
+
+def own_name(argv: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What people call this process before it has met the others: its number and its host; "" where it is alone.
+
+    Args:
+        argv: the command line, of which nothing else need be right.
+    """
+    given = dict.fromkeys(FLAGS, "")
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        name, equals, value = argument.partition("=")
+        if name in given:
+            given[name] = value if equals else following
+    try:
+        found = _found(given, environment, 0)
+        number = "" if found is None or found.process is None else str(found.process)  # a TPU's, which may be alone
+    except UserError:
+        number = given["--process"]
+    return number and f"process {number} ({printable(socket.gethostname())})"
+
+
+def _found(given: Mapping[str, str], environment: Mapping[str, str], gpus: int) -> Cluster | None:
+    """As `find`, but for devices that are given."""
     if any(given.values()):
         return _of_three(given)
     if any(environment.get(name) for name in VARIABLES[1:]):
         return _of_three({name: environment.get(name, "") for name in VARIABLES})
     if "OMPI_MCA_orte_hnp_uri" in environment:
-        processes, rank, on_host = (
-            int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+        processes, process, rank, on_host = (
+            int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")
         )
-        return Cluster("Open MPI", devices=_share(rank, on_host, gpus)) if processes > 1 else None
+        devices = _share(rank, on_host, gpus)
+        return Cluster("Open MPI", None, processes, process, devices) if processes > 1 else None
     if all(name in environment for name in _SLURM):
-        if int(environment["SLURM_NTASKS"]) == 1:
+        processes, process = int(environment["SLURM_NTASKS"]), int(environment["SLURM_PROCID"])
+        if processes == 1:
             return None
         bound = "SLURM_GPUS_PER_TASK" in environment or "gres/gpu" in environment.get("SLURM_TRES_PER_TASK", "")
-        rank, on_host = int(environment["SLURM_LOCALID"]), _slurm_tasks(environment)
-        return Cluster("SLURM", devices=None if bound else _share(rank, on_host, gpus))
+        rank, on_host = (0, 1) if bound else (int(environment["SLURM_LOCALID"]), _slurm_tasks(environment))
+        return Cluster("SLURM", None, processes, process, _share(rank, on_host, gpus))
     if environment.get("JAX_PLATFORMS", "tpu").startswith("tpu") and importlib.util.find_spec("libtpu"):
         return Cluster("TPU")
     if "JOB_COMPLETION_INDEX" in environment and importlib.util.find_spec("kubernetes"):
@@ -86,6 +128,17 @@ def _of_three(values: Mapping[str, str]) -> Cluster | None:
     if not process < processes:
         raise UserError(f"{index_name}: is {process}, and {count_name} {processes}; count from 0 to {processes - 1}")
     return Cluster(where, address, processes, process) if processes > 1 else None
+
+
+def _numbers(listed: str, gpus: int) -> tuple[int, ...]:
+    """The numbers of GPUs in a list of them such as `0,1`."""
+    names = listed.split(",")
+    if not all(name.isdecimal() for name in names) or len(set(names)) < len(names):
+        raise UserError(f"{LOCAL_DEVICES}: {listed} is no list of GPUs; write their numbers, such as 0,1")
+    numbers = tuple(map(int, names))
+    if gpus and max(numbers) >= gpus:
+        raise UserError(f"{LOCAL_DEVICES}: {max(numbers)} is none of the {gpus} GPUs; they are counted from 0")
+    return numbers
 
 
 def _share(rank: int, on_host: int, gpus: int) -> tuple[int, ...] | None:

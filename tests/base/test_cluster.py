@@ -1,0 +1,99 @@
+"""What flags and the environment tell of the processes of a run."""
+
+import socket
+
+import pytest
+from processes import NO_TPU, OPEN_MPI, SLURM
+
+from deit_jax.base.cluster import FLAGS, VARIABLES, Cluster, find, own_name, visible_gpus
+from deit_jax.base.errors import UserError
+
+NONE = dict.fromkeys(FLAGS, "")
+
+
+def given(*values):
+    return dict(zip(FLAGS, values, strict=True))
+
+
+def found(environment, gpus=0, flags=NONE, **more):
+    return find(flags, NO_TPU | environment, gpus=gpus, **more)
+
+
+def test_a_process_alone():
+    assert found({}) is None
+    assert found({}, flags=given("a:1", "1", "0")) is None
+    assert found(SLURM | {"SLURM_NTASKS": "1"}) is None
+    assert found({name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}) is None
+    assert found(OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"}) is None
+    assert found({"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
+    assert found({VARIABLES[0]: "a:1"}) is None  # an address for a cluster that JAX may know
+
+
+def test_flags_go_before_variables_and_those_before_clusters():
+    variables = dict(zip(VARIABLES, ("b:2", "8", "7"), strict=True))
+    assert found(SLURM | variables, flags=given("a:1", "2", "1")) == Cluster("--coordinator", "a:1", 2, 1)
+    assert found(SLURM | variables) == Cluster(VARIABLES[0], "b:2", 8, 7)
+    assert found(SLURM | OPEN_MPI).source == "Open MPI"  # as JAX has it
+
+
+def test_a_host_shares_its_gpus_out():
+    """JAX would give each process of SLURM and Open MPI a single one."""
+    assert found(SLURM, gpus=8) == Cluster("SLURM", None, 6, 3, (4, 5, 6, 7))
+    assert found(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8,1", "SLURM_LOCALID": "0"}, gpus=8).devices == tuple(range(8))
+    assert found(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5"}, gpus=8).devices == (5,)
+    assert found(OPEN_MPI, gpus=8).devices == (4, 5)
+    assert found(SLURM).devices is None  # there are none
+    assert found(SLURM, gpus=1).devices == (0,)  # shared out already, one each
+    for bound in ({"SLURM_GPUS_PER_TASK": "4"}, {"SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=4"}):
+        assert found(SLURM | bound, gpus=4).devices == (0, 1, 2, 3)  # those of the task, which sees no others
+
+
+def test_gpus_that_a_flag_gives():
+    flags = given("a:1", "2", "1")
+    assert found({}, 8, flags, local_devices="4,5") == Cluster("--coordinator", "a:1", 2, 1, (4, 5))
+    assert found(SLURM, 8, local_devices="7").devices == (7,)
+    for listed in ("4,", "all", "1,1", "-1"):
+        with pytest.raises(UserError, match=rf"--local_devices: {listed} is no list of GPUs; .* such as 0,1"):
+            found({}, 8, flags, local_devices=listed)
+    with pytest.raises(UserError, match=r"--local_devices: 8 is none of the 8 GPUs"):
+        found({}, 8, flags, local_devices="0,8")
+    with pytest.raises(UserError, match=r"--local_devices: is for one of several processes, .* CUDA_VISIBLE_DEVICES"):
+        found({}, 8, local_devices="0")
+
+
+def test_what_a_process_is_called_before_it_has_met_others():
+    host = socket.gethostname()
+    told = ["--config=x.py", "--coordinator=a:1", "--processes", "4", "--process=3"]
+    assert own_name(told, NO_TPU) == f"process 3 ({host})"
+    assert own_name([*told[:-1], "--process"], NO_TPU) == ""  # nobody knows
+    assert own_name(["--process=1"], NO_TPU) == f"process 1 ({host})"  # the others that belong to it are missing
+    assert own_name([], NO_TPU | SLURM) == f"process 3 ({host})"
+    assert own_name([], NO_TPU | OPEN_MPI) == f"process 2 ({host})"
+    assert own_name(["--config=x.py"], NO_TPU) == ""
+
+
+def test_gpus_that_a_process_sees():
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2,5,"}) == 2
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (("", "2", "1"), r"--coordinator: missing; --coordinator, --processes, --process belong together"),
+        (("a:1", "2", ""), r"--process: missing"),
+        (("a", "2", "1"), r"--coordinator: a is no HOST:PORT"),
+        (("a:b", "2", "1"), r"--coordinator: a:b is no HOST:PORT"),
+        (("a:1", "two", "1"), r"--processes: two is no number"),
+        (("a:1", "2", "-1"), r"--process: -1 is no number"),
+        (("a:1", "2", "2"), r"--process: is 2, and --processes 2; count from 0 to 1"),
+    ],
+)
+def test_flags_that_do_not_belong_together(values, says):
+    with pytest.raises(UserError, match=says):
+        found({}, flags=given(*values))
+
+
+def test_variables_that_do_not_belong_together():
+    with pytest.raises(UserError, match=r"JAX_COORDINATOR_ADDRESS: missing; .*JAX_PROCESS_ID belong together"):
+        found({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"})
