@@ -141,31 +141,34 @@ class PatchEmbedding(nnx.Module):
         batch, height, width, _ = images.shape
         kernel, bias = self.proj.kernel[...], jnp.asarray(self.proj.bias)
         if self.form == "conv":
-            tokens = convolve_patches(images.astype(self.dtype), kernel) + bias.astype(self.dtype)
-            return tokens.reshape(batch, -1, len(bias))
+            return convolve_patches(images.astype(self.dtype), kernel, bias).reshape(batch, -1, len(bias))
         p = self.patch_size
         patches = images.reshape(batch, height // p, p, width // p, p, 3).swapaxes(2, 3).reshape(batch, -1, p * p * 3)
         return affine(patches, kernel.reshape(p * p * 3, -1), bias, self.dtype)
 
 
-def _convolve_patches(
-    images: Float[Array, "batch height width channels"], kernel: Float[Array, "patch patch channels dim"]
+# As `_mixed_affine`: the gradients of kernel and bias are made in the types that these have, which the images have not.
+@jax.custom_vjp
+def convolve_patches(
+    images: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "patch patch channels dim"],
+    bias: Float[Array, " dim"],
 ) -> Float[Array, "batch rows columns dim"]:
-    strides = kernel.shape[:2]
-    kernel = kernel.astype(images.dtype)
+    """A convolution whose stride is its kernel's size, in the type of the images."""
+    return _convolve_patches(images, kernel) + bias.astype(images.dtype)
+
+
+def _convolve_patches(images: Array, kernel: Array) -> Array:
+    strides, kernel = kernel.shape[:2], kernel.astype(images.dtype)
     return jax.lax.conv_general_dilated(images, kernel, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-# As `_mixed_affine`: the gradient of the kernel is made in the kernel's type, which is not that of the images.
-convolve_patches = jax.custom_vjp(_convolve_patches)
+def _patches_forward(images: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return convolve_patches(images, kernel, bias), (images, kernel, bias)
 
 
-def _patches_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve_patches(images, kernel), (images, kernel)
-
-
-def _patches_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    images, kernel = kept
+def _patches_backward(kept: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
+    images, kernel, bias = kept
     (to_images,) = jax.vjp(lambda images: _convolve_patches(images, kernel), images)[1](gradient)
     # A convolution over images, which are the channels here, with the gradient's rows and columns a patch apart. What
     # no patch covers is cut off.
@@ -179,7 +182,7 @@ def _patches_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
         preferred_element_type=kernel.dtype,
     )
-    return to_images, to_kernel
+    return to_images, to_kernel, jnp.sum(gradient, axis=(0, 1, 2), dtype=jnp.float32).astype(bias.dtype)
 
 
 convolve_patches.defvjp(_patches_forward, _patches_backward)

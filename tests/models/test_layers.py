@@ -80,26 +80,26 @@ def test_layer_scale_rounds_once_in_bfloat16():
 @pytest.mark.parametrize("size", [(8, 12), (11, 13)])
 def test_patches_convolved_have_the_gradients_of_the_convolution(size):
     """Of images, too, and where the last rows and columns are no whole patch."""
-    images, kernel = (
-        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(5, *size, 3), (4, 4, 3, 7)])
-    )
+    shapes = [(5, *size, 3), (4, 4, 3, 7), (7,)]
+    given = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
 
-    def plain(images, kernel):
-        return jax.lax.conv_general_dilated(images, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    def plain(images, kernel, bias):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(images, kernel, (4, 4), "VALID", dimension_numbers=numbers) + bias
 
-    expected, pull = jax.vjp(plain, images, kernel)
-    found, pull_ours = jax.vjp(convolve_patches, images, kernel)
+    expected, pull = jax.vjp(plain, *given)
+    found, pull_ours = jax.vjp(convolve_patches, *given)
     np.testing.assert_array_equal(found, expected)
     for ours, theirs in zip(pull_ours(expected), pull(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_the_gradient_of_patches_is_summed_in_float32():
-    """The images are 1 and 1024 gradients are, which bfloat16 cannot count beyond 256."""
-    images, kernel = jnp.ones((1024, 2, 2, 3), jnp.bfloat16), jnp.zeros((2, 2, 3, 1))
-    out, pull = jax.vjp(convolve_patches, images, kernel)
-    to_kernel = pull(jnp.ones_like(out))[1] + 1
-    assert (to_kernel.dtype, set(to_kernel.ravel().tolist())) == (jnp.float32, {1025.0})
+def test_the_gradients_of_patches_are_summed_in_float32():
+    """The images are 1, and 1,025 gradients are: a number that bfloat16 does not have."""
+    images, kernel, bias = jnp.ones((1025, 2, 2, 3), jnp.bfloat16), jnp.zeros((2, 2, 3, 1)), jnp.zeros(1)
+    out, pull = jax.vjp(convolve_patches, images, kernel, bias)
+    for gradient in pull(jnp.ones_like(out))[1:]:
+        assert (gradient.dtype, set(gradient.ravel().tolist())) == (jnp.float32, {1025.0})
 
 
 def test_drop_path_grows_linearly_or_is_constant():
