@@ -91,6 +91,16 @@ class BucketPath(gpath.PosixGPath):
         """The name in the bucket."""
         return "/".join(self.parts[3:])
 
+    def has_bucket(self) -> bool:
+        """Whether its bucket is there, as far as one may ask."""
+        try:
+            self._ask("info", f"gs://{self.bucket}")
+        except FileNotFoundError:
+            return False
+        except (OSError, OutOfReach):
+            pass
+        return True
+
     def absolute(self) -> "BucketPath":
         return self
 

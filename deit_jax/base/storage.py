@@ -85,7 +85,7 @@ def told(error: OSError, place: Any) -> str:
     if not is_bucket(place):
         return reason
     match error:
-        case FileNotFoundError():
+        case FileNotFoundError() if not place.has_bucket():
             bucket = f"{SCHEME}{place.bucket}"
             return f"there is no bucket {bucket}; make it (gcloud storage buckets create {bucket}), or name another"
         case PermissionError():

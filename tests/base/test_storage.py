@@ -122,6 +122,7 @@ def test_what_is_not_there_is_an_error_of_the_systems(bucket):
             with pytest.raises(FileNotFoundError) as error:
                 call()
             assert (error.value.errno, error.value.filename) == (errno.ENOENT, str(there))
+            assert ("bucket" in told(error.value, there)) == ("no-such-bucket" in str(there))
     there.mkdir(parents=True)  # which makes no bucket
     with pytest.raises(FileNotFoundError) as error:
         there.write_bytes(b"x")
