@@ -75,12 +75,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.server.refused += 1
             self._answer(503, [], b"{}")
             return
-        there = http.client.HTTPConnection(self.server.address, timeout=60)
-        there.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() != "host"})
-        answer = there.getresponse()
-        headers = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("content-length", "transfer-encoding")]
-        self._answer(answer.status, headers, answer.read())
-        there.close()
+        with contextlib.closing(http.client.HTTPConnection(self.server.address, timeout=60)) as there:
+            there.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() != "host"})
+            answer = there.getresponse()
+            named = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("content-length", "transfer-encoding")]
+            self._answer(answer.status, named, answer.read())
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)

@@ -56,6 +56,7 @@ def check(result: dict) -> None:
     assert (result["dtype"], result["attention"], result["image_size"]) == ("float32", "einsum", 16)
 
 
+@pytest.mark.long
 def test_train_full(capsys, tmp_path):
     file = tmp_path / "train.json"
     argv = ["train", *MODEL, "--batches=3", "--parts=full", f"--output={file}"]

@@ -98,6 +98,7 @@ def test_preprocessing(monkeypatch, tmp_path, capsys) -> None:
     }
 
 
+@pytest.mark.long
 def test_the_example_serves_it_without_this_package(monkeypatch, tmp_path, capsys) -> None:
     paths = [*write_photos(tmp_path, ["a.jpg", "b.png", "c.jpg"]), str(tmp_path / "16bit.png")]
     Image.fromarray(photo(40, 50, 9)[..., 0].astype(np.uint16) * 257).save(paths[-1])

@@ -109,7 +109,7 @@ def test_a_recorded_teacher_teaches_as_one_beside(runs, kind, tolerance):
         np.testing.assert_allclose(losses(recorded, name), losses(beside, name), rtol=tolerance)
 
 
-@pytest.mark.parametrize("kind", RUN)
+@pytest.mark.parametrize("kind", ["soft", pytest.param("everything", marks=pytest.mark.long)])
 def test_every_weighted_term_is_logged(runs, kind):
     workdir = runs(kind, "co-run")[0]
     base, distillation = losses(workdir, "loss_base"), losses(workdir, "loss_distillation")

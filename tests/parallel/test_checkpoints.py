@@ -61,7 +61,8 @@ if hosts.index() == 0:
         assert "the one before is taken" in err
 
 
-@pytest.mark.parametrize("full", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long
+@pytest.mark.parametrize("full", [0, 1])
 def test_a_disk_that_is_full_for_one_process_costs_all_one_checkpoint(full, tmp_path):
     text = f"""{SAVED}
 if hosts.index() == {full}: limit(20000)

@@ -41,10 +41,8 @@ def run_on(name, config=CONFIG):
     return np.array(losses), state, result
 
 
-KINDS = ["fsdp", *(pytest.param(name, marks=pytest.mark.long) for name in ("data", "tensor"))]
-
-
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
 def test_losses_equal_one_devices(name):
     losses, state, _ = run_on(name)
     np.testing.assert_allclose(losses, run_on("one")[0], rtol=1e-5)
@@ -159,7 +157,14 @@ def test_heads_that_do_not_divide():
         build(tiny_config(), parallel.make_mesh(4, 1, 2), train_source(CONFIG))
 
 
-@pytest.mark.parametrize(("axes", "dtype"), [((2, 2, 2), "float32"), ((2, 2, 2), "bfloat16"), ((2, 4, 1), "bfloat16")])
+@pytest.mark.parametrize(
+    ("axes", "dtype"),
+    [
+        pytest.param((2, 2, 2), "float32", marks=pytest.mark.long),
+        ((2, 2, 2), "bfloat16"),
+        pytest.param((2, 4, 1), "bfloat16", marks=pytest.mark.long),
+    ],
+)
 def test_weights_travel_and_tokens_do_not(axes, dtype):
     """`tensor` cuts queries, keys and values by heads, `fsdp` nothing but weights: read off the compiled step, in which
     no moved array has 11 tokens, of one image or of many in a row."""

@@ -102,7 +102,8 @@ def test_with_fixed_positions_a_step_is_that_of_the_network_of_its_size():
     jax.tree.map(np.testing.assert_array_equal, (state, found), (expected, metrics))
 
 
-@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.long), 4, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("stop", [3, 4, 5])
 def test_a_run_goes_on_exactly_across_the_switch(finished, tmp_path, monkeypatch, stop):
     """With everything on that the recipe has."""
     add = Monitor.add

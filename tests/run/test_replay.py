@@ -127,6 +127,7 @@ def test_the_first_fault_is_named(fields, changes, first, tmp_path, capsys):
         assert len(result["examples"]) == 16
 
 
+@pytest.mark.long
 def test_what_went_in_and_which_examples_by_hand(tmp_path):
     """One image is white and the others are black; 48 inputs of 1 times a huge weight are beyond float32."""
     run = run_of(**PLAIN_DEIT, **PLAIN, **UNMIXED, optim__accumulation=2)
@@ -179,10 +180,11 @@ def test_a_gradient_is_named_with_the_examples_that_it_comes_of(tmp_path):
     "fields",
     [
         {"optim__accumulation": 2, "model__remat": True, **PLAIN_DEIT},
-        pytest.param({"cosub__weight": 0.5, **PLAIN_DEIT}, marks=pytest.mark.long),
+        {"cosub__weight": 0.5, **PLAIN_DEIT},
     ],
     ids=["accumulation", "copies"],
 )
+@pytest.mark.long
 def test_layer_by_layer_the_loss_is_the_compiled_one(fields, tmp_path, monkeypatch):
     """With stochastic depth and mixing: the same keys, rows and arguments."""
     run = run_of(**fields)

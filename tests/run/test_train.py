@@ -290,6 +290,7 @@ def poison(monkeypatch, steps):
 GUARDED = replace(replace(CONFIG, "guard", max_skipped=2, max_rollbacks=1), "checkpoint", every=Duration(3, 0.0, 0))
 
 
+@pytest.mark.long
 def test_a_burst_is_jumped_over_and_repeated_on_resume(tmp_path, monkeypatch):
     poison(monkeypatch, {6, 7})  # the steps that end as 7 and 8; the second is read when 9 is on its way
     train.train(GUARDED, tmp_path / "whole")
