@@ -47,7 +47,6 @@ KINDS = {
     "soft": {**USUAL, "data__image_size_schedule": "4@0,8@0.1"},
     "everything": EVERYTHING,
 }
-RUN = ("soft", "everything")
 
 
 @pytest.fixture(scope="module")
