@@ -17,7 +17,7 @@ import pytest
 
 from deit_jax import cli
 
-PATIENCE = 60  # seconds that a command may take
+PATIENCE = 180  # seconds that a command may take
 
 
 class Hung(BaseException):
