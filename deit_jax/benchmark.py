@@ -254,7 +254,8 @@ def _float_batch(run: Run) -> dict[str, Array]:
     random, size, batch_size = np.random.default_rng(0), run.config.data.image_size, run.config.batch_size
     images = random.standard_normal((batch_size, size, size, 3), np.float32)
     targets = random.dirichlet(np.ones(CLASSES), batch_size).astype(np.float32)
-    rows = parallel.local_rows(run.mesh, batch_size)
+    own = parallel.local_rows(run.mesh, batch_size)
+    rows = slice(own.start, own.stop)
     return parallel.put_batch({"image": images[rows], "target": targets[rows]}, run.mesh, batch_size)
 
 

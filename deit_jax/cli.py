@@ -143,6 +143,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             print(line, file=sys.stderr, flush=True)
     if status in (0, 2):
         sys.exit(status)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     # At once: a thread that waits for a file for ever would keep an ordinary exit waiting.
     os._exit(status)
 

@@ -69,13 +69,14 @@ def own_name(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     given = dict.fromkeys(FLAGS, "")
     for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
-        if name in given:
+        name = f"--{name.lstrip('-')}"
+        if argument.startswith("-") and name in given:
             given[name] = value if equals else following
     try:
         found = _found(given, environment, 0)
         number = "" if found is None or found.process is None else str(found.process)  # a TPU's, which may be alone
-    except UserError:
-        number = given["--process"]
+    except (UserError, KeyError, ValueError):  # of an environment that is none
+        number = given["--process"] if given["--process"].isdecimal() else ""
     return number and f"process {number} ({printable(socket.gethostname())})"
 
 

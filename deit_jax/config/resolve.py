@@ -131,7 +131,7 @@ def for_platform(config: Config, platform: str) -> Config:
         UserError: attention that the platform does not have.
     """
     model = config.model
-    chosen = choose(platform, **{name: getattr(model, name) for name in HOW[platform]})
+    chosen = choose(platform, **{name: getattr(model, name) for name in HOW["cpu"]})
     if chosen["attention"] == "cudnn" and (platform, chosen["dtype"]) != ("gpu", "bfloat16"):
         raise UserError(
             f"config.model.attention: cudnn needs an NVIDIA GPU and bfloat16, here are {platform} and "
@@ -146,7 +146,7 @@ def choose(platform: str, **given: str) -> dict[str, Any]:
     On accelerators in bfloat16, with XLA's attention; on TPUs patches are embedded by a convolution. docs/scaling.md
     compares them.
     """
-    return HOW[platform] | {name: value for name, value in given.items() if value != "auto"}
+    return HOW.get(platform, HOW["gpu"]) | {name: value for name, value in given.items() if value != "auto"}
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -180,8 +180,8 @@ def _patches_backward(kept: tuple[Array, Array, Array], gradient: Array) -> tupl
         "VALID",
         rhs_dilation=kernel.shape[:2],
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
-        preferred_element_type=kernel.dtype,
-    )
+        preferred_element_type=jnp.promote_types(images.dtype, kernel.dtype),
+    ).astype(kernel.dtype)
     return to_images, to_kernel, jnp.sum(gradient, axis=(0, 1, 2), dtype=jnp.float32).astype(bias.dtype)
 
 

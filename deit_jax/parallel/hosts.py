@@ -28,6 +28,7 @@ STEP_TIMEOUT = 1800  # seconds; compiling for large machines takes minutes
 T = TypeVar("T")
 _peers: Peers | None = None
 _watchdog: Watchdog | None = None
+_waited = 0.0
 
 
 def start(cluster: Cluster | None, *, start_timeout: float, step_timeout: float) -> None:
@@ -82,7 +83,18 @@ def at(doing: str, *, compiling: bool = False) -> None:
 
 def gather(value: str) -> list[str]:
     """See `Peers.gather`."""
-    return _peers.gather(value) if _peers else [value]
+    global _waited
+    if not _peers:
+        return [value]
+    start = time.monotonic()
+    told = _peers.gather(value)
+    _waited += time.monotonic() - start
+    return told
+
+
+def waited() -> float:
+    """Seconds that this process has spent in `gather`, where who is early waits for the others."""
+    return _waited
 
 
 def of_first(value: Any) -> Any:
@@ -197,8 +209,12 @@ def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> Non
     while connecting.is_alive():
         connecting.join(0.2)
         if time.monotonic() > until:
-            found = distributed.global_state  # by JAX, where nobody has told it
-            own = f"process {found.process_id} ({printable(socket.gethostname())})"
+            found = distributed.global_state  # by JAX, where nobody has told it, if it has got so far
+            number = cluster.process
+            if number is None and found.coordinator_address:
+                number = found.process_id
+            host = printable(socket.gethostname())
+            own = host if number is None else f"process {number} ({host})"
             at = f" at {found.coordinator_address}" if found.coordinator_address and not cluster.coordinator else ""
             line = (
                 f"{own}: error: {where}{at}: not all processes have come within {start_timeout:g} seconds; start all, "

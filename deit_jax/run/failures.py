@@ -224,4 +224,5 @@ def _read_batch(place: Place, rows: int) -> Batch:
         whole_rows = parts[0][name] if shared else np.concatenate([part[name] for part in parts])
         require(shared or len(whole_rows) == rows, f"{name} has {len(whole_rows)} of {rows} rows")
         (batch.setdefault(group, {}) if group else batch)[leaf] = whole_rows
+    batch.setdefault("place", np.arange(rows, dtype=np.int32))  # which runs of before did not tell: they had no other
     return batch

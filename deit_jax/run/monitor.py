@@ -98,10 +98,11 @@ class Monitor:
         self._waited = np.zeros(jax.process_count())
 
     def wait_for(self, batches: Iterator[tuple[Batch, int]]) -> Batch:
-        """The next batch, its corrupt images counted; the time spent here is the run's data wait."""
-        self._asked_at = time.perf_counter()
+        """The next batch, its corrupt images counted; the time spent here, but for what the processes then tell one
+        another of these, is the run's data wait."""
+        self._asked_at, before = time.perf_counter(), hosts.waited()
         batch, corrupt = next(batches)
-        self._seen = corrupt, time.perf_counter() - self._asked_at
+        self._seen = corrupt, time.perf_counter() - self._asked_at - (hosts.waited() - before)
         return batch
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:

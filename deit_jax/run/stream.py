@@ -163,8 +163,8 @@ def device_batches(
     own = places.ravel()[parallel.local_rows(mesh, batch_size)]
     corrupt, order = Corrupt(len(source), config.data.max_corrupt), _arrangement(config)
     counted = _first_here(mesh, batch_size)
-    hosts = stream(config, source, own.tolist(), first_step=start, total_steps=stop)
-    for step, host in enumerate(hosts, start):
+    made = stream(config, source, own.tolist(), first_step=start, total_steps=stop)
+    for step, host in enumerate(made, start):
         replaced = host.pop("replaced")
         positions = step * batch_size + own
         corrupt.add(example_index(position, examples=len(source), **order) for position in positions[replaced].tolist())

@@ -70,6 +70,10 @@ def test_what_a_process_is_called_before_it_has_met_others():
     assert own_name([], NO_TPU | SLURM) == f"process 3 ({host})"
     assert own_name([], NO_TPU | OPEN_MPI) == f"process 2 ({host})"
     assert own_name(["--config=x.py"], NO_TPU) == ""
+    assert own_name(["-process=1"], NO_TPU) == f"process 1 ({host})"  # as flags may be written
+    assert own_name(["--process", "--x"], NO_TPU) == ""
+    broken = {"OMPI_MCA_orte_hnp_uri": "x"}, SLURM | {"SLURM_NTASKS": ""}
+    assert [own_name([], NO_TPU | environment) for environment in broken] == ["", ""]
 
 
 def test_gpus_that_a_process_sees():

@@ -616,6 +616,10 @@ def test_auto_is_decided_by_the_platform(platform, how):
     assert dataclasses.replace(decided, model=model) == CONFIG  # and nothing else is
 
 
+def test_another_accelerator_is_taken_for_a_gpu():
+    assert for_platform(CONFIG, "METAL") == for_platform(CONFIG, "gpu")
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_what_is_set_stays_set_on_every_platform(platform):
     config = resolve(recipe(model__dtype="bfloat16", model__attention="einsum", model__patch_embedding="conv"))

@@ -1,5 +1,6 @@
 """Patch embedding, activation, initialisation and stochastic depth."""
 
+import itertools
 import math
 
 import jax
@@ -100,6 +101,14 @@ def test_the_gradients_of_patches_are_summed_in_float32():
     out, pull = jax.vjp(convolve_patches, images, kernel, bias)
     for gradient in pull(jnp.ones_like(out))[1:]:
         assert (gradient.dtype, set(gradient.ravel().tolist())) == (jnp.float32, {1025.0})
+
+
+@pytest.mark.parametrize("types", list(itertools.product([jnp.float32, jnp.bfloat16], repeat=2)), ids=str)
+def test_patches_and_their_kernel_may_be_of_different_types(types):
+    images, kernel = jnp.ones((2, 4, 4, 3), types[0]), jnp.ones((2, 2, 3, 5), types[1])
+    out, pull = jax.vjp(convolve_patches, images, kernel, jnp.ones(5, types[1]))
+    assert out.dtype == types[0]
+    assert [gradient.dtype for gradient in pull(out)] == [types[0], types[1], types[1]]
 
 
 def test_drop_path_grows_linearly_or_is_constant():

@@ -198,6 +198,15 @@ def test_the_rows_of_all_processes_are_put_together(kept, tmp_path):
         read_failure(folder, 3)
 
 
+def test_rows_of_before_they_had_a_place_are_in_order(kept, tmp_path):
+    folder = shutil.copytree(kept, tmp_path / "failures")
+    (file,) = (folder / "step_3").glob("*.npz")
+    with np.load(file) as stored:
+        rows = {name: value for name, value in stored.items() if name != "place"}
+    np.savez(file, **rows)
+    assert read_failure(folder, 3).batch["place"].tolist() == list(range(32))
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 1
