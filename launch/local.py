@@ -45,7 +45,8 @@ def main() -> int:
     for name, least in (("processes", 1), ("devices_per_process", 1), ("restarts", 0)):
         if getattr(given, name) < least:
             parser.error(f"--{name}: give a number from {least} on")
-    if given.module == "deit_jax.main" and not any(flag.partition("=")[0] == "--config" for flag in given.flags):
+    named = {f"--{flag.partition('=')[0].lstrip('-')}" for flag in given.flags}  # as absl takes them
+    if given.module == "deit_jax.main" and not named & {"--config", "--help", "--helpfull"}:
         parser.error("--config: missing; give it after --, such as -- --config=configs/quickstart.py")
     for attempt in range(given.restarts + 1):
         status = run(commands(given), given.devices_per_process, dry=given.dry_run)

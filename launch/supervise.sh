@@ -41,13 +41,13 @@ if [[ $log ]]; then
   exec 9>>"$log.pid" || exit 2
   flock --nonblock 9 || fail "$log: written by another supervisor; stop that one, or name another log"
   echo $$ >"$log.pid"
-  [[ ! -e $log.stop ]] || exit 75
+  [[ ! -e $log.stop ]] || { echo "nothing is run: $log.stop is there; remove it, and start anew" >&2; exit 75; }
   exec >>"$log" 2>&1
 fi
 
 say() { echo "supervise: $(date '+%F %T') $(hostname): $*"; }
 
-child='' stopped=''
+child='' stopped='' # child: what is waited for, the command or a pause
 stop() {
   stopped=1
   [[ $child ]] && kill -TERM "$child" 2>/dev/null
@@ -68,6 +68,10 @@ for ((try = 1; ; try++)); do
   child=''
   say "exit status $status"
   [[ $status == 75 || $status == 134 ]] && [[ ! $stopped ]] && ((try < tries)) || exit "$status"
-  sleep "$pause"
+  sleep "$pause" 9>&- &
+  child=$!
+  [[ ! $stopped ]] || stop
+  wait "$child"
+  child=''
   [[ ! $stopped ]] || exit "$status"
 done

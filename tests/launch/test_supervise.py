@@ -64,11 +64,18 @@ def test_a_signal_saves_and_stops(tmp_path, number):
 
 
 def test_a_signal_in_the_pause_stops(tmp_path):
-    process = subprocess.Popen([SCRIPT, "--pause=1", "--log=log", "--", "bash", "-c", "exit 75"], cwd=tmp_path)
+    """At once, and not when it is over."""
+    process = subprocess.Popen([SCRIPT, "--pause=60", "--log=log", "--", "bash", "-c", "exit 75"], cwd=tmp_path)
     wait_for(tmp_path / "log", "exit status 75\n")
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
     assert (tmp_path / "log").read_text().count(": try ") == 1
+
+
+def test_what_was_stopped_says_so(tmp_path):
+    (tmp_path / "log.stop").touch()
+    done = subprocess.run([SCRIPT, "--log=log", "--", "true"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "nothing is run: log.stop is there; remove it, and start anew\n")
 
 
 @pytest.mark.parametrize(
