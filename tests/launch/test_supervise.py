@@ -64,11 +64,23 @@ def test_a_signal_saves_and_stops(tmp_path, number):
 
 
 def test_a_signal_in_the_pause_stops(tmp_path):
-    process = subprocess.Popen([SCRIPT, "--pause=1", "--log=log", "--", "bash", "-c", "exit 75"], cwd=tmp_path)
+    process = subprocess.Popen([SCRIPT, "--pause=60", "--log=log", "--", "bash", "-c", "exit 75"], cwd=tmp_path)
     wait_for(tmp_path / "log", "exit status 75\n")
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
     assert (tmp_path / "log").read_text().count(": try ") == 1
+
+
+def test_a_signal_reaches_what_the_command_waits_for(tmp_path):
+    """A command that ends at once, say, must not leave behind what it has begun."""
+    work = "sleep 60 & echo working; wait"
+    process = subprocess.Popen([SCRIPT, "--", "bash", "-c", work], stdout=subprocess.PIPE, text=True)
+    while process.stdout.readline() != "working\n":
+        pass
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=20)  # until nothing holds the pipe
+    assert process.returncode == 143
+    assert told.endswith("exit status 143\n")
 
 
 @pytest.mark.parametrize(
