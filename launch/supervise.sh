@@ -41,7 +41,7 @@ if [[ $log ]]; then
   exec 9>>"$log.pid" || exit 2
   flock --nonblock 9 || fail "$log: written by another supervisor; stop that one, or name another log"
   echo $$ >"$log.pid"
-  [[ ! -e $log.stop ]] || exit 75
+  [[ ! -e $log.stop ]] || { echo "supervise: nothing is run, since there is $log.stop" >&2 && exit 75; }
   exec >>"$log" 2>&1
 fi
 

@@ -71,6 +71,13 @@ def test_a_signal_in_the_pause_stops(tmp_path):
     assert (tmp_path / "log").read_text().count(": try ") == 1
 
 
+def test_a_stop_file_is_named(tmp_path):
+    (tmp_path / "log.stop").touch()
+    done = subprocess.run([SCRIPT, "--log=log", "--", "touch", "ran"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "supervise: nothing is run, since there is log.stop\n")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_signal_reaches_what_the_command_waits_for(tmp_path):
     """A command that ends at once, say, must not leave behind what it has begun."""
     work = "sleep 60 & echo working; wait"
