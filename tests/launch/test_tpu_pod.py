@@ -197,14 +197,38 @@ def test_resume_does_not_undo_delete(world, states):
     assert [call[4] for call in world.calls()] == ["describe"]
 
 
-def test_resume_asks_until_there_is_room(pod):
+def test_resume_asks_once_a_look_until_there_is_room(pod):
     (pod.folder / "states").write_text("PREEMPTED\n")
     (pod.folder / "full").touch()
     pod.calls()
     assert resume(pod).returncode == 75
+    assert [call[4] for call in pod.calls()] == ["describe", "delete", "create"]
+    assert resume(pod).returncode == 75
     verbs = [call[4] for call in pod.calls() if call[0] == "gcloud"]
-    assert verbs[:4] == ["describe", "delete", "create", "create"]
+    assert verbs[:2] == ["describe", "create"]
     wait_for(lambda: len(training(pod)) == 2)
+
+    stop_training(pod.folder)
+    assert pod.run("gcloud", *"compute tpus tpu-vm delete pod --zone=us-west4-a --quiet".split()).returncode == 0
+    assert resume(pod).returncode == 2  # what was made anew, and deleted then, is not wanted
+
+
+def test_resume_waits_for_the_end_of_what_it_deletes(pod):
+    (pod.folder / "states").write_text("PREEMPTED\n")
+    (pod.folder / "full").touch()
+    assert resume(pod).returncode == 75
+    (pod.folder / "states").write_text("DELETING\n")
+    pod.calls()
+    assert resume(pod).returncode == 75
+    assert [call[4] for call in pod.calls()] == ["describe"]
+
+
+def test_delete_ends_the_asking_for_another(pod):
+    (pod.folder / "states").write_text("PREEMPTED\n")
+    (pod.folder / "full").touch()
+    assert resume(pod).returncode == 75
+    assert pod.run(SCRIPT, "delete", *PLAIN.split()).returncode == 1  # there is nothing to give back
+    assert resume(pod).returncode == 2
 
 
 def test_a_look_that_fails_is_followed_by_another(pod):
