@@ -178,7 +178,7 @@ touch .venv/ready"
 train() { # [FIRST]: on all workers, after the command FIRST
   local word command='.venv/bin/python -m deit_jax.main'
   for word in "${training[@]}"; do command+=" $(quote "$word")"; done
-  everywhere ssh "$name" --command="cd deit_jax && [ -e .venv/ready ] || exit 3
+  everywhere ssh "$name" --command="cd deit_jax 2>/dev/null && [ -e .venv/ready ] || { echo \"\$(hostname): not set up\"; exit 3; }
 $busy
 ${1:+$1
 }nohup setsid bash launch/supervise.sh --log=\"\$HOME/train.log\" -- $command </dev/null >/dev/null 2>&1 &"
@@ -219,7 +219,9 @@ do_resume() {
   forget
   if [[ $STATE == @(ACTIVE|READY) ]]; then
     judge
-    if train; then go_on "started again"; fi # else a worker is not set up
+    local told
+    if told=$(train); then go_on "started again"; fi
+    [[ $told == *': not set up'* ]] || fail "$name: not all workers could be told to start"
   fi
   do_setup
   train

@@ -173,6 +173,17 @@ def test_resume_starts_what_was_lost(pod, ends):
     wait_for(lambda: len(training(pod)) == 2)
 
 
+def test_resume_sets_up_nothing_where_a_worker_is_out_of_reach(pod):
+    """Its code would be newer than that of the workers that have started."""
+    ended(pod, 75, 75)
+    (pod.folder / "cut").touch()
+    pod.calls()
+    assert resume(pod).returncode == 75
+    assert [call[4] for call in pod.calls() if call[0] == "gcloud"] == ["describe", "ssh", "ssh"]
+    assert resume(pod).returncode == 75
+    wait_for(lambda: len(training(pod)) == 2)
+
+
 def test_resume_does_not_undo_stop_whenever_it_comes(pod):
     """Also in the moment between a look and the start that it asks for."""
     assert pod.run(SCRIPT, "stop", *PLAIN.split()).returncode == 0
