@@ -283,7 +283,7 @@ case ${1:-} in
     parse ${TPU_POD:-} "${@:2}"
     [[ $1 != @(create|resume) || $type ]] ||
       fail "--type: missing; name the accelerator type, such as --type=v5litepod-256"
-    [[ $1 != @(start|resume) || " ${training[*]-} " == *" --config"[=\ ]* ]] ||
+    [[ $1 != @(start|resume) || " ${training[*]-} " == *" "?(-)"-config"[=\ ]* ]] ||
       fail "--config: missing; give it with the other flags of deit_jax.main after --"
     "do_$1"
     ;;

@@ -220,7 +220,7 @@ def test_resume_asks_once_a_look_until_there_is_room(pod):
     wait_for(lambda: len(training(pod)) == 2)
 
     stop_training(pod.folder)
-    assert pod.run("gcloud", *"compute tpus tpu-vm delete pod --zone=us-west4-a --quiet".split()).returncode == 0
+    assert pod.run("gcloud", "compute", "tpus", "tpu-vm", "delete", "pod", "--zone=z-a", "--quiet").returncode == 0
     assert resume(pod).returncode == 2  # what was made anew, and deleted then, is not wanted
 
 
@@ -299,6 +299,10 @@ def test_mistakes_cost_a_line(world, arguments, message):
     assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
     assert [call[4] for call in world.calls()] in ([], ["describe"])
+
+
+def test_a_config_may_have_one_dash(world):
+    assert world.run(SCRIPT, "start", "--dry-run", *PLAIN.split(), "--", "-config=x").returncode == 0
 
 
 def test_help_is_the_header(world):
