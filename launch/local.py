@@ -13,6 +13,7 @@ Exit status: 0 when all processes ended well; 75 when the same command goes on; 
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import socket
@@ -45,8 +46,7 @@ def main() -> int:
     for name, least in (("processes", 1), ("devices_per_process", 1), ("restarts", 0)):
         if getattr(given, name) < least:
             parser.error(f"--{name}: give a number from {least} on")
-    named = {f"--{flag.partition('=')[0].lstrip('-')}" for flag in given.flags}  # as absl takes them
-    if given.module == "deit_jax.main" and not named & {"--config", "--help", "--helpfull"}:
+    if given.module == "deit_jax.main" and not any(re.match("--?(config(=|$)|help)", flag) for flag in given.flags):
         parser.error("--config: missing; give it after --, such as -- --config=configs/quickstart.py")
     for attempt in range(given.restarts + 1):
         status = run(commands(given), given.devices_per_process, dry=given.dry_run)

@@ -4,7 +4,7 @@
 #
 #   launch/supervise.sh [--tries=100] [--pause=SECONDS] [--log=FILE] [--dry-run] -- COMMAND...
 #
-# SIGTERM and SIGINT go on to the command, which saves and is not run again. With --log the output is appended to FILE,
+# SIGTERM and SIGINT go on to the command and its process group as SIGTERM; it saves and is not run again. With --log the output is appended to FILE,
 # and FILE.pid, locked while this runs, has the number of the process to send SIGTERM to. Where there is a FILE.stop
 # nothing is run: who makes it first, and then looks at the lock, stops also what has not begun yet.
 set -uo pipefail
@@ -41,7 +41,7 @@ if [[ $log ]]; then
   exec 9>>"$log.pid" || exit 2
   flock --nonblock 9 || fail "$log: written by another supervisor; stop that one, or name another log"
   echo $$ >"$log.pid"
-  [[ ! -e $log.stop ]] || { echo "nothing is run: $log.stop is there; remove it, and start anew" >&2; exit 75; }
+  [[ ! -e $log.stop ]] || { echo "supervise: nothing is run, since there is $log.stop" >&2 && exit 75; }
   exec >>"$log" 2>&1
 fi
 
@@ -50,27 +50,28 @@ say() { echo "supervise: $(date '+%F %T') $(hostname): $*"; }
 child='' stopped='' # child: what is waited for, the command or a pause
 stop() {
   stopped=1
-  [[ $child ]] && kill -TERM "$child" 2>/dev/null
+  [[ $child ]] && kill -TERM -- "-$child" 2>/dev/null
 }
 trap stop TERM INT
 
+start() { # COMMAND...: in a process group of its own, so that a signal also reaches what it waits for
+  set -m
+  "$@" </dev/null 9>&- &
+  child=$!
+  set +m
+  [[ ! $stopped ]] || stop
+}
+
 for ((try = 1; ; try++)); do
   say "try $try of $tries: $*"
-  "$@" 9>&- &
-  child=$!
-  [[ ! $stopped ]] || stop
-  wait "$child"
+  start "$@"
+  while kill -0 "$child" 2>/dev/null; do wait "$child"; done # a signal ends `wait`, not the command
+  wait "$child" # tells the status again
   status=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal ends `wait`, not the command
-    wait "$child"
-    status=$?
-  done
   child=''
   say "exit status $status"
   [[ $status == 75 || $status == 134 ]] && [[ ! $stopped ]] && ((try < tries)) || exit "$status"
-  sleep "$pause" 9>&- &
-  child=$!
-  [[ ! $stopped ]] || stop
+  start sleep "$pause"
   wait "$child"
   child=''
   [[ ! $stopped ]] || exit "$status"

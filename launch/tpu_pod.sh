@@ -83,6 +83,8 @@ parse() {
   [[ $zone =~ ^[a-z]+(-[a-z0-9]+)+$ ]] || fail "--zone=$zone: no zone; give one such as us-west4-a"
   [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices: give a number from 1 on"
   ((slices == 1)) || kind=queued-resources
+  # There while resume makes the TPU anew: one that is not there is wanted then.
+  wanted=${XDG_STATE_HOME:-$HOME/.local/state}/deit_jax/$name.$zone
 }
 
 quote() { # a word as a shell reads it
@@ -176,7 +178,7 @@ touch .venv/ready"
 train() { # [FIRST]: on all workers, after the command FIRST
   local word command='.venv/bin/python -m deit_jax.main'
   for word in "${training[@]}"; do command+=" $(quote "$word")"; done
-  everywhere ssh "$name" --command="cd deit_jax && [ -e .venv/ready ] || exit 3
+  everywhere ssh "$name" --command="cd deit_jax 2>/dev/null && [ -e .venv/ready ] || { echo \"\$(hostname): not set up\"; exit 3; }
 $busy
 ${1:+$1
 }nohup setsid bash launch/supervise.sh --log=\"\$HOME/train.log\" -- $command </dev/null >/dev/null 2>&1 &"
@@ -204,19 +206,23 @@ do_resume() {
     state SUSPENDED
   done
   case $STATE in
-    NOT_FOUND | DELETING) # by somebody who wants it so
-      failure=2 fail "$name is $STATE; create, setup and start make it anew" ;;
+    NOT_FOUND | DELETING)
+      [[ -e $wanted ]] || failure=2 fail "$name is $STATE; create, setup and start make it anew"
+      [[ $STATE == NOT_FOUND ]] || fail "$name is $STATE; the next look asks for another"
+      do_create ;;
     FAILED | SUSPENDED | PREEMPTED | TERMINATED | STOPPED)
       tell "is $STATE; made anew"
-      do_delete
-      until do_create; do
-        tell "could not be made; asking again in 30 s"
-        sleep "${TPU_POD_PAUSE:-30}"
-      done ;;
-    ACTIVE | READY)
-      judge
-      if train; then go_on "started again"; fi ;; # else a worker is not set up
+      [[ $dry_run ]] || { mkdir -p "${wanted%/*}" && touch "$wanted"; }
+      give_back
+      do_create ;;
   esac
+  forget
+  if [[ $STATE == @(ACTIVE|READY) ]]; then
+    judge
+    local told
+    if told=$(train); then go_on "started again"; fi
+    [[ $told == *': not set up'* ]] || fail "$name: not all workers could be told to start"
+  fi
   do_setup
   train
   go_on started
@@ -259,6 +265,13 @@ kill \"\$(cat train.log.pid)\"; flock --timeout 600 train.log.pid true; tail -n 
 }
 
 do_delete() {
+  forget
+  give_back
+}
+
+forget() { [[ $dry_run ]] || rm -f "$wanted"; }
+
+give_back() {
   local force=''
   [[ $kind == tpu-vm ]] || force=--force # with its nodes
   tpu delete "$name" --quiet ${force:+"$force"}
@@ -270,7 +283,7 @@ case ${1:-} in
     parse ${TPU_POD:-} "${@:2}"
     [[ $1 != @(create|resume) || $type ]] ||
       fail "--type: missing; name the accelerator type, such as --type=v5litepod-256"
-    [[ $1 != @(start|resume) || " ${training[*]-} " == *" --config"[=\ ]* ]] ||
+    [[ $1 != @(start|resume) || " ${training[*]-} " == *" "?(-)"-config"[=\ ]* ]] ||
       fail "--config: missing; give it with the other flags of deit_jax.main after --"
     "do_$1"
     ;;

@@ -44,7 +44,13 @@ def worlds(tmp_path):
     def make():
         folder = tmp_path / f"world{next(made)}"
         folder.mkdir()
-        more = {"PATH": path, "FAKES": str(folder), "TPU_POD_PAUSE": "0", "TMPDIR": str(tmp_path)}
+        more = {
+            "PATH": path,
+            "FAKES": str(folder),
+            "TPU_POD_PAUSE": "0",
+            "TMPDIR": str(tmp_path),
+            "XDG_STATE_HOME": str(folder),
+        }
         return World(folder, kept | more)
 
     return make

@@ -54,6 +54,13 @@ def test_dry_run_prints_what_would_run(module):
     assert len(told) == 2
 
 
+@pytest.mark.parametrize("flag", ["--config=x", "-config=x", "--help", "-help"])
+def test_a_config_with_one_dash_or_two_and_help_are_taken(flag):
+    shown = subprocess.run([*LOCAL, "--dry-run", "--", flag], capture_output=True, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f" {flag} " in shown.stdout
+
+
 def test_ctrl_c_reaches_each_process_once(module):
     """A terminal sends it to the launcher and to whoever is in its group."""
     heard = ["env", "--default-signal=INT"]  # a shell's background jobs ignore it

@@ -74,6 +74,10 @@ def test_mistakes_cost_a_line(world, arguments, message):
     assert world.calls() == []
 
 
+def test_a_config_may_have_one_dash(world):
+    assert world.run("bash", SCRIPT, "--dry-run", "-config=x").returncode == 0
+
+
 def test_help_is_the_header(world):
     shown = world.run("bash", SCRIPT, "--help")
     assert shown.stdout.startswith("Trains on a SLURM cluster")

@@ -64,7 +64,6 @@ def test_a_signal_saves_and_stops(tmp_path, number):
 
 
 def test_a_signal_in_the_pause_stops(tmp_path):
-    """At once, and not when it is over."""
     process = subprocess.Popen([SCRIPT, "--pause=60", "--log=log", "--", "bash", "-c", "exit 75"], cwd=tmp_path)
     wait_for(tmp_path / "log", "exit status 75\n")
     process.send_signal(signal.SIGTERM)
@@ -72,10 +71,23 @@ def test_a_signal_in_the_pause_stops(tmp_path):
     assert (tmp_path / "log").read_text().count(": try ") == 1
 
 
-def test_what_was_stopped_says_so(tmp_path):
+def test_a_stop_file_is_named(tmp_path):
     (tmp_path / "log.stop").touch()
-    done = subprocess.run([SCRIPT, "--log=log", "--", "true"], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (75, "nothing is run: log.stop is there; remove it, and start anew\n")
+    done = subprocess.run([SCRIPT, "--log=log", "--", "touch", "ran"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "supervise: nothing is run, since there is log.stop\n")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_signal_reaches_what_the_command_waits_for(tmp_path):
+    """A command that ends at once, say, must not leave behind what it has begun."""
+    work = "sleep 60 & echo working; wait"
+    process = subprocess.Popen([SCRIPT, "--", "bash", "-c", work], stdout=subprocess.PIPE, text=True)
+    while process.stdout.readline() != "working\n":
+        pass
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=20)  # until nothing holds the pipe
+    assert process.returncode == 143
+    assert told.endswith("exit status 143\n")
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,17 @@ def test_resume_starts_what_was_lost(pod, ends):
     wait_for(lambda: len(training(pod)) == 2)
 
 
+def test_resume_sets_up_nothing_where_a_worker_is_out_of_reach(pod):
+    """Its code would be newer than that of the workers that have started."""
+    ended(pod, 75, 75)
+    (pod.folder / "cut").touch()
+    pod.calls()
+    assert resume(pod).returncode == 75
+    assert [call[4] for call in pod.calls() if call[0] == "gcloud"] == ["describe", "ssh", "ssh"]
+    assert resume(pod).returncode == 75
+    wait_for(lambda: len(training(pod)) == 2)
+
+
 def test_resume_does_not_undo_stop_whenever_it_comes(pod):
     """Also in the moment between a look and the start that it asks for."""
     assert pod.run(SCRIPT, "stop", *PLAIN.split()).returncode == 0
@@ -197,14 +208,38 @@ def test_resume_does_not_undo_delete(world, states):
     assert [call[4] for call in world.calls()] == ["describe"]
 
 
-def test_resume_asks_until_there_is_room(pod):
+def test_resume_asks_once_a_look_until_there_is_room(pod):
     (pod.folder / "states").write_text("PREEMPTED\n")
     (pod.folder / "full").touch()
     pod.calls()
     assert resume(pod).returncode == 75
+    assert [call[4] for call in pod.calls()] == ["describe", "delete", "create"]
+    assert resume(pod).returncode == 75
     verbs = [call[4] for call in pod.calls() if call[0] == "gcloud"]
-    assert verbs[:4] == ["describe", "delete", "create", "create"]
+    assert verbs[:2] == ["describe", "create"]
     wait_for(lambda: len(training(pod)) == 2)
+
+    stop_training(pod.folder)
+    assert pod.run("gcloud", "compute", "tpus", "tpu-vm", "delete", "pod", "--zone=z-a", "--quiet").returncode == 0
+    assert resume(pod).returncode == 2  # what was made anew, and deleted then, is not wanted
+
+
+def test_resume_waits_for_the_end_of_what_it_deletes(pod):
+    (pod.folder / "states").write_text("PREEMPTED\n")
+    (pod.folder / "full").touch()
+    assert resume(pod).returncode == 75
+    (pod.folder / "states").write_text("DELETING\n")
+    pod.calls()
+    assert resume(pod).returncode == 75
+    assert [call[4] for call in pod.calls()] == ["describe"]
+
+
+def test_delete_ends_the_asking_for_another(pod):
+    (pod.folder / "states").write_text("PREEMPTED\n")
+    (pod.folder / "full").touch()
+    assert resume(pod).returncode == 75
+    assert pod.run(SCRIPT, "delete", *PLAIN.split()).returncode == 1  # there is nothing to give back
+    assert resume(pod).returncode == 2
 
 
 def test_a_look_that_fails_is_followed_by_another(pod):
@@ -264,6 +299,10 @@ def test_mistakes_cost_a_line(world, arguments, message):
     assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
     assert [call[4] for call in world.calls()] in ([], ["describe"])
+
+
+def test_a_config_may_have_one_dash(world):
+    assert world.run(SCRIPT, "start", "--dry-run", *PLAIN.split(), "--", "-config=x").returncode == 0
 
 
 def test_help_is_the_header(world):
