@@ -4,9 +4,10 @@
 #
 #   launch/supervise.sh [--tries=100] [--pause=SECONDS] [--log=FILE] [--dry-run] -- COMMAND...
 #
-# SIGTERM and SIGINT go on to the command and its process group as SIGTERM; it saves and is not run again. With --log the output is appended to FILE,
-# and FILE.pid, locked while this runs, has the number of the process to send SIGTERM to. Where there is a FILE.stop
-# nothing is run: who makes it first, and then looks at the lock, stops also what has not begun yet.
+# SIGTERM and SIGINT go on to the command and its process group as SIGTERM; it saves and is not run again. With --log the
+# output is appended to FILE, and FILE.pid, locked while this runs, has the number of the process to send SIGTERM to.
+# Where there is a FILE.stop nothing is run: who makes it first, and then looks at the lock, stops also what has not begun
+# yet.
 set -uo pipefail
 
 fail() {

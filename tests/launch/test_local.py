@@ -91,13 +91,6 @@ def test_mistakes_cost_a_line(arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag", ["--help", "-config=x"])
-def test_what_needs_no_config_or_has_it_is_started(flag):
-    done = subprocess.run([*LOCAL, "--dry-run", "--", flag], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert flag in done.stdout
-
-
 @pytest.mark.parametrize("stopped", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_one_that_stands_does_not_keep_the_launcher(module, stopped):
     """The other ends with 75; nobody waits for this one, to which SIGTERM does not come."""
