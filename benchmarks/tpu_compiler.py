@@ -92,6 +92,7 @@ def ask(given: argparse.Namespace, attend: Any = None, **fields: Any) -> dict[st
     run = build(config, open_mesh(config, devices), source)
     batch = batch_shapes(config, run.mesh, size, {})
     kinds = {"xla": attend(IMPLEMENTATIONS["xla"])} if attend else {}
+    jax.clear_caches()  # of blocks that were traced with another attention
     with mock.patch.dict(IMPLEMENTATIONS, kinds):
         step = run.train_step().lower(run.target, batch, np.uint32(0))
     compiled = step.compile()

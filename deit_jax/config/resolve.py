@@ -141,7 +141,7 @@ def for_platform(config: Config, platform: str) -> Config:
 
 
 def choose(platform: str, **given: str) -> dict[str, Any]:
-    """How a network computes on `cpu`, `gpu` or `tpu`: those of `HOW`, but those `given` unless they are `auto`.
+    """How a network computes on `cpu`, `gpu` or `tpu`: what is `given` and not `auto`, and for the rest what `HOW` has.
 
     On accelerators in bfloat16, with XLA's attention; on TPUs patches are embedded by a convolution. docs/scaling.md
     compares them.
