@@ -40,7 +40,8 @@ fi
 if [[ $log ]]; then
   mkdir -p "$(dirname "$log")" || exit 2
   exec 9>>"$log.pid" || exit 2
-  flock --nonblock 9 || fail "$log: written by another supervisor; stop that one, or name another log"
+  # A second: who looks whether training runs takes the lock for a moment.
+  flock --timeout 1 9 || fail "$log: written by another supervisor; stop that one, or name another log"
   echo $$ >"$log.pid"
   [[ ! -e $log.stop ]] || { echo "supervise: nothing is run, since there is $log.stop" >&2 && exit 75; }
   exec >>"$log" 2>&1
