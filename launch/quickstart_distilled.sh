@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The whole method on handwritten digits: a teacher, what it says recorded, a distilled student, and the student
 # without a teacher to compare. Minutes on two CPU cores.
-#   bash launch/quickstart_distilled.sh [PYTHON]
+#   bash launch/quickstart_distilled.sh [--dry-run] [PYTHON]
 set -euo pipefail
+dry_run=''
+[[ ${1:-} != --dry-run ]] || { dry_run=1 && shift; }
 python=${1:-python}
 if ! command -v -- "$python" >/dev/null; then
   echo "error: $python: no such program; give a Python, such as .venv/bin/python" >&2
@@ -11,16 +13,20 @@ fi
 epochs=${EPOCHS:-40} # of the students
 store=runs/quickstart_store_$epochs
 
+run() { # COMMAND...
+  if [[ $dry_run ]]; then printf '%q ' "$@" && echo; else "$@"; fi
+}
 train() { # CONFIG [flags]: the run's result, the last line of its output
   local config=$1
   shift
-  "$python" -m deit_jax.main --config="configs/$config.py" "$@" | tee >(cat >&2) | tail -n 1
+  run "$python" -m deit_jax.main --config="configs/$config.py" "$@" | tee >(cat >&2) | tail -n 1
 }
 teacher=$(train quickstart_teacher)
 student=(--config.total_epochs="$epochs")
-"$python" -m deit_jax.precompute --config=configs/quickstart_distilled.py "${student[@]}" --output="$store" >&2
+run "$python" -m deit_jax.precompute --config=configs/quickstart_distilled.py "${student[@]}" --output="$store" >&2
 distilled=$(train quickstart_distilled "${student[@]}" --config.distillation.store="$store")
 alone=$(train quickstart "${student[@]}" --workdir=runs/quickstart_alone)
+[[ ! $dry_run ]] || exit 0
 "$python" - "$teacher" "$distilled" "$alone" <<'END'
 import json
 import sys

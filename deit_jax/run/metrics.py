@@ -22,7 +22,6 @@ from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import MAX_STEP
 
 Row = dict[str, Any]
-Batch = dict[str, Any]
 
 
 class Writer:

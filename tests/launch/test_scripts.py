@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from documented import TABLES, Refused, parse
 
-from deit_jax import main
+from deit_jax import main, precompute
 
 SCRIPTS = sorted(
     path.relative_to(ROOT)
@@ -19,6 +19,14 @@ SCRIPTS = sorted(
     for path in ROOT.glob(pattern)
 )
 DOCUMENTS = ["docs/launching.md", "docs/scaling.md"]
+
+
+class Configured(Exception):
+    """What would be trained or planned is known."""
+
+
+def stop(*_):
+    raise Configured
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
@@ -30,10 +38,26 @@ def test_shellcheck_finds_nothing(script):
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
-def test_the_quickstart_takes_a_python_and_no_flags(world):
-    done = world.run("launch/quickstart_distilled.sh", "--dry-run")
+def test_the_quickstart_takes_a_python_and_shows_what_it_would_run(world, monkeypatch):
+    done = world.run("launch/quickstart_distilled.sh", "--now")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: --dry-run: no such program; give a Python")
+    assert done.stderr.startswith("error: --now: no such program; give a Python")
+
+    done = world.run("launch/quickstart_distilled.sh", "--dry-run", sys.executable)
+    commands = [shlex.split(line) for line in done.stderr.splitlines()]
+    assert (done.returncode, done.stdout) == (0, "")
+    assert [(command[2], command[3].partition("configs/")[2]) for command in commands] == [
+        ("deit_jax.main", "quickstart_teacher.py"),
+        ("deit_jax.precompute", "quickstart_distilled.py"),
+        ("deit_jax.main", "quickstart_distilled.py"),
+        ("deit_jax.main", "quickstart.py"),
+    ]
+    monkeypatch.chdir(ROOT)
+    for program in (main, precompute):
+        monkeypatch.setattr(program.cli, "start_hosts", stop)
+    for _, _, program, *flags in commands:
+        with pytest.raises(Configured):
+            {"deit_jax.main": main, "deit_jax.precompute": precompute}[program].main(flags)
 
 
 def lines(document):
@@ -77,15 +101,8 @@ def test_documented_commands_are_taken(world, document):
     )
 
 
-class Configured(Exception):
-    """What would be trained or planned is known."""
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_documented_trainings_have_flags_and_fields_that_exist(monkeypatch, document):
-    def stop(*_):
-        raise Configured
-
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(main.cli, "start_hosts", stop)
     monkeypatch.setattr(main, "_plan", stop)
