@@ -1,5 +1,6 @@
 """What the processes of a run compare, and what they tell one another, with data of their own: without a run."""
 
+import json
 import shutil
 import socket
 
@@ -22,6 +23,30 @@ from pathlib import Path
 from deit_jax.distill import Store
 from deit_jax.distill.teaching import require_same_store
 require_same_store(Store(Path({directory!r}), fingerprint={{}}, rows=20, soft=True))
+"""
+# The second one waits for its data, for about as long as it does other things.
+SLOW = """
+import itertools
+from pathlib import Path
+import jax
+from deit_jax import parallel
+from deit_jax.run.interrupt import Interrupt
+from deit_jax.run.metrics import Writer
+from deit_jax.run.monitor import Monitor
+from deit_jax.run.workdir import Workdir
+first = hosts.index() == 0
+of_first = {{"step": 0, "tensorboard": False, "wandb": False, "config": {{}}}}
+exchange = parallel.Exchange(parallel.make_mesh())
+given = {{"start": 0, "total": 6, "log_every": 2, "batch_size": 32, "show": True}}
+writer = Writer(Workdir(Path({directory!r})), **of_first) if first else None
+monitor = Monitor(writer, exchange, Interrupt(alone=False), **given)
+batches = (time.sleep(0 if first else 0.3) or ({{}}, 0) for _ in itertools.count())
+for step in range(1, 7):
+    monitor.wait_for(batches)
+    time.sleep(0.3)
+    monitor.add(step, {{"loss": 1.0, "skipped_in_a_row": 0}})
+monitor.settle()
+monitor.close()
 """
 
 
@@ -77,3 +102,15 @@ def test_recordings_that_differ_are_named(changed, tmp_path):
     assert (first, second) == (2, 2)
     assert "error: what is in config.distillation.store: is 'of checksum " in said + told
     assert f" in process 1 ({HOST}); start all of a run" in said + told
+
+
+def test_the_process_that_waits_for_its_data_is_named(tmp_path):
+    (first, _, bar), (second, _, _) = of_two(SLOW, tmp_path, tmp_path)
+    assert (first, second) == (0, 0)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    for row in rows:
+        waits = [row["train/data_wait/0"], row["train/data_wait/1"]]
+        assert row["train/data_wait_process"] == 1
+        assert row["train/data_wait"] == waits[1] > waits[0] + 0.2
+    assert f"data wait {rows[-1]['train/data_wait']:.0%} of process 1 ({HOST})" in bar
