@@ -81,11 +81,43 @@ def test_two_processes_of_four_devices(runs):
     """Cut over fsdp, taught by a hard teacher beside them."""
     one, many = runs(ONE, DATA, "hard"), runs(TWO, FSDP4, "hard")
     check_equal(many, one)
+    assert all((many / name).exists() for name in ("curves.png", "confusion.png", "per_class.csv", "predictions.csv"))
     assert (facts_of(many)["processes"], facts_of(many)["devices"]) == (2, 8)
     assert facts_of(many)["parameter_bytes_per_device"] <= 0.35 * facts_of(one)["parameter_bytes_per_device"]
     for row in read_rows(many / "metrics.jsonl"):
         waits = [row["train/data_wait/0"], row["train/data_wait/1"]]
         assert row["train/data_wait"] == max(waits) == waits[row["train/data_wait_process"]]
+
+
+@pytest.mark.long
+def test_an_evaluation_is_that_of_one_process(tmp_path):
+    """What it says, and the files that it makes anew; of a run's events there is one file, not one a process."""
+    flags, reports = [*FLAGS, f"--workdir={tmp_path}"], ("confusion.png", "per_class.csv", "predictions.csv")
+    assert run(2, 2, [*flags, *FSDP2, "--config.log.tensorboard=True"]).status == 0
+    assert (tmp_path / "curves.png").exists()
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    results, tables = [], []
+    for shape, mesh in (((2, 2), FSDP2), (ONE, DATA)):
+        for name in reports:
+            (tmp_path / name).unlink()
+        ended = run(*shape, [*flags, *mesh, "--mode=evaluate"])
+        assert ended.status == 0, ended.err
+        assert all((tmp_path / name).exists() for name in reports)
+        results.append(ended.result)
+        tables.append((tmp_path / "per_class.csv").read_text())
+    many, one = results
+    assert tables[0] == tables[1]
+    for ours, theirs in ((many, one), (many.pop("ema"), one.pop("ema"))):
+        assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), rel=1e-5)
+    assert many == one
+
+
+@pytest.mark.long
+def test_a_benchmark_of_two_processes():
+    flags = ["train", "--model=deit_tiny_patch16_224", "--batch_size=4", "--batches=2"]
+    ended = run(2, 1, flags, module="deit_jax.benchmark")
+    assert ended.status == 0, ended.err
+    assert ended.result["images_per_second"] > 0
 
 
 @pytest.mark.long
