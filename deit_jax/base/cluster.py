@@ -46,7 +46,8 @@ def find(
         local_devices: the value of `LOCAL_DEVICES`: numbers of this process's own GPUs, with commas.
 
     Raises:
-        UserError: of three values that belong together one is missing, or is none; or so it is with the devices.
+        UserError: of three values that belong together one is missing, or is none; or so it is with the devices; or
+            there may be others, and nothing to find them by.
     """
     found = _found(given, environment, gpus)
     if not local_devices:
@@ -101,7 +102,13 @@ def _found(given: Mapping[str, str], environment: Mapping[str, str], gpus: int) 
         return Cluster("SLURM", None, processes, process, _share(rank, on_host, gpus))
     if environment.get("JAX_PLATFORMS", "tpu").startswith("tpu") and importlib.util.find_spec("libtpu"):
         return Cluster("TPU")
-    if "JOB_COMPLETION_INDEX" in environment and importlib.util.find_spec("kubernetes"):
+    if "JOB_COMPLETION_INDEX" in environment:  # which only the pods of an Indexed job have
+        if not importlib.util.find_spec("kubernetes"):  # by which JAX asks for the others
+            raise UserError(
+                f"JOB_COMPLETION_INDEX: is {environment['JOB_COMPLETION_INDEX']}, so that this may be one of several "
+                f"pods, which find each other by a package that is not there; pip install kubernetes, or give "
+                f"{', '.join(FLAGS)}, in a pod that is alone --coordinator=localhost:1 --processes=1 --process=0"
+            )
         return Cluster("Kubernetes")
     return None
 

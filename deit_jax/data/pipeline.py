@@ -19,7 +19,7 @@ from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.text import printable
 from deit_jax.data.decode import CorruptImage, decode
 from deit_jax.data.index import example_index
-from deit_jax.data.records import Record, Source
+from deit_jax.data.records import Record, Source, fingerprint
 from deit_jax.data.train_transform import TrainTransform, View
 from deit_jax.data.transforms import eval_transform
 
@@ -228,6 +228,15 @@ def readable(source: Source, index: int) -> bool:
         _warn_once(f"{error}; cannot be decoded")
         return False
     return True
+
+
+def checksum(source: Source, index: int) -> str:
+    """Of an image as it is stored, and of its label, in words, also where it is damaged. Errors as of the batches."""
+    try:
+        image, label, _ = _fetch(source, index)
+    except CorruptImage:
+        return "damaged"
+    return f"of checksum {fingerprint((image if isinstance(image, bytes) else image.tobytes(), str(label)))}"
 
 
 def _read(source: Source, index: int, *, exif: bool = True) -> tuple[np.ndarray, int]:

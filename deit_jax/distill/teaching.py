@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -19,6 +20,7 @@ from deit_jax.config.schema import Config
 from deit_jax.data import IMAGES_VERSION, Source
 from deit_jax.data.records import fingerprint as digest
 from deit_jax.distill.open import FIELD, is_artefact, open_teacher
+from deit_jax.distill.store import FIELD as STORE
 from deit_jax.distill.store import Header, Store, read_header
 from deit_jax.distill.summary import expand
 from deit_jax.distill.teacher import Teacher
@@ -64,6 +66,7 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
         return Teaching()
     if distillation.store:
         store = open_store(config, source, rows)
+        require_same_store(store)
         notes = _notes(store.header, config)
         return Teaching(from_recorded(classes), store=store, notes=notes)
     teacher = open_teacher(config, source.class_names).on(mesh)
@@ -108,6 +111,13 @@ def open_store(config: Config, source: Source, rows: int) -> Store:
         rows=len(source) if header.views == "one" else rows,
         soft=distillation.kind == "soft",
     )
+
+
+def require_same_store(store: Store) -> None:
+    """Raises `UserError`, in all processes, unless the first chunk of what they have opened is the same."""
+    if hosts.several():
+        rows = np.arange(min(store.header.chunk, store.header.rows))
+        hosts.require_equal(f"what is in {STORE}", (dataclasses.asdict(store.header), store.read(rows, rows)))
 
 
 def fingerprint(config: Config, source: Source, teacher: Teacher | None, views: str) -> dict[str, Any]:

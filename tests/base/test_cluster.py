@@ -9,6 +9,7 @@ from deit_jax.base.cluster import FLAGS, VARIABLES, Cluster, find, own_name, vis
 from deit_jax.base.errors import UserError
 
 NONE = dict.fromkeys(FLAGS, "")
+INDEXED = {"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
 
 def given(*values):
@@ -25,7 +26,8 @@ def test_a_process_alone():
     assert found(SLURM | {"SLURM_NTASKS": "1"}) is None
     assert found({name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}) is None
     assert found(OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"}) is None
-    assert found({"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
+    assert found({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
+    assert found(INDEXED, flags=given("localhost:1", "1", "0")) is None
     assert found({VARIABLES[0]: "a:1"}) is None  # an address for a cluster that JAX may know
 
 
@@ -34,6 +36,31 @@ def test_flags_go_before_variables_and_those_before_clusters():
     assert found(SLURM | variables, flags=given("a:1", "2", "1")) == Cluster("--coordinator", "a:1", 2, 1)
     assert found(SLURM | variables) == Cluster(VARIABLES[0], "b:2", 8, 7)
     assert found(SLURM | OPEN_MPI).source == "Open MPI"  # as JAX has it
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Those that are there, of the two that tell of others."""
+    there: set[str] = set()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in there)
+    return there
+
+
+def test_pods_of_an_indexed_job_find_each_other_or_say_what_is_missing(packages):
+    """Each by itself they would all train the same run, into the same workdir."""
+    with pytest.raises(UserError, match=r"^JOB_COMPLETION_INDEX: is 3, .*; pip install kubernetes, or give --coord"):
+        found(INDEXED)
+    assert own_name([], NO_TPU | INDEXED) == ""
+    assert found(INDEXED, flags=given("a:1", "4", "3")) == Cluster("--coordinator", "a:1", 4, 3)
+    assert found(INDEXED | dict(zip(VARIABLES, ("a:1", "4", "3"), strict=True))) == Cluster(VARIABLES[0], "a:1", 4, 3)
+    packages.add("kubernetes")
+    assert found(INDEXED) == Cluster("Kubernetes")
+
+
+@pytest.mark.parametrize("platforms", [{}, {"JAX_PLATFORMS": "tpu,cpu"}])
+def test_pods_on_tpus_need_no_package_of_kubernetes(platforms, packages):
+    packages.add("libtpu")
+    assert find(NONE, INDEXED | platforms, gpus=0) == Cluster("TPU")
 
 
 def test_a_host_shares_its_gpus_out():
