@@ -97,12 +97,13 @@ def waited() -> float:
     return _waited
 
 
-def of_first(value: Any) -> Any:
-    """What process 0 gives, of what JSON holds; all have to ask.
+def of_first(read: Callable[[], Any]) -> Any:
+    """What process 0 reads, of what JSON holds; all have to ask, and the others read nothing.
 
-    Of a shared folder, say: for a while it may look older to others.
+    In a shared folder, say: for a while it may look older to others, and what each of them made of it by itself would
+    part their ways.
     """
-    return json.loads(gather(json.dumps(value))[0])
+    return json.loads(gather("" if index() else json.dumps(read()))[0])
 
 
 def all_agree(yes: bool) -> bool:

@@ -139,7 +139,7 @@ class Checkpoints(CheckpointDirectory):
         """
         self.finish()
         moved = False
-        while (step := hosts.of_first(self.latest())) is not None:
+        while (step := hosts.of_first(self.latest)) is not None:
             state, reason = None, ""
             try:
                 self.top1(step)
@@ -221,5 +221,5 @@ def _remove(folder: Any) -> None:
 
 
 def has_steps(directory: Place) -> bool:
-    """Whether a checkpoint, whole or not, is in the directory; makes nothing."""
-    return bool(CheckpointDirectory(directory).steps())
+    """Whether a checkpoint, whole or not, is in the directory, as process 0 sees it; makes nothing."""
+    return hosts.of_first(lambda: bool(CheckpointDirectory(directory).steps()))

@@ -242,7 +242,7 @@ def evaluate(config: Config, workdir: Place) -> dict[str, Any]:
             f"--workdir: {workdir} has no checkpoints; train first, name the workdir of a run, or set config.init_from"
         )
     checkpoints = CheckpointDirectory(workdir / CHECKPOINTS)
-    step = hosts.of_first(checkpoints.best())
+    step = hosts.of_first(checkpoints.best)
     if step is None:
         raise UserError(f"--workdir: no checkpoint in {workdir}/checkpoints can be read; bring one back from a copy")
     try:
