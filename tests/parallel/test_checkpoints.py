@@ -92,6 +92,29 @@ def test_what_the_first_process_reads_decides_for_all(tmp_path):
         assert (status, said(out)) == (0, ["7 1 {5}", "True False 3", f"done {i}"]), err
 
 
+def test_a_failing_step_that_the_first_process_has_no_room_for_costs_all_a_warning(tmp_path):
+    """And what is saved after it has the same names in all of them."""
+    text = f"""{BEGIN}
+from deit_jax.run.failures import Failures
+from deit_jax.run.workdir import Workdir
+failures, mkdir = Failures(Workdir(root), None, meta), pathlib.Path.mkdir
+def no_room(path, *given, **options):
+    raise OSError(28, "No space left on device", str(path))
+def keep(step):
+    return failures._done(step, lambda: failures._keep_weights(root / "failures" / f"step_{{step}}", step, state(step)))
+if hosts.index() == 0: pathlib.Path.mkdir = no_room
+print(keep(7), checkpoints._begin(state(8), meta))
+pathlib.Path.mkdir = mkdir
+print(keep(9))
+checkpoints.save(state(10), meta, last=True)
+print(checkpoints.steps())
+""".replace("ROOT", str(tmp_path))
+    for i, (status, out, err) in enumerate(end(start(text, step_timeout=120))):
+        assert (status, said(out)) == (0, ["False False", "True", "[10]", f"done {i}"]), err
+        assert "step 7: is not kept: process 0 " in err
+        assert "checkpoints failed: [Errno 28] No space left on device" in err
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("full", [0, 1])
 def test_a_disk_that_is_full_for_one_process_costs_all_one_checkpoint(full, tmp_path):
