@@ -256,6 +256,8 @@ def start_jax() -> str:
     """
     import jax  # not at the top: it takes half a second, and a mistake in the command line is told before
 
+    if module := sys.modules.get("deit_jax.parallel.hosts"):
+        module.at("the start of JAX", compiling=True)
     notes = []
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         try:

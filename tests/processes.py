@@ -61,7 +61,7 @@ FLAGS = [
 
 @dataclasses.dataclass
 class Ended:
-    """How a run ended: its exit status, what it printed, and the seconds that it took."""
+    """How a run ended: its exit status, what it printed, and the seconds that it took after what came `during` it."""
 
     status: int
     out: str
@@ -87,7 +87,6 @@ def run(
     during: Callable[[subprocess.Popen], None] = lambda process: None,
 ) -> Ended:
     """Runs a command to its end; `during` is called with the launcher, whose children are the processes."""
-    begun = time.monotonic()
     process = subprocess.Popen(
         command(processes, devices, flags, module=module),
         cwd=ROOT,
@@ -98,6 +97,7 @@ def run(
     )
     try:
         during(process)
+        begun = time.monotonic()
         out, err = process.communicate(timeout=PATIENCE)
     finally:
         if process.poll() is None:

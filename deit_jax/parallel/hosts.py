@@ -58,6 +58,7 @@ def start(cluster: Cluster | None, *, start_timeout: float, step_timeout: float)
     elif step_timeout:
         _watchdog = Watchdog(step_timeout, end=_end_alone)
         _watchdog.start()
+    at("its start", compiling=True)
 
 
 def several() -> bool:

@@ -162,6 +162,7 @@ def require_readable(source: Source, config: Config) -> None:
     Raises:
         UserError: more of them than `data.max_corrupt` allows.
     """
+    hosts.at("images of the evaluation split", compiling=True)
     look = functools.partial(map_in_threads, max(1, config.data.threads), functools.partial(readable, source))
     if all(look(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist())):
         return
@@ -235,6 +236,7 @@ def evaluate(config: Config, workdir: Place) -> dict[str, Any]:
         UserError: there are no weights, or they are those of another model.
     """
     mesh = open_mesh(config)
+    hosts.at("the weights to evaluate", compiling=True)
     if not has_steps(workdir / CHECKPOINTS):
         if config.init_from:
             return _evaluate_init(config, workdir, mesh)
@@ -264,6 +266,7 @@ def _evaluate_step(
         f"step {step} of --workdir", {path: entry["checksum"] for path, entry in meta["arrays"].items()}
     )
     run = build(config, mesh, eval_source(config, class_names))
+    hosts.at(f"step {step} of --workdir", compiling=True)
     return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))
 
 

@@ -9,7 +9,7 @@ import time
 
 import jax
 import pytest
-from processes import NO_TPU, OPEN_MPI, PROGRAM, ROOT, SLURM, end, start
+from processes import NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, end, start
 
 from deit_jax.base.cluster import VARIABLES, Cluster
 from deit_jax.parallel import hosts
@@ -134,6 +134,40 @@ def test_one_that_hangs_is_named_with_its_stacks():
     assert "in hang" in said or "the data of step 7" in heard
     assert "has taken 4 seconds, as long as --step_timeout allows" in both
     assert "the data of step 7" in both
+
+
+# A command of one process in which something hangs; what compiles has no minutes here.
+HANGING = """
+import time, jax
+import deit_jax.distill.open
+from deit_jax import cli, main, precompute
+from deit_jax.parallel import watchdog
+from deit_jax.run import evaluate, stream, train
+def hang(*given, **options): time.sleep(1000)
+watchdog.COMPILING, WHERE = 0, hang
+cli.run(COMMAND.main)
+"""
+HARD = ["--config.distillation.kind=hard", "--config.distillation.teacher.name=deit_tiny_patch16_224", "--output=store"]
+
+
+@pytest.mark.parametrize(
+    ("module", "where", "flags", "doing"),
+    [
+        ("main", "jax.default_backend", [], "the start of JAX"),
+        pytest.param("main", "stream.open_source", [], "the training split", marks=pytest.mark.long),
+        ("main", "evaluate.has_steps", ["--mode=evaluate"], "the weights to evaluate"),
+        pytest.param("precompute", "deit_jax.distill.open._from_registry", HARD, "the teacher", marks=pytest.mark.long),
+    ],
+)
+def test_what_hangs_before_the_first_step_is_ended_and_named(module, where, flags, doing, tmp_path):
+    program = HANGING.replace("WHERE", where).replace("COMMAND", module)
+    told = [f"--config={ROOT / 'configs/quickstart.py'}", "--step_timeout=8", *flags]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *told], cwd=tmp_path, env=os.environ | NO_TPU | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    line = f"{doing} has taken 8 seconds, as long as --step_timeout allows"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (75, line)
 
 
 def test_a_coordinator_that_is_not_there():

@@ -82,7 +82,8 @@ def test_two_processes_of_four_devices(runs):
     assert (facts_of(many)["processes"], facts_of(many)["devices"]) == (2, 8)
     assert facts_of(many)["parameter_bytes_per_device"] <= 0.35 * facts_of(one)["parameter_bytes_per_device"]
     for row in read_rows(many / "metrics.jsonl"):
-        assert row["train/data_wait"] == row[f"train/data_wait/{row['train/data_wait_process']}"]
+        waits = [row["train/data_wait/0"], row["train/data_wait/1"]]
+        assert row["train/data_wait"] == max(waits) == waits[row["train/data_wait_process"]]
 
 
 @pytest.mark.long
@@ -132,6 +133,7 @@ def test_one_that_is_lost(number, index, tmp_path):
     flags = [*FLAGS, *FAULTS, f"--workdir={tmp_path}"]
     ended = run(2, 2, flags, during=send_at(tmp_path, 40, index, number))
     assert ended.status == 75
+    assert ended.seconds < 20 + 15 + 20  # the limit; what the launcher leaves one that stands still; a busy machine
     (line,) = [line for line in ended.err.splitlines() if line.startswith(f"process {1 - index} ({HOST}): ")]
     assert f"process {index} ({HOST})" in line
     assert re.search(r"; here was (the data of |saving )?step \d+$", line)
