@@ -2,7 +2,15 @@
 
 from deit_jax.data.index import examples_per_epoch
 from deit_jax.data.known import KNOWN, KnownSource, known_source
-from deit_jax.data.pipeline import IMAGES_VERSION, DrawnExample, draw_example, eval_batches, readable, train_batches
+from deit_jax.data.pipeline import (
+    IMAGES_VERSION,
+    DrawnExample,
+    draw_example,
+    eval_batches,
+    readable,
+    slow_reads,
+    train_batches,
+)
 from deit_jax.data.records import Source
 from deit_jax.data.sources import describe_data, open_source
 from deit_jax.data.train_transform import TrainTransform
@@ -21,5 +29,6 @@ __all__ = [
     "known_source",
     "open_source",
     "readable",
+    "slow_reads",
     "train_batches",
 ]

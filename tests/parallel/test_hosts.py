@@ -1,6 +1,7 @@
 """How processes find each other, compare what they have, and end together; without a run."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import jax
 import pytest
-from processes import NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, end, start
+from processes import FLAGS, NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, end, start
 
 from deit_jax.base.cluster import VARIABLES, Cluster
 from deit_jax.parallel import hosts
@@ -168,6 +169,29 @@ def test_what_hangs_before_the_first_step_is_ended_and_named(module, where, flag
     )  # fmt: skip
     line = f"{doing} has taken 8 seconds, as long as --step_timeout allows"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (75, line)
+
+
+# A run whose one data worker never comes back from an image of the training split.
+STUCK = """
+import time
+from deit_jax import cli, main
+from deit_jax.data.memory import MemorySource
+read = MemorySource.__getitem__
+def hang(source, index):
+    time.sleep(1000 * (len(source) > 1000 and index % 5 == 0))
+    return read(source, index)
+MemorySource.__getitem__ = hang
+cli.run(main.main)
+"""
+
+
+def test_a_data_worker_that_hangs_ends_the_run_which_names_the_image(tmp_path):
+    command = [sys.executable, "-c", STUCK, *FLAGS, f"--workdir={tmp_path}", "--step_timeout=15"]
+    environment = os.environ | NO_TPU | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    line = r"the data of step 1, reading .*\[\d*[05]\] has taken 15 seconds, as long as --step_timeout allows"
+    assert done.returncode == 75, done.stderr
+    assert re.fullmatch(line, done.stderr.splitlines()[-1])
 
 
 def test_a_coordinator_that_is_not_there():
