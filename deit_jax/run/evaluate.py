@@ -26,7 +26,7 @@ from deit_jax.run.build import Run, build, open_mesh, read_init
 from deit_jax.run.checkpoint import has_steps
 from deit_jax.run.corrupt import too_many
 from deit_jax.run.stream import eval_source
-from deit_jax.run.together import require_same_data
+from deit_jax.run.together import require_same_data, require_seen
 from deit_jax.run.workdir import CHECKPOINTS
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.step.step import eval_step
@@ -247,6 +247,7 @@ def evaluate(config: Config, workdir: Place) -> dict[str, Any]:
     step = hosts.of_first(checkpoints.best)
     if step is None:
         raise UserError(f"--workdir: no checkpoint in {workdir}/checkpoints can be read; bring one back from a copy")
+    require_seen(checkpoints.directory / str(step), "--workdir")
     try:
         return _evaluate_step(config, workdir, checkpoints, step, mesh)
     except CorruptCheckpoint as error:

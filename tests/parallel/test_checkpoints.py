@@ -58,6 +58,15 @@ at_3 = dataclasses.replace(init_state({}, {}, (), keep_ema=False), step=jnp.int3
 print(int(rollbacks.resume(at_3).step), len(rollbacks), Failures(workdir, None, {})._known)
 steps = Checkpoints(workdir.checkpoints, aside=workdir.corrupt, keep=1)
 print(has_steps(workdir.checkpoints), has_steps(workdir.root), hosts.of_first(steps.latest))
+sys.path.append("tests")
+from tiny import tiny_config
+from deit_jax.run import together
+from deit_jax.run.evaluate import evaluate
+together.SEEN = 0
+try:
+    evaluate(tiny_config(), workdir.root)
+except UserError as error:
+    print(error)
 """
 DAMAGE = {
     "cut": "path.write_bytes(path.read_bytes()[:-2000])",
@@ -89,7 +98,10 @@ if hosts.index() == 0:
 def test_what_the_first_process_reads_decides_for_all(tmp_path):
     """To others a shared folder may look older for a while."""
     for i, (status, out, err) in enumerate(end(start(READ.replace("ROOT", str(tmp_path)), step_timeout=120))):
-        assert (status, said(out)) == (0, ["7 1 {5}", "True False 3", f"done {i}"]), err
+        *read, refused, done = said(out)
+        assert (status, read, done) == (0, ["7 1 {5}", "True False 3"], f"done {i}"), err
+        assert refused.startswith("--workdir: process 1 ")
+        assert refused.endswith(f"has in {tmp_path / str(i) / 'checkpoints'}; name a place that all share")
 
 
 def test_a_failing_step_that_the_first_process_has_no_room_for_costs_all_a_warning(tmp_path):

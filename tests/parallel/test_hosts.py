@@ -223,9 +223,18 @@ def test_a_port_that_is_taken():
     assert "cannot be started" in done.stderr
 
 
-def test_one_that_is_told_to_end_before_its_first_step_ends_all_to_be_started_again():
-    texts = ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"]
-    (other, _, _), (told, _, err) = end(start(texts))
+@pytest.mark.parametrize("where", ["True", "Interrupt()"], ids=["before the first step", "in a recording"])
+def test_one_that_is_told_to_end_where_it_saves_nothing_ends_all_to_be_started_again(where):
+    """The other one waits for it in vain otherwise."""
+    stopped = f"""
+import contextlib
+from deit_jax.run.interrupt import Interrupt
+where = {where}
+with contextlib.nullcontext() if where is True else where:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+    (other, _, _), (told, _, err) = end(start(["hosts.gather('in vain')", stopped]))
     assert (other, told) == (75, 75)
     assert "interrupted; the same command goes on" in err
 
