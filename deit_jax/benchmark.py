@@ -225,7 +225,9 @@ def _noise_run(config: Config) -> Run:
     random, size = np.random.default_rng(0), config.data.image_size
     images = random.integers(256, size=(IMAGES, size, size, 3), dtype=np.uint8)
     source = MemorySource(images, random.integers(CLASSES, size=IMAGES), [str(i) for i in range(CLASSES)], name="noise")
-    return build(config, open_mesh(config), source)
+    run = build(config, open_mesh(config), source)
+    hosts.at("the state to begin with", compiling=True)
+    return run
 
 
 def _core_step(run: Run) -> Callable[..., tuple[TrainState, dict[str, Array]]]:

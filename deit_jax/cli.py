@@ -225,9 +225,11 @@ def start_hosts(given: flags.FlagValues, config: Config) -> bool:
     Raises:
         UserError: they do not find each other, or have another command line, config or code.
     """
+    from deit_jax.data import slow_reads
     from deit_jax.parallel import hosts
 
-    hosts.start(find_cluster(given), start_timeout=given.start_timeout, step_timeout=given.step_timeout)
+    limits = {"start_timeout": given.start_timeout, "step_timeout": given.step_timeout}
+    hosts.start(find_cluster(given), **limits, about=slow_reads)
     flags_told = {f"--{name}": given[name].value for name in given if name.partition(".")[0] not in OWN}
     fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
     hosts.require_same(flags_told | fields | {"the code of deit_jax": _code()} | versions())
@@ -256,6 +258,8 @@ def start_jax() -> str:
     """
     import jax  # not at the top: it takes half a second, and a mistake in the command line is told before
 
+    if module := sys.modules.get("deit_jax.parallel.hosts"):
+        module.at("the start of JAX", compiling=True)
     notes = []
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         try:

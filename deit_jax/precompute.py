@@ -159,6 +159,7 @@ class Recording:
             UserError: the folder cannot be written to, or holds something else.
             Interrupted: SIGTERM or SIGINT came; the chunks that are whole are kept.
         """
+        hosts.at("what is recorded", compiling=True)
         header, main_process = self.header, jax.process_index() == 0
         writer = Writer(folder, header)
         require_shared(folder, "--output")

@@ -182,7 +182,7 @@ def start(do, *flags, environment=(), count=2, only=None, step_timeout=30):
     return started
 
 
-def end(processes, timeout=60):
+def end(processes, timeout=PATIENCE):
     """(exit status, stdout, stderr) of each."""
     ends = []
     for process in processes:

@@ -9,6 +9,7 @@ from deit_jax.data.pipeline import (
     draw_example,
     eval_batches,
     readable,
+    slow_reads,
     train_batches,
 )
 from deit_jax.data.records import Source
@@ -30,5 +31,6 @@ __all__ = [
     "known_source",
     "open_source",
     "readable",
+    "slow_reads",
     "train_batches",
 ]

@@ -25,8 +25,10 @@ from deit_jax.data.transforms import eval_transform
 
 MAX_NEIGHBOURS = 16
 WAITS = (0.1, 1.0, 5.0, 20.0)  # seconds after each try to read a record
+MOST_NAMED = 8  # images that are read at once
 MOST_TOLD = 100  # images that cannot be decoded and are named
-LATE = 60  # seconds without a batch after which something is said
+LATE = 60  # seconds without a batch after which something is said, again and again
+SLOW = 2  # seconds after which an image that is being read is named
 # To be raised by whoever lets the same config, seed and files give other images: what a teacher said of the old ones
 # is then refused.
 IMAGES_VERSION = 1
@@ -37,7 +39,7 @@ Example = dict[str, np.ndarray | np.generic]
 log = logging.getLogger(__name__)
 
 _told: set[str] = set()
-_fetching: dict[int, tuple[Source, int]] = {}  # by thread: what it is reading
+_reading: dict[int, tuple[Source, int, float]] = {}  # by thread: which image, and since when
 
 
 def train_batches(
@@ -247,15 +249,18 @@ def _read(source: Source, index: int, *, exif: bool = True) -> tuple[np.ndarray,
         TryAgain: it cannot be read, which says nothing of the image: another one in its place would be another run.
         UserError: as before, and waiting will not help.
     """
-    record = _fetch(source, index)
+    _reading[threading.get_ident()] = source, index, time.monotonic()
     try:
-        return decode(record.image, exif=exif), record.label
-    except CorruptImage as error:
-        raise CorruptImage(f"{record.name}: {error}") from error
+        record = _fetch(source, index)
+        try:
+            return decode(record.image, exif=exif), record.label
+        except CorruptImage as error:
+            raise CorruptImage(f"{record.name}: {error}") from error
+    finally:
+        del _reading[threading.get_ident()]
 
 
 def _fetch(source: Source, index: int) -> Record:
-    _fetching[threading.get_ident()] = source, index
     try:
         for wait in WAITS:
             with suppress(OSError):
@@ -267,12 +272,17 @@ def _fetch(source: Source, index: int) -> Record:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise UserError(f"{line}; bring it back, or take it out of the data") from error
         raise TryAgain(f"{line}; the same command goes on when the disk is well again") from error
-    finally:
-        del _fetching[threading.get_ident()]
+
+
+def slow_reads() -> str:
+    """In words, the images that have been read for long now, as people say it of what waits for them; "" for none."""
+    now = time.monotonic()
+    names = {printable(source.name(index)) for source, index, since in list(_reading.values()) if now - since > SLOW}
+    return f", reading {', '.join(sorted(names)[:MOST_NAMED])}" if names else ""
 
 
 class _Watch(threading.Thread):
-    """Says which records are being read when a batch has not come for long after `since`; one thread a stream."""
+    """Says every so often which images are being read while a batch does not come after `since`; one a stream."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -280,12 +290,12 @@ class _Watch(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
+        told = 0.0
         while not self._over.wait(LATE / 4):
-            since = self.since
-            if since is not None and time.monotonic() - since > LATE:
-                names = sorted({printable(source.name(index)) for source, index in list(_fetching.values())})
-                log.warning("no batch for %g seconds; being read: %s", LATE, ", ".join(names) or "nothing")
-                self.since = None
+            since, now = self.since, time.monotonic()
+            if since is not None and now - max(since, told) > LATE:
+                log.warning("no batch for %.0f seconds%s", now - since, slow_reads() or ", reading nothing")
+                told = now
 
     def close(self) -> None:
         self._over.set()

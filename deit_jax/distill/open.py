@@ -26,6 +26,7 @@ from deit_jax.data.records import fingerprint as digest
 from deit_jax.distill import Teacher
 from deit_jax.models import Preprocessing, abstract_model, bind, entry
 from deit_jax.models import flatten as variables_of
+from deit_jax.parallel import hosts
 from deit_jax.weights import adapt, read_weights
 from deit_jax.weights.imagenet import words
 from deit_jax.weights.surgery import in_order, traits
@@ -44,6 +45,7 @@ def open_teacher(config: Config, class_names: Sequence[str], platform: str = "")
     Raises:
         UserError: it is not there, does not work, or was trained for other classes.
     """
+    hosts.at("the teacher", compiling=True)
     name = config.distillation.teacher.name
     if is_artefact(name):
         where = named(os.path.expanduser(name), f"{FIELD}.name")

@@ -29,6 +29,7 @@ from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.base.links import refuse_links
 from deit_jax.base.storage import Place, is_bucket, tensorstore, told, within
 from deit_jax.distill.summary import index_type
+from deit_jax.parallel import hosts
 
 HEADER, DONE = "store.json", "done"
 MAX_CLASSES, MAX_ROWS, MAX_CHUNK, MAX_CHUNKS = 10**6, 10**13, 10**8, 10**7
@@ -125,6 +126,7 @@ class Writer:
         return sorted([*left, *damaged])
 
     def _whole(self, chunk: int) -> bool:
+        hosts.at(f"chunk {chunk} of the recording")
         try:
             _read(self._folder, self._arrays, self._header, chunk)
         except (OSError, ValueError):
@@ -211,6 +213,7 @@ class Store:
     def verify(self, chunks: Iterable[int]) -> None:
         """Reads some chunks; `UserError` naming the first that is damaged."""
         for chunk in chunks:
+            hosts.at(f"chunk {chunk} of the recording")
             self._read(chunk)
 
     def _read(self, chunk: int) -> Rows:

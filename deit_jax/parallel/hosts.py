@@ -31,7 +31,9 @@ _watchdog: Watchdog | None = None
 _waited = 0.0
 
 
-def start(cluster: Cluster | None, *, start_timeout: float, step_timeout: float) -> None:
+def start(
+    cluster: Cluster | None, *, start_timeout: float, step_timeout: float, about: Callable[[], str] = lambda: ""
+) -> None:
     """Starts JAX's service where there are several processes, and the watch over this one.
 
     Before any device is asked for. JAX's own notice of preemption is switched off, see `run.interrupt`.
@@ -40,6 +42,7 @@ def start(cluster: Cluster | None, *, start_timeout: float, step_timeout: float)
         cluster: None for a process alone.
         start_timeout: seconds in which all have to be there.
         step_timeout: seconds that anything may take; 0: `STEP_TIMEOUT`, and for ever, where there is one process.
+        about: see `Watchdog`.
 
     Raises:
         UserError: the coordinator that the user named cannot be reached, or not be made.
@@ -52,12 +55,13 @@ def start(cluster: Cluster | None, *, start_timeout: float, step_timeout: float)
     told = distributed.global_state
     if told.num_processes > 1:
         place = str(told.coordinator_address)
-        _peers = Peers(told.client, place, told.process_id, told.num_processes, step_timeout=limit)
+        _peers = Peers(told.client, place, told.process_id, told.num_processes, step_timeout=limit, about=about)
         _peers.start()
         _watchdog = _peers.watchdog
     elif step_timeout:
-        _watchdog = Watchdog(step_timeout, end=_end_alone)
+        _watchdog = Watchdog(step_timeout, end=_end_alone, about=about)
         _watchdog.start()
+    at("its start", compiling=True)
 
 
 def several() -> bool:
@@ -97,12 +101,13 @@ def waited() -> float:
     return _waited
 
 
-def of_first(value: Any) -> Any:
-    """What process 0 gives, of what JSON holds; all have to ask.
+def of_first(read: Callable[[], Any]) -> Any:
+    """What process 0 reads, of what JSON holds; all have to ask, and the others read nothing.
 
-    Of a shared folder, say: for a while it may look older to others.
+    In a shared folder, say: for a while it may look older to others, and what each of them made of it by itself would
+    part their ways.
     """
-    return json.loads(gather(json.dumps(value))[0])
+    return json.loads(gather("" if index() else json.dumps(read()))[0])
 
 
 def all_agree(yes: bool) -> bool:

@@ -44,9 +44,19 @@ class Peers:
         client: of JAX's service.
         coordinator: `HOST:PORT` of that.
         step_timeout: seconds that anything may take.
+        about: see `Watchdog`.
     """
 
-    def __init__(self, client: Any, coordinator: str, index: int, count: int, *, step_timeout: float):
+    def __init__(
+        self,
+        client: Any,
+        coordinator: str,
+        index: int,
+        count: int,
+        *,
+        step_timeout: float,
+        about: Callable[[], str] = lambda: "",
+    ):
         self._coordinator = coordinator
         self._client, self.index, self.count = client, index, count
         self._timeout, self._silent = step_timeout, min(SILENT, step_timeout)
@@ -57,7 +67,7 @@ class Peers:
         self._asking = False  # the service has not answered yet
         self._rounds = itertools.count()
         self._over, self._leaving = threading.Event(), threading.Lock()
-        self.watchdog = Watchdog(step_timeout, end=self._hung, tick=self._tick)
+        self.watchdog = Watchdog(step_timeout, end=self._hung, tick=self._tick, about=about)
 
     def start(self) -> None:
         """Begins to give signs of life, and to look out for those of the others."""

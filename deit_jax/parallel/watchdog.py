@@ -23,15 +23,26 @@ class Watchdog(threading.Thread):
         limit: in seconds.
         end: of the line; does not return.
         tick: called every so often with the seconds that have passed.
+        about: what else is known of what is done now, in words, to be told with it.
     """
 
     def __init__(
-        self, limit: float, *, end: Callable[[str], object], tick: Callable[[float], object] = lambda seconds: None
+        self,
+        limit: float,
+        *,
+        end: Callable[[str], object],
+        tick: Callable[[float], object] = lambda seconds: None,
+        about: Callable[[], str] = lambda: "",
     ):
         super().__init__(daemon=True, name="watchdog")
-        self.limit, self._end, self._tick = limit, end, tick
-        self.doing, self._since, self._most = "", math.inf, limit
+        self.limit, self._end, self._tick, self._about = limit, end, tick, about
+        self._doing, self._since, self._most = "", math.inf, limit
         self._now = 0.0  # seconds that this thread has seen
+
+    @property
+    def doing(self) -> str:
+        """What is done now, and what is known of it."""
+        return self._doing + self._about()
 
     def at(self, doing: str, *, compiling: bool = False) -> None:
         """Says what is begun now, and so that what was done before is over.
@@ -40,7 +51,7 @@ class Watchdog(threading.Thread):
             compiling: at first, which takes minutes whatever the limit.
         """
         self._most = max(self.limit, COMPILING) if compiling else self.limit
-        self.doing, self._since = doing, self._now
+        self._doing, self._since = doing, self._now
 
     def rest(self) -> None:
         """From now on nothing has a limit, until something else is begun."""

@@ -6,7 +6,6 @@ decides for all: each alone would wait for the others for ever.
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -72,13 +71,6 @@ class Checkpoints(CheckpointDirectory):
     def _begin(self, state: TrainState, meta: Meta) -> bool:
         """Begins to save; False where that fails at once, since there is no room for a folder."""
         failed: object = None if self._before() else "what comes before it cannot be kept"
-        try:
-            if hosts.several() and hosts.index() == 0 and not is_bucket(self.directory):
-                self.directory.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=self.directory):
-                    pass
-        except OSError as error:
-            failed = error
         if hosts.all_agree(failed is None):
             try:
                 super().save(state, meta)
@@ -139,7 +131,7 @@ class Checkpoints(CheckpointDirectory):
         """
         self.finish()
         moved = False
-        while (step := hosts.of_first(self.latest())) is not None:
+        while (step := hosts.of_first(self.latest)) is not None:
             state, reason = None, ""
             try:
                 self.top1(step)
@@ -221,5 +213,5 @@ def _remove(folder: Any) -> None:
 
 
 def has_steps(directory: Place) -> bool:
-    """Whether a checkpoint, whole or not, is in the directory; makes nothing."""
-    return bool(CheckpointDirectory(directory).steps())
+    """Whether a checkpoint, whole or not, is in the directory, as process 0 sees it; makes nothing."""
+    return hosts.of_first(lambda: bool(CheckpointDirectory(directory).steps()))

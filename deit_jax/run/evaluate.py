@@ -26,7 +26,7 @@ from deit_jax.run.build import Run, build, open_mesh, read_init
 from deit_jax.run.checkpoint import has_steps
 from deit_jax.run.corrupt import too_many
 from deit_jax.run.stream import eval_source
-from deit_jax.run.together import require_same_data
+from deit_jax.run.together import require_same_data, require_seen
 from deit_jax.run.workdir import CHECKPOINTS
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.step.step import eval_step
@@ -162,6 +162,7 @@ def require_readable(source: Source, config: Config) -> None:
     Raises:
         UserError: more of them than `data.max_corrupt` allows.
     """
+    hosts.at("images of the evaluation split", compiling=True)
     look = functools.partial(map_in_threads, max(1, config.data.threads), functools.partial(readable, source))
     if all(look(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist())):
         return
@@ -235,6 +236,7 @@ def evaluate(config: Config, workdir: Place) -> dict[str, Any]:
         UserError: there are no weights, or they are those of another model.
     """
     mesh = open_mesh(config)
+    hosts.at("the weights to evaluate", compiling=True)
     if not has_steps(workdir / CHECKPOINTS):
         if config.init_from:
             return _evaluate_init(config, workdir, mesh)
@@ -242,9 +244,10 @@ def evaluate(config: Config, workdir: Place) -> dict[str, Any]:
             f"--workdir: {workdir} has no checkpoints; train first, name the workdir of a run, or set config.init_from"
         )
     checkpoints = CheckpointDirectory(workdir / CHECKPOINTS)
-    step = hosts.of_first(checkpoints.best())
+    step = hosts.of_first(checkpoints.best)
     if step is None:
         raise UserError(f"--workdir: no checkpoint in {workdir}/checkpoints can be read; bring one back from a copy")
+    require_seen(checkpoints.directory / str(step), "--workdir")
     try:
         return _evaluate_step(config, workdir, checkpoints, step, mesh)
     except CorruptCheckpoint as error:
@@ -264,6 +267,7 @@ def _evaluate_step(
         f"step {step} of --workdir", {path: entry["checksum"] for path, entry in meta["arrays"].items()}
     )
     run = build(config, mesh, eval_source(config, class_names))
+    hosts.at(f"step {step} of --workdir", compiling=True)
     return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))
 
 

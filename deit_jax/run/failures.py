@@ -58,7 +58,7 @@ class Failures:
 
     def __init__(self, workdir: Workdir, run: Run, meta: Meta):
         self._workdir, self._folder, self._run, self._meta = workdir, workdir.failures, run, meta
-        self._known = set(hosts.of_first(kept_steps(self._folder)))
+        self._known = set(hosts.of_first(lambda: kept_steps(workdir.failures)))
         self._recent: dict[int, Batch] = {}  # a step's metrics are read when the next one has its batch
         self._burst = 0  # the first step of the burst that was dealt with
         for left in self._folder.glob("step_*") if jax.process_index() == 0 else ():

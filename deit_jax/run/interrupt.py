@@ -26,10 +26,10 @@ class Interrupt:
     But within `deferred`, where it only sets `requested`; and there again at once within `at_once`, for what may take
     for ever, such as waiting. A second SIGINT interrupts as usual.
 
-    Of several processes none may leave alone, for which the others would wait in vain. So nothing within `deferred` is
-    left at once there, and what one was asked is told to all, so that they stop at the same step (`run.monitor`). JAX
-    has a service for this, which is switched off: it and a handler of SIGTERM shut each other out, and it knows of no
-    SIGINT.
+    Of several processes one that leaves ends all others (`Peers.leave`): before the first step, and where what is done
+    is kept bit by bit, as in a recording, nothing is lost by that. Within `deferred` nothing is left at once there, and
+    what one was asked is told to all, so that they save and stop at the same step (`run.monitor`). JAX has a service
+    for this, which is switched off: it and a handler of SIGTERM shut each other out, and it knows of no SIGINT.
 
     Attributes:
         alone: there is no other process.

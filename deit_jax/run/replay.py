@@ -17,6 +17,7 @@ from deit_jax.config.resolve import SHAPE, STREAM, check_same, for_platform
 from deit_jax.config.schema import Config
 from deit_jax.data.memory import MemorySource
 from deit_jax.distill.teaching import Teaching, from_recorded, open_teaching
+from deit_jax.parallel import hosts
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.failures import Failure, kept_steps, listed, read_failure
 from deit_jax.run.faults import first_fault
@@ -56,6 +57,7 @@ def replay(config: Config, root: Place, step: int | None, platform: str) -> dict
         raise UserError(
             f"--step: missing, which of those in {workdir.failures}; {listed(kept_steps(workdir.failures))}"
         )
+    hosts.at(f"what is kept of step {step}", compiling=True)
     try:
         failure = read_failure(workdir.failures, step)
         run, teaching = _open(config, failure, platform)
@@ -69,9 +71,11 @@ def replay(config: Config, root: Place, step: int | None, platform: str) -> dict
         else jax.tree.map(lambda rows: parallel.put_batch({"": rows}, run.mesh, size)[""], part)
         for name, part in failure.batch.items()
     }
+    hosts.at(f"step {step} again", compiling=True)
     loss, norm, magnitudes = _computed(run, teaching, state, batch)
     fault = None
     if not (np.isfinite(loss) and np.isfinite(norm)):
+        hosts.at(f"step {step} layer by layer", compiling=True)
         fault = first_fault(run, teaching, state, batch, magnitudes if np.isfinite(loss) else {})
     result = {
         "step": step,

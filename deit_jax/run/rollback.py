@@ -14,6 +14,7 @@ import numpy as np
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.base.storage import Place, told
+from deit_jax.parallel import hosts
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import TrainState
@@ -35,7 +36,7 @@ class Rollbacks:
 
     def __init__(self, workdir: Workdir, *, total: int, limit: int, batch_size: int):
         self._workdir, self._limit, self._batch_size = workdir, limit, batch_size
-        self._jumps = _read(workdir.rollbacks, total)
+        self._jumps: list[dict[str, int]] = hosts.of_first(lambda: _read(workdir.rollbacks, total))
 
     def __len__(self) -> int:
         return len(self._jumps)

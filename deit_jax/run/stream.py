@@ -25,6 +25,7 @@ from deit_jax.data import (
 )
 from deit_jax.data.index import example_index
 from deit_jax.distill import Store
+from deit_jax.parallel import hosts
 from deit_jax.run.corrupt import EVERY, Corrupt
 from deit_jax.step import erasing, mixing
 from deit_jax.step.step import Batch
@@ -32,6 +33,7 @@ from deit_jax.step.step import Batch
 
 def train_source(config: Config) -> Source:
     """The training split; `UserError` where `check_classes` raises it."""
+    hosts.at("the training split", compiling=True)
     data = config.data
     source = open_source(name=data.name, directory=data.dir, split=data.train_split, field="config.data.train_split")
     check_classes(config, source)
@@ -55,6 +57,7 @@ def check_classes(config: Config, source: Source) -> None:
 
 def eval_source(config: Config, class_names: tuple[str, ...] | None) -> Source:
     """The evaluation split, its labels counted by `class_names` (None: by its own)."""
+    hosts.at("the evaluation split", compiling=True)
     data = config.data
     return open_source(
         name=data.name,

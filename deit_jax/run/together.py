@@ -24,16 +24,25 @@ def require_shared(folder: Place, flag: str) -> None:
     if hosts.index() == 0:
         (folder / name).write_bytes(b"")
     hosts.gather("written")
+    try:
+        require_seen(folder / name, flag)
+    finally:
+        if hosts.index() == 0:
+            (folder / name).unlink()
+
+
+def require_seen(path: Place, flag: str) -> None:
+    """Raises `UserError`, in all processes, unless all see what the first one has in the folder that a flag names."""
+    if not hosts.several():
+        return
     until = time.monotonic() + SEEN
-    while not (seen := (folder / name).exists()) and time.monotonic() < until:
+    while not (seen := path.exists()) and time.monotonic() < until:
         time.sleep(0.5)
     answers = hosts.gather(str(seen))
-    if hosts.index() == 0:
-        (folder / name).unlink()
     if "False" in answers:
         stranger = hosts.name(answers.index("False"))
         raise UserError(
-            f"{flag}: {stranger} does not see what {hosts.name(0)} writes into {folder}; name a place that all share"
+            f"{flag}: {stranger} does not see what {hosts.name(0)} has in {path.parent}; name a place that all share"
         )
 
 

@@ -125,7 +125,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         with interrupt.at_once():  # if it is left, the run begins with it next time
             results.update(evaluator(weights_of(state), monitor.evaluating))
         monitor.add_evaluation(rows_of(results))
-        if hosts.of_first(workdir.keep()):  # the row before the word that it was written
+        if hosts.of_first(workdir.keep):  # the row before the word that it was written
             checkpoints.judge(step, best_of(results))
         if config.eval.published_curve:
             _draw_curves(run, workdir)
@@ -198,7 +198,7 @@ def _begin(
     """The state that the run goes on from, what was counted and not yet written until it, and notes on its origin."""
     given: Variables = {}
     notes: list[str] = []
-    if run.config.init_from and not hosts.of_first(has_steps(workdir.checkpoints)):
+    if run.config.init_from and not has_steps(workdir.checkpoints):
         given, notes = run.given_variables()
     progress = Progress()
 
@@ -210,7 +210,7 @@ def _begin(
     saved = checkpoints.restore_latest(run.target, check)
     state = rollbacks.resume(saved or run.first_state(given))
     start = int(state.step)
-    if progress.row and (progress.row["step"] != start or hosts.of_first(checkpoints.top1(start)) is not None):
+    if progress.row and (progress.row["step"] != start or hosts.of_first(lambda: checkpoints.top1(start)) is not None):
         progress.row = None  # it was written
     return state, progress, notes
 

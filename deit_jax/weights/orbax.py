@@ -15,6 +15,7 @@ import math
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -144,10 +145,12 @@ class CheckpointDirectory:
             meta: JSON content, with the `card` of the weights; the description of the arrays is added to it.
 
         Raises:
+            OSError: there is no room for a folder, or `TryAgain`: the bucket does not answer; in all processes alike,
+                none of which has begun anything.
             RuntimeError: there is such a step, or a later one.
         """
         step = int(state.step)
-        newest = max(self._saving, *self.steps(), -1)
+        newest = max(self._saving, self._make_room())
         if step <= newest:
             raise RuntimeError(f"step {step} was not saved: {self.directory} has step {newest}")
         if self._saver is None:
@@ -161,10 +164,31 @@ class CheckpointDirectory:
             state=ocp.args.PyTreeSave(state),
             meta=ocp.args.JsonSave({**meta, "layout": LAYOUT, "arrays": describe(state)}),
         )
-        self.directory.mkdir(parents=True, exist_ok=True)
         self._nbytes = _nbytes(state)
         self._together(functools.partial(self._saver.save, self.directory / str(step), args=items))
         self._saving = step
+
+    def _make_room(self) -> int:
+        """Makes the directory if it is missing; its newest step, or -1.
+
+        The first process does so, before all of them meet in what the saver does together: there the others would wait
+        for one that has failed already.
+        """
+
+        def made() -> tuple[int, str]:
+            try:
+                if not is_bucket(self.directory):
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                    with tempfile.TemporaryFile(dir=self.directory):
+                        pass
+                return max(self.steps(), default=-1), ""
+            except (OSError, TryAgain) as error:
+                return -1, str(error)
+
+        newest, failed = hosts.of_first(made)
+        if failed:
+            raise (TryAgain if is_bucket(self.directory) else OSError)(failed)
+        return newest
 
     def wait(self) -> None:
         """Waits for the save in the background; raises what it failed with, which may be anything."""

@@ -34,6 +34,40 @@ restored = checkpoints.restore_latest(target, lambda meta: None)
 mine, whole = (leaf.addressable_data(0) for leaf in (restored.params["a.kernel"], state(1).params["a.kernel"]))
 print(int(restored.step), bool((mine == whole).all()), checkpoints.steps(), os.listdir(root / "corrupt"))
 """
+# What each process reads of a run, where to the second one the folder looks older.
+READ = """
+import dataclasses, pathlib
+import jax.numpy as jnp
+from deit_jax.run.checkpoint import Checkpoints, has_steps
+from deit_jax.run.failures import Failures
+from deit_jax.run.rollback import Rollbacks
+from deit_jax.run.workdir import Workdir
+from deit_jax.step.state import init_state
+
+workdir = Workdir(pathlib.Path("ROOT") / str(hosts.index()))
+workdir.checkpoints.joinpath("3").mkdir(parents=True)
+workdir.rollbacks.write_text('[{"from": 3, "to": 7, "skipped": 4}]')
+workdir.failures.joinpath("step_5").mkdir(parents=True)
+workdir.failures.joinpath("step_5", "failure.json").write_text("{}")
+if hosts.index():
+    workdir.checkpoints.joinpath("3").rename(workdir.checkpoints / "2")
+    workdir.rollbacks.write_text("")
+    workdir.failures.joinpath("step_5", "failure.json").unlink()
+rollbacks = Rollbacks(workdir, total=9, limit=2, batch_size=1)
+at_3 = dataclasses.replace(init_state({}, {}, (), keep_ema=False), step=jnp.int32(3))
+print(int(rollbacks.resume(at_3).step), len(rollbacks), Failures(workdir, None, {})._known)
+steps = Checkpoints(workdir.checkpoints, aside=workdir.corrupt, keep=1)
+print(has_steps(workdir.checkpoints), has_steps(workdir.root), hosts.of_first(steps.latest))
+sys.path.append("tests")
+from tiny import tiny_config
+from deit_jax.run import together
+from deit_jax.run.evaluate import evaluate
+together.SEEN = 0
+try:
+    evaluate(tiny_config(), workdir.root)
+except UserError as error:
+    print(error)
+"""
 DAMAGE = {
     "cut": "path.write_bytes(path.read_bytes()[:-2000])",
     "gone": "path.unlink()",
@@ -59,6 +93,38 @@ if hosts.index() == 0:
     for i, (status, out, err) in enumerate(end(start(text))):
         assert (status, said(out)) == (0, ["1 True [1] ['2']", f"done {i}"]), err
         assert "the one before is taken" in err
+
+
+def test_what_the_first_process_reads_decides_for_all(tmp_path):
+    """To others a shared folder may look older for a while."""
+    for i, (status, out, err) in enumerate(end(start(READ.replace("ROOT", str(tmp_path)), step_timeout=120))):
+        *read, refused, done = said(out)
+        assert (status, read, done) == (0, ["7 1 {5}", "True False 3"], f"done {i}"), err
+        assert refused.startswith("--workdir: process 1 ")
+        assert refused.endswith(f"has in {tmp_path / str(i) / 'checkpoints'}; name a place that all share")
+
+
+def test_a_failing_step_that_the_first_process_has_no_room_for_costs_all_a_warning(tmp_path):
+    """And what is saved after it has the same names in all of them."""
+    text = f"""{BEGIN}
+from deit_jax.run.failures import Failures
+from deit_jax.run.workdir import Workdir
+failures, mkdir = Failures(Workdir(root), None, meta), pathlib.Path.mkdir
+def no_room(path, *given, **options):
+    raise OSError(28, "No space left on device", str(path))
+def keep(step):
+    return failures._done(step, lambda: failures._keep_weights(root / "failures" / f"step_{{step}}", step, state(step)))
+if hosts.index() == 0: pathlib.Path.mkdir = no_room
+print(keep(7), checkpoints._begin(state(8), meta))
+pathlib.Path.mkdir = mkdir
+print(keep(9))
+checkpoints.save(state(10), meta, last=True)
+print(checkpoints.steps())
+""".replace("ROOT", str(tmp_path))
+    for i, (status, out, err) in enumerate(end(start(text, step_timeout=120))):
+        assert (status, said(out)) == (0, ["False False", "True", "[10]", f"done {i}"]), err
+        assert "step 7: is not kept: process 0 " in err
+        assert "checkpoints failed: [Errno 28] No space left on device" in err
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """How processes find each other, compare what they have, and end together; without a run."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import jax
 import pytest
-from processes import NO_TPU, OPEN_MPI, PROGRAM, ROOT, SLURM, end, start
+from processes import FLAGS, NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, end, start
 
 from deit_jax.base.cluster import VARIABLES, Cluster
 from deit_jax.parallel import hosts
@@ -136,6 +137,63 @@ def test_one_that_hangs_is_named_with_its_stacks():
     assert "the data of step 7" in both
 
 
+# A command of one process in which something hangs; what compiles has no minutes here.
+HANGING = """
+import time, jax
+import deit_jax.distill.open
+from deit_jax import cli, main, precompute
+from deit_jax.parallel import watchdog
+from deit_jax.run import evaluate, stream, train
+def hang(*given, **options): time.sleep(1000)
+watchdog.COMPILING, WHERE = 0, hang
+cli.run(COMMAND.main)
+"""
+HARD = ["--config.distillation.kind=hard", "--config.distillation.teacher.name=deit_tiny_patch16_224", "--output=store"]
+
+
+@pytest.mark.parametrize(
+    ("module", "where", "flags", "doing"),
+    [
+        ("main", "jax.default_backend", [], "the start of JAX"),
+        pytest.param("main", "stream.open_source", [], "the training split", marks=pytest.mark.long),
+        ("main", "evaluate.has_steps", ["--mode=evaluate"], "the weights to evaluate"),
+        pytest.param("precompute", "deit_jax.distill.open._from_registry", HARD, "the teacher", marks=pytest.mark.long),
+    ],
+)
+def test_what_hangs_before_the_first_step_is_ended_and_named(module, where, flags, doing, tmp_path):
+    program = HANGING.replace("WHERE", where).replace("COMMAND", module)
+    told = [f"--config={ROOT / 'configs/quickstart.py'}", "--step_timeout=8", *flags]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *told], cwd=tmp_path, env=os.environ | NO_TPU | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    line = f"{doing} has taken 8 seconds, as long as --step_timeout allows"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (75, line)
+
+
+# A run whose one data worker never comes back from an image of the training split.
+STUCK = """
+import time
+from deit_jax import cli, main
+from deit_jax.data.memory import MemorySource
+read = MemorySource.__getitem__
+def hang(source, index):
+    time.sleep(1000 * (len(source) > 1000 and index % 5 == 0))
+    return read(source, index)
+MemorySource.__getitem__ = hang
+cli.run(main.main)
+"""
+
+
+def test_a_data_worker_that_hangs_ends_the_run_which_names_the_image(tmp_path):
+    command = [sys.executable, "-c", STUCK, *FLAGS, f"--workdir={tmp_path}", "--step_timeout=15"]
+    environment = os.environ | NO_TPU | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    line = r"the data of step 1, reading .*\[\d*[05]\] has taken 15 seconds, as long as --step_timeout allows"
+    assert done.returncode == 75, done.stderr
+    assert re.fullmatch(line, done.stderr.splitlines()[-1])
+
+
 def test_a_coordinator_that_is_not_there():
     ((status, _, err),) = end(start("", "--start_timeout=2", only=1))
     assert status == 2
@@ -165,9 +223,18 @@ def test_a_port_that_is_taken():
     assert "cannot be started" in done.stderr
 
 
-def test_one_that_is_told_to_end_before_its_first_step_ends_all_to_be_started_again():
-    texts = ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"]
-    (other, _, _), (told, _, err) = end(start(texts))
+@pytest.mark.parametrize("where", ["True", "Interrupt()"], ids=["before the first step", "in a recording"])
+def test_one_that_is_told_to_end_where_it_saves_nothing_ends_all_to_be_started_again(where):
+    """The other one waits for it in vain otherwise."""
+    stopped = f"""
+import contextlib
+from deit_jax.run.interrupt import Interrupt
+where = {where}
+with contextlib.nullcontext() if where is True else where:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+    (other, _, _), (told, _, err) = end(start(["hosts.gather('in vain')", stopped]))
     assert (other, told) == (75, 75)
     assert "interrupted; the same command goes on" in err
 

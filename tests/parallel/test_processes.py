@@ -273,7 +273,7 @@ def test_twenty_ends_at_random_moments(number, tmp_path):
         (["--mode=evaluate"], f"--mode: is 'train' in process 0 ({HOST}) and 'evaluate' in process 1 ({HOST})"),
         pytest.param(
             [],  # a relative workdir, elsewhere
-            f"--workdir: process 1 ({HOST}) does not see what process 0 ({HOST}) writes into",
+            f"--workdir: process 1 ({HOST}) does not see what process 0 ({HOST}) has in",
             marks=pytest.mark.long,  # the minute that is left to shared folders
         ),
     ],

@@ -15,13 +15,11 @@ from deit_jax.config.schema import Duration
 from deit_jax.parallel import Exchange, make_mesh
 from deit_jax.run import failures, train
 from deit_jax.run.build import Run
-from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.failures import Failures, kept_steps, read_failure
 from deit_jax.run.interrupt import Interrupt
 from deit_jax.run.metrics import read_rows
 from deit_jax.run.monitor import Monitor
 from deit_jax.run.replay import replay
-from deit_jax.run.rollback import Rollbacks
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import TrainState
 from deit_jax.weights.orbax import CheckpointDirectory
@@ -232,16 +230,6 @@ def test_damage_is_one_line(kept, tmp_path, damage):
     damage(folder / "step_3")
     with pytest.raises(UserError, match="bring it back from a copy"):
         replay(SPARSE, tmp_path, 3, "cpu")
-
-
-def test_what_the_first_process_sees_decides_for_all(tmp_path, monkeypatch):
-    """To others a shared folder may look older for a while."""
-    monkeypatch.setattr(failures.hosts, "of_first", lambda value: {"[]": [3], "False": True}.get(str(value), value))
-    workdir, run = Workdir(tmp_path), tiny_run(dataclasses.replace(SPARSE, init_from="weights"))
-    assert Failures(workdir, run, {})._known == {3}
-    checkpoints = Checkpoints(workdir.checkpoints, aside=workdir.corrupt, keep=1)
-    rollbacks = Rollbacks(workdir, total=1, limit=1, batch_size=1)
-    train._begin(run, workdir, checkpoints, rollbacks, {})  # without the weights, which are not there
 
 
 def test_strangers_in_the_folder_are_no_steps(kept, tmp_path):
