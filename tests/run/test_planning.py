@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 from endings import content, end, inside
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from tiny import EVERYTHING, distilled_config, replace, tiny_config, tiny_run, write_teacher
 
 from deit_jax import parallel
@@ -272,10 +273,24 @@ def test_the_table_says_when_nothing_fits(here, monkeypatch, tmp_path, capsys):
 QUICKSTART = f"--config={parallel.__file__.rpartition('/deit_jax/')[0]}/configs/quickstart.py"
 
 
-def test_the_command_writes_nothing(tmp_path):
-    with inside(tmp_path):
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """A folder in which everything is that is kept, JAX's compiled programs as well."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+def test_the_command_writes_nothing(empty):
+    with inside(empty):
         done = end(main, [QUICKSTART, "--mode=plan", "--utilisation=0.3"])
-    assert (done.status, done.err, content(tmp_path)) == (0, "", {})
+    assert (done.status, done.err, content(empty)) == (0, "", {})
     plan = json.loads(done.out.splitlines()[-1])
     assert plan.keys() >= {"bytes_per_device", "flops_per_image", "parameters", "steps", "hours", "chip_hours"}
     assert (plan["parameters"], plan["steps"], plan["utilisation"]) == (692_458, 1760, 0.3)
