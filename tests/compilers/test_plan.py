@@ -24,7 +24,9 @@ GPUS = {name: "8" for name, chip in CHIPS.items() if chip.target}
 @pytest.mark.parametrize(("kind", "layout"), (LAYOUTS | GPUS).items())
 def test_known_chips_are_known_to_their_compilers(kind, layout):
     topology = find_topology(f"{kind}:{layout}")
-    assert len(topology.devices()) == topology.chips * topology.chip.devices
+    found = topology.devices()
+    assert len(found) == topology.chips * topology.chip.devices
+    assert {device.device_kind for device in found} == {topology.chip.kind}
 
 
 @pytest.mark.parametrize(("name", "slices", "devices"), [("v5e:1x1", 1, 1), ("v4:2x2x4", 1, 16), ("v5e:4x4", 2, 32)])
