@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import re
 import shlex
 import sys
 from collections import Counter
@@ -23,19 +22,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# What is not asked of Google Cloud, and that another process may have loaded libtpu.
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+os.environ["JAX_PLATFORMS"] = "cpu"  # what compiles for other machines needs none of this one's chips
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 
 from deit_jax.config import recipes
 from deit_jax.config.resolve import resolve
 from deit_jax.data.memory import MemorySource
 from deit_jax.models.attention import IMPLEMENTATIONS
-from deit_jax.run.build import build, open_mesh
-from deit_jax.run.stream import batch_shapes
+from deit_jax.parallel.plan import compile_ahead
+from deit_jax.parallel.topologies import find_topology
+from deit_jax.run.ahead import step_of
 
 # What differs from the recipe for TPUs: attention xla, no remat, patch embedding conv, data parallel. Fields are
 # `section.name`; `attend` is what attention is put through.
@@ -48,7 +46,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fsdp=4": {"mesh.fsdp": 4},
     "tensor=2": {"mesh.tensor": 2},
 }
-BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f32": 4, "s32": 4, "u32": 4}
 
 
 def main() -> None:
@@ -81,42 +78,27 @@ def main() -> None:
 
 def ask(given: argparse.Namespace, attend: Any = None, **fields: Any) -> dict[str, Any]:
     """What the compiler says of the training step of the recipe with these `fields` changed."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=given.topology).devices
+    topology = find_topology(given.topology)
     tree = recipes.deit(given.model, hardware="tpu")
-    tree.update_from_flattened_dict({"batch_size": given.batch_size * len(devices), "model.depth": given.depth})
+    tree.update_from_flattened_dict({"batch_size": given.batch_size * topology.chips, "model.depth": given.depth})
     tree.mixing.group = math.gcd(tree.mixing.group, given.batch_size)
     tree.update_from_flattened_dict(fields)
     config = resolve(tree)
     size, names = config.data.image_size, [str(i) for i in range(1000)]
     source = MemorySource(np.zeros((8, size, size, 3), np.uint8), np.arange(8), names, name="black")
-    run = build(config, open_mesh(config, devices), source)
-    batch = batch_shapes(config, run.mesh, size, {})
+    step = step_of(config, source, topology)
     kinds = {"xla": attend(IMPLEMENTATIONS["xla"])} if attend else {}
     jax.clear_caches()  # of blocks that were traced with another attention
     with mock.patch.dict(IMPLEMENTATIONS, kinds):
-        step = run.train_step().lower(run.target, batch, np.uint32(0))
-    compiled = step.compile()
-    text, memory = compiled.as_text(), compiled.memory_analysis()
+        found = compile_ahead(step.run.train_step(), step.run.target, step.batch, np.uint32(0))
+    moved: Counter = Counter()
+    for each in found.collectives:
+        moved[each.kind] += each.times * sum(array.nbytes for array in each.arrays)
     return {
-        "mcycles": round(sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text))) / 1e6, 2),
-        "arguments_mb": round(memory.argument_size_in_bytes / 1e6, 1),
-        "temporaries_mb": round(memory.temp_size_in_bytes / 1e6, 1),
-        "peak_mb": round(memory.peak_memory_in_bytes / 1e6, 1),
-        "collectives": collectives(text),
+        "mcycles": round(found.cycles / 1e6, 2),
+        **{f"{name}_mb": round(found.memory[name] / 1e6, 1) for name in ("arguments", "temporaries", "peak")},
+        "collectives": {kind: round(nbytes / 1e6, 1) for kind, nbytes in moved.items()},
     }
-
-
-def collectives(program: str) -> dict[str, float]:
-    """Megabytes that the operations of each kind give; of one in two parts, the first names what goes in, too."""
-    found: Counter = Counter()
-    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    for shapes, kind, start in re.findall(rf" = (.*?) ({kinds})(-start)?\(", program):
-        each = [
-            BYTES[dtype] * math.prod(map(int, filter(None, dims.split(","))))
-            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-        ]
-        found[kind] += max(each) if start and kind != "all-reduce" else sum(each)
-    return {kind: round(number / 1e6, 1) for kind, number in found.items()}
 
 
 if __name__ == "__main__":

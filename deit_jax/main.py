@@ -5,8 +5,8 @@
     python -m deit_jax.main --config=... --mode=plan [--topology=v5e:16x16] [--slices=2] [--utilisation=0.4]
     python -m deit_jax.main --config=... --workdir=... --mode=replay --step=N
 
-A plan allocates nothing and writes nothing. With --topology it compiles the training step for these chips, of which
-none need be there: docs/planning.md. A replay runs a training step again that was not finite: docs/training.md.
+A plan allocates nothing of the run, and writes nothing. With --topology it compiles the training step for these chips,
+of which none need be there: docs/planning.md. A replay runs a step again that was not finite: docs/training.md.
 
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when the same command goes on later:
 interrupted with the state saved, the data out of reach, or another run in the workdir.
@@ -92,6 +92,7 @@ def _plan(config: Config, workdir: Place, given: flags.FlagValues) -> int:
     elif given.slices > 1:
         raise UserError("--slices: are those of a topology; name one, such as --topology=v5e:4x4")
     here = cli.start_jax()
+    jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for other machines is not read again
     config = for_platform(config, topology.chip.platform if topology else here)
     print(json.dumps(make_plan(config, workdir, utilisation=share, topology=topology)), flush=True)
     return 0

@@ -2,10 +2,11 @@
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -113,7 +114,7 @@ class Arrays:
     """The arrays of a data-parallel or sharded step, by which what travels is told apart.
 
     Attributes:
-        parameters: how many numbers each parameter and each statistic has.
+        parameters: shapes of the parameters and the statistics.
         devices: of the mesh.
         targets: rows of the batch on a device, and classes.
         pixels: height, width and channels of the images.
@@ -121,18 +122,21 @@ class Arrays:
             batch: gradients, loss and statistics.
     """
 
-    parameters: Collection[int]
+    parameters: Collection[tuple[int, ...]]
     devices: int
     targets: tuple[int, int]
     pixels: tuple[int, int, int]
     data_parallel: bool
 
-    def name(self, kind: str, array: Array) -> str:
+    def name(self, moved: Collective, array: Array, *, in_parts: bool) -> str:
         """What an array of a collective is.
 
         `images` are integers; `indices` are boxes, keys and flags; `activations` is what is nothing else.
+
+        Args:
+            in_parts: the program sums so that each device first has a part, and gathers these.
         """
-        shape = tuple(side for side in array.shape if side > 1)
+        shape = _sides(array.shape)
         pictured = shape[-3:] == self.pixels
         if array.dtype == "pred" or array.dtype[0] in "su":
             return "images" if pictured else "indices"
@@ -140,19 +144,40 @@ class Arrays:
             return "scalars"
         if pictured:
             return "float images"
-        if shape == tuple(side for side in self.targets if side > 1):
+        if shape == _sides(self.targets) and "jvp(" not in moved.operation:  # mixed before what is differentiated
             return "targets"
-        packed = shape[-2:] == PACKED or (len(shape) == 1 and _is_sum(kind))  # of several in one
-        if (packed and self.data_parallel) or any(self._is_part(array.size, whole) for whole in self.parameters):
-            return "gradients" if _is_sum(kind) or self.data_parallel else "parameters"
-        return "activations"
+        summed, gathered = moved.kind.endswith(("all-reduce", "reduce-scatter")), moved.kind.endswith("all-gather")
+        if not self.data_parallel and self._is_part(array.size):
+            return "gradients" if summed else "parameters" if gathered else "activations"
+        if not self.data_parallel:
+            return "activations"
+        whole = summed and (len(shape) == 1 or tuple(sorted(shape)) in self._wholes)  # one side: several in one, too
+        part = in_parts and (summed or gathered) and (shape[-2:] == PACKED or self._is_part(array.size))
+        return "gradients" if whole or part else "activations"
 
-    def _is_part(self, size: int, whole: int) -> bool:
-        return whole % size == 0 and self.devices % (whole // size) == 0
+    @functools.cached_property
+    def _wholes(self) -> set[tuple[int, ...]]:
+        """Sorted sides of the parameters, since a compiler transposes a product and merges what are neighbours."""
+        return {tuple(sorted(sides)) for shape in self.parameters for sides in _merged(_sides(shape))}
+
+    def _is_part(self, size: int) -> bool:
+        wholes = map(math.prod, self.parameters)
+        return any(whole % size == 0 and self.devices % (whole // size) == 0 for whole in wholes)
 
 
-def _is_sum(kind: str) -> bool:
-    return kind.endswith(("all-reduce", "reduce-scatter"))
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without those of one."""
+    return tuple(side for side in shape if side > 1)
+
+
+def _merged(sides: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The sides with any neighbours merged."""
+    if len(sides) < 2:
+        yield sides
+        return
+    for first, *rest in _merged(sides[1:]):
+        yield sides[0], first, *rest
+        yield sides[0] * first, *rest
 
 
 def what_moves(found: Sequence[Collective], arrays: Arrays) -> list[dict[str, Any]]:
@@ -162,12 +187,13 @@ def what_moves(found: Sequence[Collective], arrays: Arrays) -> list[dict[str, An
         For each `kind`, `dtype` and what it `moves` (see `Arrays.name`) the `count` in a step, the `bytes` that they
         give on a device, and the JAX `operation` of the largest.
     """
+    in_parts = any(each.kind in ("reduce-scatter", "dcn all-reduce") for each in found)
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     largest: collections.Counter = collections.Counter()
     for each in found:
         parts: collections.Counter = collections.Counter()
         for array in each.arrays:
-            parts[each.kind, array.dtype, arrays.name(each.kind, array)] += array.nbytes
+            parts[each.kind, array.dtype, arrays.name(each, array, in_parts=in_parts)] += array.nbytes
         for key, nbytes in parts.items():
             empty = dict(zip(("kind", "dtype", "moves"), key, strict=True)) | {"count": 0, "bytes": 0, "operation": ""}
             group = groups.setdefault(key, empty)

@@ -37,14 +37,16 @@ class Chip:
     """What a kind of chip is known to be.
 
     Attributes:
+        kind: as JAX calls its devices.
         memory: bytes of a device; of a TPU's those that a program may take.
         peak: bfloat16 operations a second of the whole chip, dense.
         axes: of the layouts that it comes in; 1 for a mere number of chips.
-        clock: cycles a second; 0 where it is not published.
+        clock: cycles a second; 0 where it is not known.
         devices: that JAX sees of a chip.
         target: what XLA asks of a GPU, beside the defaults of `_TARGET`; empty for TPUs.
     """
 
+    kind: str
     memory: float
     peak: float
     axes: int
@@ -60,26 +62,26 @@ class Chip:
 
 _HOPPER: dict[str, Any] = {
     **{"major": 9, "cores": 132, "fpus": 128, "clock": 1.98, "shared_optin": 232_448, "shared_core": 233_472},
-    **{"l2": 50 * 2**20, "bandwidth": 3_352_320_000_000, "memory": 84_978_434_048, "name": "NVIDIA H100 80GB HBM3"},
+    **{"l2": 50 * 2**20, "bandwidth": 3_352_320_000_000, "memory": 84_978_434_048},
 }
-_H200 = _HOPPER | {"bandwidth": 4_800_000_000_000, "memory": int(139.8 * GIB), "name": "NVIDIA H200"}
+_H200 = _HOPPER | {"bandwidth": 4_800_000_000_000, "memory": int(139.8 * GIB)}
 _A100: dict[str, Any] = {
     **{"major": 8, "cores": 108, "fpus": 64, "clock": 1.41, "shared_optin": 166_912, "shared_core": 167_936},
-    **{"l2": 40 * 2**20, "bandwidth": 2_039_000_000_000, "memory": int(79.15 * GIB), "name": "NVIDIA A100-SXM4-80GB"},
+    **{"l2": 40 * 2**20, "bandwidth": 2_039_000_000_000, "memory": int(79.15 * GIB)},
 }
 # Peaks of TPUs: docs.cloud.google.com/tpu/docs/NAME; memory: what the compiler of libtpu 0.0.42 calls available;
-# clocks: arXiv:2304.01433, table 4, for v3 and v4, and for v5e and v5p that at which their 4 and 8 matrix units of
-# 128 x 128 have the peak. GPUs: NVIDIA's data sheets of the SXM modules, memory as CUDA tells it.
+# clocks: arXiv:2304.01433, table 4, for v3 and v4; of v5e and v5p none is published, so that at which their 4 and 8
+# matrix units of 128 x 128 have the peak. GPUs: NVIDIA's data sheets of the SXM modules, memory as CUDA tells it.
 CHIPS = {
-    "v3": Chip(15.48 * GIB, 123e12, 2, 0.94e9, devices=2),
-    "v4": Chip(30.75 * GIB, 275e12, 3, 1.05e9),
-    "v5e": Chip(15.75 * GIB, 197e12, 2, 1.5e9),
-    "v5p": Chip(95.74 * GIB, 459e12, 3, 1.75e9),
-    "v6e": Chip(31.25 * GIB, 918e12, 2),
-    "tpu7x": Chip(94.75 * GIB, 2307e12, 3, devices=2),
-    "a100": Chip(_A100["memory"], 312e12, 1, target=_A100),
-    "h100": Chip(_HOPPER["memory"], 989.4e12, 1, target=_HOPPER),
-    "h200": Chip(_H200["memory"], 989.4e12, 1, target=_H200),
+    "v3": Chip("TPU v3", 15.48 * GIB, 123e12, 2, 0.94e9, devices=2),
+    "v4": Chip("TPU v4", 30.75 * GIB, 275e12, 3, 1.05e9),
+    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 197e12, 2, 1.5e9),
+    "v5p": Chip("TPU v5", 95.74 * GIB, 459e12, 3, 1.75e9),
+    "v6e": Chip("TPU v6 lite", 31.25 * GIB, 918e12, 2),
+    "tpu7x": Chip("TPU7x", 94.75 * GIB, 2307e12, 3, devices=2),
+    "a100": Chip("NVIDIA A100-SXM4-80GB", _A100["memory"], 312e12, 1, target=_A100),
+    "h100": Chip("NVIDIA H100 80GB HBM3", _HOPPER["memory"], 989.4e12, 1, target=_HOPPER),
+    "h200": Chip("NVIDIA H200", _H200["memory"], 989.4e12, 1, target=_H200),
 }
 KNOWN = (
     "known: v3, v5e, v6e with a layout such as v5e:16x16; v4, v5p, tpu7x with one such as v4:2x2x4; a100, h100, h200 "
@@ -108,7 +110,7 @@ gpu_device_info {{
   device_memory_size: {memory}
 }}
 platform_name: "CUDA"
-device_description_str: "{name}"
+device_description_str: "{kind}"
 """
 
 
@@ -155,7 +157,11 @@ class Topology:
             _require("jax_plugins", "jax_plugins.xla_cuda12", "nvidia", "nvidia.cuda_nvcc", extra="plan-cuda")
             hosts, gpus = divmod(self.chips, GPUS_A_HOST)
             form = f"1x{hosts}x{GPUS_A_HOST}" if hosts else f"1x1x{gpus}"
-            return {"platform": "cuda", "topology": form, "target_config": _TARGET.format(**self.chip.target)}
+            return {
+                "platform": "cuda",
+                "topology": form,
+                "target_config": _TARGET.format(kind=self.chip.kind, **self.chip.target),
+            }
         _require("libtpu", extra="plan-tpu")
         for name, value in LIBTPU.items():
             os.environ.setdefault(name, value)
@@ -183,6 +189,11 @@ def find_topology(name: str, slices: int = 1) -> Topology:
     if chip.target and chips > GPUS_A_HOST and chips % GPUS_A_HOST:
         raise UserError(f"--topology: {name} are no whole hosts of {GPUS_A_HOST} GPUs; {KNOWN}")
     return Topology(name, chip, chips * slices, slices)
+
+
+def find_chip(kind: str) -> Chip | None:
+    """The chip whose devices JAX calls so; None for what is not known here."""
+    return next((chip for chip in CHIPS.values() if chip.kind == kind), None)
 
 
 def _gpu_share() -> float:

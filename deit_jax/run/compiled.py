@@ -57,7 +57,7 @@ def _said(found: Compiled | TooLarge, step: Step, topology: Topology) -> Report:
     size, _, channels = step.batch["image"].shape[1:]
     rows = run.config.batch_size // parallel.batch_devices(mesh)
     arrays = Arrays(
-        parameters={leaf.size for leaf in (run.target.params | run.target.stats).values()},
+        parameters={leaf.shape for leaf in (run.target.params | run.target.stats).values()},
         devices=mesh.size,
         targets=(rows, len(run.source.class_names)),
         pixels=(size, size, channels),

@@ -1,4 +1,4 @@
-"""What a run takes, as far as it is known without a compiler: operations, data, memory and time."""
+"""What a run takes, as far as it is known without a compiler of other chips: operations, data, memory and time."""
 
 import dataclasses
 import statistics
@@ -10,40 +10,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax import __version__, parallel
-from deit_jax.base.errors import TryAgain
+from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.forms import read_json
 from deit_jax.base.storage import Place
+from deit_jax.config.resolve import resolve
 from deit_jax.data import KnownSource, Source
 from deit_jax.data.decode import CorruptImage
+from deit_jax.distill.ahead import teaching_shapes
 from deit_jax.models import VisionTransformer, bind, flatten
 from deit_jax.parallel.plan import residual_bytes, shard_bytes
-from deit_jax.parallel.topologies import Topology
+from deit_jax.parallel.topologies import Chip, Topology, find_chip
 from deit_jax.run.ahead import Step
-from deit_jax.run.build import Run
+from deit_jax.run.build import Run, build
 from deit_jax.run.metrics import read_rows
 from deit_jax.run.network import model_arguments, model_of
+from deit_jax.run.workdir import METRICS
 
 ASSUMED = 0.4  # of the peak, where no utilisation is given or measured
 SAMPLE = 256  # images whose stored sizes are looked at
-MEASURED = 20  # rows of metrics.jsonl at its end whose utilisation counts
+MEASURED = 20  # rows of metrics.jsonl at its end whose speed counts
 
 Report = dict[str, Any]
 
 
 def estimate(step: Step, where: str, utilisation: float | None, workdir: Place, topology: Topology | None) -> Report:
-    """All that is known without a compiler.
+    """All that is known without a compiler of other chips.
+
+    Devices that are there and of which no peak is published multiply a few large matrices, which tell theirs.
 
     Args:
         where: see `planned_source`.
-        utilisation: of the chips' peak; None for what was measured in the workdir, else `ASSUMED`.
+        utilisation: share of the chips' peak that all operations take, the teacher's as well; None for what the run in
+            the workdir last reached, if it was on such devices, else `ASSUMED`.
     """
     run, config = step.run, step.run.config
     images, image_bytes, measured_on = run.total * config.batch_size, *_image_bytes(run.source)
     student, teacher = _student_flops(run), step.teaching.flops
     parts = _bytes_by_part(step)
-    share, said = (utilisation, "given") if utilisation else _measured_utilisation(workdir)
-    chips = topology.chips if topology else run.mesh.size
-    peak = topology.chip.peak if topology else parallel.matmul_peak(run.mesh, config.model.dtype)() / chips
-    hours = images * (student + teacher) / (share * peak * chips) / 3600
+    chip = topology.chip if topology else _chip(run)
+    chips = topology.chips if topology else run.mesh.size // chip.devices
+    share, said = (utilisation, "given") if utilisation else _measured_utilisation(step, workdir, chip)
+    hours = images * (student + teacher) / (share * chip.peak * chips) / 3600
     return {
         "model": config.model.name,
         "teacher": config.distillation.store or config.distillation.teacher.name,
@@ -63,7 +70,7 @@ def estimate(step: Step, where: str, utilisation: float | None, workdir: Place, 
         "bytes_per_image": round(image_bytes),
         "bytes_per_image_source": measured_on,
         "bytes_read": round(images * image_bytes),
-        "topology": topology.name if topology else jax.devices()[0].device_kind,
+        "topology": topology.name if topology else chip.kind,
         "slices": topology.slices if topology else 1,
         "chips": chips,
         "devices": run.mesh.size,
@@ -76,7 +83,7 @@ def estimate(step: Step, where: str, utilisation: float | None, workdir: Place, 
         "memory_per_device": topology.memory if topology else None,
         "utilisation": share,
         "utilisation_source": said,
-        "peak_flops_per_chip": round(peak),
+        "peak_flops_per_chip": round(chip.peak),
         "hours": round(hours, 3),
         "chip_hours": round(hours * chips, 3),
         "versions": {"deit_jax": __version__, "jax": jax.__version__},
@@ -102,14 +109,39 @@ def _student_flops(run: Run) -> int:
     return round(sum(n * run.flops_per_image(size) for n, (_, size) in zip(steps, run.sizes, strict=True)) / run.total)
 
 
-def _measured_utilisation(workdir: Place) -> tuple[float, str]:
-    """What the run in a workdir last told, where there is one; and where it is from, in words."""
+def _chip(run: Run) -> Chip:
+    """What the devices are that there are: as published, else each a chip with the peak that is measured here."""
+    kind = _device(run).device_kind
+    return find_chip(kind) or Chip(
+        kind, memory=0, peak=parallel.matmul_peak(run.mesh, run.config.model.dtype)() / run.mesh.size, axes=1
+    )
+
+
+def _device(run: Run) -> jax.Device:
+    device: jax.Device = run.mesh.devices.flat[0]
+    return device
+
+
+def _measured_utilisation(step: Step, workdir: Place, chip: Chip) -> tuple[float, str]:
+    """The share of a chip's peak that the run in a workdir last reached, and where the number is from, in words.
+
+    It is its images a second times its own operations, which the config there tells.
+    """
+    mesh, source, device = step.run.mesh, step.run.source, _device(step.run)
     try:
-        rows = read_rows(workdir / "metrics.jsonl")
-    except (OSError, ValueError, TryAgain):
+        rows = [row for row in read_rows(workdir / METRICS) if row.get("train/images_per_second")][-MEASURED:]
+        if not rows:
+            return ASSUMED, "assumed"
+        about, config = read_json(workdir / "run.json", dict), resolve(read_json(workdir / "config.json", dict))
+        if about["device_kind"] != device.device_kind:
+            return ASSUMED, f"assumed; {workdir} is of {about['device_kind']}"
+        before = build(config, mesh, source)
+        teacher = teaching_shapes(config, source.class_names, mesh, device.platform).flops
+        operations = [teacher + before.flops_per_image(before.size_at(row["step"] - 1)) for row in rows]
+        done = [row["train/images_per_second"] * each for row, each in zip(rows, operations, strict=True)]
+        return statistics.median(done) / about["devices"] * chip.devices / chip.peak, f"measured in {workdir}"
+    except (OSError, ValueError, KeyError, TryAgain, UserError):
         return ASSUMED, f"assumed; {workdir} cannot be read"
-    told = [row["train/utilisation"] for row in rows if row.get("train/utilisation")][-MEASURED:]
-    return (statistics.median(told), f"measured in {workdir}") if told else (ASSUMED, "assumed")
 
 
 def _bytes_by_part(step: Step) -> dict[str, int]:

@@ -23,7 +23,7 @@ def make_plan(
 
     Args:
         config: resolved for the platform of the topology, without one for the machine's own.
-        workdir: whose metrics tell the utilisation of a run that was begun; it need not be there.
+        workdir: which tells the utilisation of a run that was begun; it need not be there.
         utilisation: see `estimate`.
         topology: that the step is compiled for; None for the devices that there are, where nothing is compiled.
 

@@ -24,7 +24,9 @@ GPUS = {name: "8" for name, chip in CHIPS.items() if chip.target}
 @pytest.mark.parametrize(("kind", "layout"), (LAYOUTS | GPUS).items())
 def test_known_chips_are_known_to_their_compilers(kind, layout):
     topology = find_topology(f"{kind}:{layout}")
-    assert len(topology.devices()) == topology.chips * topology.chip.devices
+    found = topology.devices()
+    assert len(found) == topology.chips * topology.chip.devices
+    assert {device.device_kind for device in found} == {topology.chip.kind}
 
 
 @pytest.mark.parametrize(("name", "slices", "devices"), [("v5e:1x1", 1, 1), ("v4:2x2x4", 1, 16), ("v5e:4x4", 2, 32)])
@@ -46,7 +48,8 @@ def test_memory_is_what_the_compiler_finds_available(kind):
 
 @pytest.mark.parametrize("name", ["v5e:2x4", "h100:8"])
 def test_plan_of_a_data_parallel_run(name, tmp_path):
-    """A plain DeiT, all devices in one mixing group: gradients in float32 and mixing partners in uint8 travel."""
+    """A plain DeiT, all devices in one mixing group, three images each, which are no pairs: gradients in float32 and
+    mixing partners in uint8 travel."""
     topology = find_topology(name)
     config = tiny_config(
         model__name="deit_tiny_patch16_224",
@@ -57,14 +60,15 @@ def test_plan_of_a_data_parallel_run(name, tmp_path):
         model__dtype="bfloat16",
         model__attention="xla",
         data__image_size=224,
-        mixing__group=32,
+        batch_size=24,
+        mixing__group=24,
     )
     plan = make_plan(config, tmp_path, topology=topology)
     compiled = plan["compiled"]
     moved = {each["moves"]: each for each in compiled["collectives"] if each["moves"] != "indices"}
     assert moved.keys() <= {"gradients", "images", "targets", "scalars"}
     assert (moved["gradients"]["dtype"], moved["images"]["dtype"]) == ("f32", "u8")
-    assert moved["images"]["bytes"] == 4 * math.prod((224, 224, 3))
+    assert moved["images"]["bytes"] == 3 * math.prod((224, 224, 3))
     assert 4 * plan["parameters"] <= moved["gradients"]["bytes"] <= 4 * (plan["parameters"] + 1)
     assert plan["fits"]
     assert plan["bytes_per_device"] < 2**30

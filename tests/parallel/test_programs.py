@@ -119,11 +119,13 @@ def test_turns_of_a_loop(noted, turns):
     assert estimated_cycles(program) == 11 + turns * 700
 
 
-def moves(line: str, *, data_parallel: bool) -> str:
-    """What a program's only collective moves, of parameters of 6 x 10 numbers, 4 rows of 7 classes and 8 x 8 images."""
-    arrays = Arrays([INPUTS * OUTPUTS], PARTS, targets=(4, 7), pixels=(8, 8, 3), data_parallel=data_parallel)
-    (group,) = what_moves(collectives(text(line)), arrays)
-    return group["moves"]
+def moves(line: str, *beside: str, data_parallel: bool) -> str:
+    """What the first collective moves, of parameters of 6 x 10 and 2 x 3 x 5, 4 rows of 7 classes, images of 8 x 8."""
+    shapes = [(INPUTS, OUTPUTS), (1, 2, 3, 5)]
+    arrays = Arrays(shapes, PARTS, targets=(4, 7), pixels=(8, 8, 3), data_parallel=data_parallel)
+    found = collectives(text(line, *beside))
+    (name,) = {group["moves"] for group in what_moves(found, arrays) if group["kind"] == found[0].kind}
+    return name
 
 
 @pytest.mark.parametrize(
@@ -131,8 +133,13 @@ def moves(line: str, *, data_parallel: bool) -> str:
     [
         ("f32[10,6]", "all-reduce", "gradients", "gradients"),
         ("f32[1234]", "all-reduce", "gradients", "activations"),  # all gradients in one
+        ("f32[5,6]", "all-reduce", "gradients", "gradients"),  # neighbours merged, and transposed
+        ("f32[4,15]", "all-reduce", "activations", "gradients"),  # as many numbers, but four rows of something
+        ("f32[3,10]", "all-reduce", "activations", "gradients"),  # no neighbours
         ("f32[15]", "reduce-scatter", "gradients", "gradients"),
-        ("bf16[6,10]", "all-gather", "gradients", "parameters"),
+        ("bf16[6,10]", "all-gather", "activations", "parameters"),
+        ("bf16[6,10]", "all-to-all", "activations", "activations"),
+        ("bf16[6,10]", "collective-permute", "activations", "activations"),
         ("u8[1,4,8,8,3]", "collective-permute", "images", "images"),
         ("f32[4,8,8,3]", "collective-permute", "float images", "float images"),
         ("f32[4,8,8,3]", "all-reduce", "float images", "float images"),  # as XLA gathers, by a masked sum
@@ -142,7 +149,7 @@ def moves(line: str, *, data_parallel: bool) -> str:
         ("s32[4,1,4]", "collective-permute", "indices", "indices"),
         ("pred[]", "all-reduce", "indices", "indices"),
         ("f32[]", "all-reduce", "scalars", "scalars"),
-        ("f32[2,8,128]", "all-gather", "gradients", "activations"),  # as they come from another slice
+        ("f32[2,8,128]", "all-gather", "activations", "activations"),
     ],
 )
 def test_collectives_are_named_by_what_they_move(shape, kind, replicas, cut):
@@ -151,10 +158,37 @@ def test_collectives_are_named_by_what_they_move(shape, kind, replicas, cut):
     assert moves(line, data_parallel=False) == cut
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind", "named"),
+    [
+        ("f32[6,10]", "all-gather", "gradients"),
+        ("f32[2,8,128]", "all-gather", "gradients"),  # packed, as they come from another slice
+        ("f32[3,5]", "reduce-scatter", "gradients"),  # a quarter, or half
+        ("f32[6,11]", "all-gather", "activations"),
+        ("f32[6,10]", "all-to-all", "activations"),
+        ("f32[6,10]", "collective-permute", "activations"),
+    ],
+)
+def test_gradients_are_gathered_where_they_are_summed_in_parts(shape, kind, named):
+    between = (
+        "%s = (f32[2,8,128], u32[], token[]) send(%x, %t), channel_id=2, "
+        'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}',
+        "%r = f32[15] reduce-scatter(%x), channel_id=3",
+    )
+    for beside in between:
+        assert moves(f"%c = {shape} {kind}(%x), channel_id=1", beside, data_parallel=True) == named
+
+
+def test_logits_have_the_shape_of_targets_but_are_of_what_is_differentiated():
+    line = '%c = f32[4,7] collective-permute(%x), channel_id=1, metadata={{op_name="jit(train_step)/{}"}}'
+    assert moves(line.format("rev"), data_parallel=True) == "targets"
+    assert moves(line.format("jvp()/dot_general"), data_parallel=True) == "activations"
+
+
 def test_groups_have_counts_and_bytes():
     lines = [f"%r.{i} = (f32[6,10], f32[], bf16[10,6]) all-reduce(%a, %b, %c), channel_id={i}" for i in range(2)]
     lines.append('%g = bf16[60] all-reduce(%d), channel_id=9, metadata={op_name="jit(step)/last"}')
-    arrays = Arrays([60], 8, targets=(4, 7), pixels=(8, 8, 3), data_parallel=True)
+    arrays = Arrays([(6, 10)], 8, targets=(4, 7), pixels=(8, 8, 3), data_parallel=True)
     groups = {(group["dtype"], group["moves"]): group for group in what_moves(collectives(text(*lines)), arrays)}
     assert {key: (group["count"], group["bytes"]) for key, group in groups.items()} == {
         ("f32", "gradients"): (2, 2 * 240),

@@ -7,17 +7,19 @@ from pathlib import Path
 import jax
 import pytest
 from endings import content, end, inside
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from tiny import EVERYTHING, distilled_config, replace, tiny_config, tiny_run, write_teacher
 
 from deit_jax import parallel
 from deit_jax.base.errors import OutOfReach, UserError
+from deit_jax.config.resolve import to_dict
 from deit_jax.distill.ahead import teaching_shapes
 from deit_jax.distill.open import open_teacher
 from deit_jax.main import main
 from deit_jax.models import forward_flops
 from deit_jax.parallel import peak
 from deit_jax.parallel.plan import Compiled, TooLarge, shard_bytes
-from deit_jax.parallel.topologies import Chip, Topology, find_topology
+from deit_jax.parallel.topologies import CHIPS, Chip, Topology, find_topology
 from deit_jax.run import ahead, compiled
 from deit_jax.run import estimate as estimating
 from deit_jax.run.ahead import planned_source, step_of
@@ -32,7 +34,7 @@ SOURCE = train_source(CONFIG)
 MESH = parallel.make_mesh()
 NOWHERE = Path("nowhere")
 GIB = 2**30
-SMALL = Topology("v5e:2x4", Chip(memory=GIB, peak=1e15, axes=2), chips=8, slices=1)
+SMALL = Topology("v5e:2x4", Chip("cpu", memory=GIB, peak=1e15, axes=2), chips=8, slices=1)
 
 
 @pytest.fixture(autouse=True)
@@ -155,22 +157,92 @@ def test_a_bucket_of_data_need_not_be_reached(monkeypatch, error):
         planned_source(replace(CONFIG, "data", name="folder", train_split="train"))
 
 
+# A run that was begun, of four devices, 100 images a second.
+
+
+@pytest.fixture
+def begun(tmp_path):
+    def write(config, kind="cpu"):
+        (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+        (tmp_path / "run.json").write_text(json.dumps({"device_kind": kind, "devices": 4}))
+        rows = [{"step": i + 1, "train/images_per_second": speed} for i, speed in enumerate((9e9, *[100.0] * 20))]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path
+
+    return write
+
+
+def hours(workdir, config, given=None, topology=SMALL):
+    plan = estimate(step_of(config, SOURCE, None), "", given, workdir, topology)
+    return plan["hours"], plan["utilisation_source"]
+
+
+@pytest.mark.parametrize(("distilled", "topology"), [(True, SMALL), (False, None)])
+def test_hours_are_those_that_the_run_in_the_workdir_takes(begun, tmp_path, distilled, topology):
+    """1.6 million images at 25 a second and device, on eight devices: a teacher's operations are in this already."""
+    write_teacher(tmp_path / "teacher")
+    config = (
+        distilled_config(tmp_path / "teacher", total_steps=50_000) if distilled else tiny_config(total_steps=50_000)
+    )
+    workdir = begun(config)
+    assert hours(workdir, config, topology=topology) == (
+        pytest.approx(1_600_000 / 25 / 8 / 3600, abs=1e-3),
+        f"measured in {workdir}",
+    )
+
+
+def test_utilisation_is_of_the_run_in_the_workdir_and_its_own_operations(begun):
+    """Its images were of half the side; a chip of two devices does the work of both."""
+    config = tiny_config(data__image_size_schedule="4@0,8@99")
+    run = tiny_run(config)
+    workdir = begun(config)
+    share, said = estimating._measured_utilisation(step_of(CONFIG, SOURCE, None), workdir, SMALL.chip)
+    assert (share, said) == (pytest.approx(25 * run.flops_per_image(4) / 1e15), f"measured in {workdir}")
+    twice = dataclasses.replace(SMALL.chip, devices=2)
+    assert estimating._measured_utilisation(step_of(CONFIG, SOURCE, None), workdir, twice)[0] == pytest.approx(
+        2 * share
+    )
+
+
+def test_hours_at_a_share_that_is_given_or_assumed(begun):
+    config = tiny_config(total_steps=50_000, model__width=192)
+    operations = tiny_run(config).flops_per_image(8) * 1_600_000 / 1e9 / 8 / 3600
+    slow = dataclasses.replace(SMALL, chip=dataclasses.replace(SMALL.chip, peak=1e9))
+    assert hours(begun(config), config, 0.5, slow) == (pytest.approx(operations / 0.5, abs=1e-3), "given")
+    assert hours(NOWHERE, config, None, slow) == (pytest.approx(operations / 0.4, abs=1e-3), "assumed")
+    other = begun(config, "TPU v4")
+    assert hours(other, config, None, slow) == (
+        pytest.approx(operations / 0.4, abs=1e-3),
+        f"assumed; {other} is of TPU v4",
+    )
+
+
+@pytest.mark.parametrize("lost", ["config.json", "run.json"])
+def test_a_run_that_does_not_tell_its_devices_or_config_has_no_utilisation(begun, lost):
+    workdir = begun(CONFIG)
+    (workdir / lost).write_text("{}")
+    assert hours(workdir, CONFIG)[1] == f"assumed; {workdir} cannot be read"
+
+
 @pytest.mark.parametrize("error", [OutOfReach("gs://a/b", "no answer"), PermissionError(13, "no permission")])
 def test_a_workdir_that_cannot_be_read_costs_its_utilisation_alone(monkeypatch, error):
     def fail(path):
         raise error
 
     monkeypatch.setattr(estimating, "read_rows", fail)
-    assert estimating._measured_utilisation(NOWHERE) == (0.4, "assumed; nowhere cannot be read")
+    assert hours(NOWHERE, CONFIG)[1] == "assumed; nowhere cannot be read"
 
 
-def test_utilisation_is_that_of_the_run_in_the_workdir(tmp_path):
-    rows = [{"step": i, "train/utilisation": share} for i, share in enumerate((0.9, *[0.25] * 20))]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_the_peak_of_known_devices_is_the_published_one(monkeypatch):
+    """Of two devices a chip; others multiply matrices."""
+    monkeypatch.setattr(parallel, "matmul_peak", lambda mesh, dtype: lambda: 8e9)
     step = step_of(CONFIG, SOURCE, None)
-    told = [estimate(step, "", given, tmp_path, None)["utilisation"] for given in (None, 0.5)]
-    assert told == [0.25, 0.5]
-    assert estimate(step, "", None, NOWHERE, None)["utilisation_source"] == "assumed"
+    plan = estimate(step, "", None, NOWHERE, None)
+    assert (plan["topology"], plan["chips"], plan["peak_flops_per_chip"]) == ("cpu", 8, 10**9)
+    monkeypatch.setattr(estimating, "find_chip", {"cpu": CHIPS["v3"]}.get)
+    monkeypatch.delattr(parallel, "matmul_peak")
+    plan = estimate(step, "", None, NOWHERE, None)
+    assert (plan["topology"], plan["chips"], plan["peak_flops_per_chip"]) == ("TPU v3", 4, 123 * 10**12)
 
 
 # Eight of this machine's devices in the place of others, compiled for by its own compiler.
@@ -272,10 +344,24 @@ def test_the_table_says_when_nothing_fits(here, monkeypatch, tmp_path, capsys):
 QUICKSTART = f"--config={parallel.__file__.rpartition('/deit_jax/')[0]}/configs/quickstart.py"
 
 
-def test_the_command_writes_nothing(tmp_path):
-    with inside(tmp_path):
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """A folder in which everything is that is kept, JAX's compiled programs as well."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+def test_the_command_writes_nothing(empty):
+    with inside(empty):
         done = end(main, [QUICKSTART, "--mode=plan", "--utilisation=0.3"])
-    assert (done.status, done.err, content(tmp_path)) == (0, "", {})
+    assert (done.status, done.err, content(empty)) == (0, "", {})
     plan = json.loads(done.out.splitlines()[-1])
     assert plan.keys() >= {"bytes_per_device", "flops_per_image", "parameters", "steps", "hours", "chip_hours"}
     assert (plan["parameters"], plan["steps"], plan["utilisation"]) == (692_458, 1760, 0.3)
