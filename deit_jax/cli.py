@@ -6,6 +6,7 @@ import gc
 import hashlib
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ from deit_jax.run.interrupt import LINE, Interrupted, Stopped
 from deit_jax.run.versions import versions
 
 Define = Callable[[flags.FlagValues], None]
+WEEK = 604_800  # seconds
 HELP = {"--help", "-h", "-help", "--helpfull"}
 # Flags in which the processes of a run may differ; and of the config what counts is what it has become.
 OWN = {"coordinator", "processes", "process", "local_devices", "start_timeout", "step_timeout", "config"}
@@ -204,9 +206,12 @@ def define_hosts(values: flags.FlagValues) -> None:
     flags.DEFINE_string("process", "", "which of them this is, from 0", flag_values=values)
     help_text = "numbers of the GPUs that are this process's own, such as 0,1, where others share the machine"
     flags.DEFINE_string("local_devices", "", help_text, flag_values=values)
-    flags.DEFINE_float("start_timeout", 300, "seconds in which all have to be there", 1, flag_values=values)
+    help_text = "seconds in which all have to be there"
+    flags.DEFINE_float("start_timeout", 300, help_text, 1, WEEK, flag_values=values)
     help_text = "seconds that a step may take (default: 1800; for ever, where there is one process)"
-    flags.DEFINE_float("step_timeout", 0, help_text, 0, flag_values=values)
+    flags.DEFINE_float("step_timeout", 0, help_text, 0, WEEK, flag_values=values)
+    for name in ("start_timeout", "step_timeout"):  # NaN is outside of no bounds
+        flags.register_validator(name, math.isfinite, "should be a number of seconds", flag_values=values)
 
 
 def find_cluster(given: flags.FlagValues) -> cluster.Cluster | None:

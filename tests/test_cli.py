@@ -201,6 +201,13 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
         cli.run(main.main)
 
 
+@pytest.mark.parametrize("flag", ["start_timeout", "step_timeout"])
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e9"])
+def test_limits_are_seconds(flag, seconds):
+    with pytest.raises(UserError, match=f"--{flag}"):
+        cli.parse_with_config("", cli.define_hosts, [CONFIG, f"--{flag}={seconds}"])
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [

@@ -203,7 +203,7 @@ def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> Non
                 heartbeat_timeout_seconds=int(min(SILENT, step_timeout)) + 30,  # ours comes first, and says more
                 shutdown_timeout_seconds=30,
             )
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:
             failed.append(error)
 
     jax.config.update("jax_enable_preemption_service", False)
@@ -228,6 +228,8 @@ def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> Non
             print(line, file=sys.stderr, flush=True)
             os._exit(2 if given else 75)
     for error in failed:
+        if not isinstance(error, RuntimeError | ValueError):
+            raise error
         reason = str(error).partition("\n")[0]
         if isinstance(error, RuntimeError):
             raise kind(f"{where}: cannot be started: {reason}") from error

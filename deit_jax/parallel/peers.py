@@ -24,7 +24,7 @@ import jax
 from deit_jax.base.errors import TryAgain
 from deit_jax.base.text import printable
 from deit_jax.base.threads import begun
-from deit_jax.parallel.watchdog import Watchdog
+from deit_jax.parallel.watchdog import COMPILING, Watchdog
 
 SILENT = 60  # seconds without a sign of life after which a process is lost
 SUSPECT = 10  # the same, once something that all have to do together has failed
@@ -87,16 +87,19 @@ class Peers:
         Raises:
             TryAgain: one has not come in time.
         """
-        number = next(self._rounds)
+        number, limit = (
+            next(self._rounds),
+            max(self._timeout, COMPILING),
+        )  # a watchdog ends who hangs
         place = f"{_ROOT}/round/{number}"
         self._client.key_value_set(f"{place}/{self.index}", value)
         gathered = []
         for peer in range(self.count):
             try:
-                gathered.append(self._client.blocking_key_value_get(f"{place}/{peer}", int(1000 * self._timeout)))
+                gathered.append(self._client.blocking_key_value_get(f"{place}/{peer}", int(1000 * limit)))
             except jax.errors.JaxRuntimeError as error:
                 self.blame()
-                raise TryAgain(f"{self.name(peer)} has not come within {self._timeout:g} seconds") from error
+                raise TryAgain(f"{self.name(peer)} has not come within {limit:g} seconds") from error
         if number:  # what all have read, since they have come to this round
             self._client.key_value_delete(f"{_ROOT}/round/{number - 1}/{self.index}")
         return gathered
