@@ -28,8 +28,8 @@ while [[ ${1:-} == --* ]]; do
   esac
   shift
 done
-[[ $tries =~ ^[1-9][0-9]*$ ]] || fail "--tries=$tries: give a number from 1 on"
-[[ $pause =~ ^[0-9]+$ ]] || fail "--pause=$pause: give a number of seconds"
+[[ $tries =~ ^[1-9][0-9]{0,8}$ ]] || fail "--tries=$tries: give a number from 1 on"
+[[ $pause =~ ^[0-9]{1,9}$ ]] || fail "--pause=$pause: give a number of seconds"
 (($#)) || fail "no command; give it after --"
 if [[ $dry_run ]]; then
   printf '%q ' "$@"
@@ -38,8 +38,9 @@ if [[ $dry_run ]]; then
   exit
 fi
 if [[ $log ]]; then
-  mkdir -p "$(dirname "$log")" || exit 2
-  exec 9>>"$log.pid" || exit 2
+  unwritable="--log=$log: cannot be written; name another file"
+  [[ ! -d $log ]] && mkdir -p "$(dirname "$log")" 2>/dev/null && : 2>/dev/null >>"$log" || fail "$unwritable"
+  { exec 9>>"$log.pid"; } 2>/dev/null || fail "$log.pid: cannot be written; name another --log"
   # A second: who looks whether training runs takes the lock for a moment.
   flock --timeout 1 9 || fail "$log: written by another supervisor; stop that one, or name another log"
   echo $$ >"$log.pid"

@@ -133,6 +133,8 @@ def _of_three(values: Mapping[str, str]) -> Cluster | None:
         if not value.isdecimal():
             raise UserError(f"{name}: {value} is no number of processes; set 1, 2, ... of them, numbered from 0")
     processes, process = int(count), int(index)
+    if not processes:
+        raise UserError(f"{count_name}: is 0; set 1 or more")
     if not process < processes:
         raise UserError(f"{index_name}: is {process}, and {count_name} {processes}; count from 0 to {processes - 1}")
     return Cluster(where, address, processes, process) if processes > 1 else None

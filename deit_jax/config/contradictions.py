@@ -49,8 +49,8 @@ def _check_run(config: Config) -> None:
             "would not come to its end, and a cool-down would begin too late; set it to False"
         )
     for name in ("data", "fsdp", "tensor"):
-        if getattr(config.mesh, name) == 0 or getattr(config.mesh, name) < -1:
-            raise UserError(f"config.mesh.{name}: should be a number of devices, or -1 for mesh.data")
+        if (axis := getattr(config.mesh, name)) == 0 or axis < -1:
+            raise UserError(f"config.mesh.{name}: is {axis}, should be a number of devices, or -1 for mesh.data")
     if config.data.augment:
         from deit_jax.data.policy import parse_policy  # and JAX with it, which --help does not wait for
 

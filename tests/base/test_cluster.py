@@ -117,6 +117,7 @@ def test_gpus_that_a_process_sees():
         (("a:b", "2", "1"), r"--coordinator: a:b is no HOST:PORT"),
         (("a:1", "two", "1"), r"--processes: two is no number"),
         (("a:1", "2", "-1"), r"--process: -1 is no number"),
+        (("a:1", "0", "0"), r"--processes: is 0; set 1 or more"),
         (("a:1", "2", "2"), r"--process: is 2, and --processes 2; count from 0 to 1"),
     ],
 )

@@ -94,6 +94,9 @@ def test_a_signal_reaches_what_the_command_waits_for(tmp_path):
     ("arguments", "message"),
     [
         (["--tries=0", "--", "true"], "--tries=0: give a number"),
+        ([f"--tries={10**20}", "--", "true"], f"--tries={10**20}: give a number"),
+        (["--log=/", "--", "true"], "--log=/: cannot be written; name another file"),
+        (["--log=/dev/null/a", "--", "true"], "--log=/dev/null/a: cannot be written; name another file"),
         (["--pause=1m", "--", "true"], "--pause=1m: give a number of seconds"),
         (["--trials=3", "--", "true"], "--trials=3: unknown flag"),
         ([], "no command"),
