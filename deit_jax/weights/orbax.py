@@ -1,7 +1,8 @@
 """A checkpoint directory: the only file that knows Orbax.
 
 It holds, a folder a step, `state` (a whole `TrainState`), `meta` (JSON: what the run was, and shape, dtype and checksum
-of every array) and, where the step was evaluated, `metrics` (JSON: its top-1). Saving runs in the background.
+of every array) and, where the step was evaluated, `metrics` (JSON: its top-1). Both have a checksum of themselves.
+Saving runs in the background.
 
 Orbax's `CheckpointManager` has no part in it: it reads the metrics of all steps when it is made, so that a damaged file
 keeps all of them out of reach; and it wants the metrics at the save, when a run has not evaluated yet.
@@ -10,12 +11,14 @@ keeps all of them out of reach; and it wants the metrics at the save, when a run
 import errno
 import functools
 import itertools
+import json
 import logging
 import math
 import os
 import re
 import stat
 import tempfile
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -95,7 +98,7 @@ class CheckpointDirectory:
         if not path.exists():
             return None
         try:
-            content = parse_json(read_regular(path))
+            content = _opened(parse_json(read_regular(path)))
             top1 = content.get(METRIC, "missing") if isinstance(content, dict) else "missing"
             if not isinstance(top1, int | float) or not 0 <= top1 <= 100:
                 raise ValueError(f"{METRIC} is {top1!r}, should be a percentage")
@@ -107,7 +110,7 @@ class CheckpointDirectory:
     def judge(self, step: int, top1: float) -> None:
         """Adds its evaluation to a saved step; `OSError` where it cannot be written."""
         with replacing(self.directory / str(step) / "metrics" / "metrics") as fresh:
-            fresh.write_text(f'{{"{METRIC}": {top1!r}}}')
+            fresh.write_text(json.dumps(_sealed({METRIC: top1})))
 
     def meta(self, step: int) -> Meta:
         """What was saved beside the state of `step`.
@@ -124,7 +127,7 @@ class CheckpointDirectory:
                 f".safetensors or .pth with what made it, and convert those with deit_jax.convert"
             )
         try:
-            meta = parse_json(read_regular(where / "meta" / "metadata"))
+            meta = _opened(parse_json(read_regular(where / "meta" / "metadata")))
             layout = _check_meta(meta)
         except (OSError, ValueError, TypeError, KeyError) as error:
             _raise_machines(error, where)
@@ -160,9 +163,9 @@ class CheckpointDirectory:
             self._saver = ocp.AsyncCheckpointer(
                 ocp.CompositeCheckpointHandler(**handlers), multiprocessing_options=barriers
             )
+        described = {"layout": LAYOUT, "form": _form(state), "arrays": describe(state)}
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),
-            meta=ocp.args.JsonSave({**meta, "layout": LAYOUT, "arrays": describe(state)}),
+            state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(_sealed({**meta, **described}))
         )
         self._nbytes = _nbytes(state)
         self._together(functools.partial(self._saver.save, self.directory / str(step), args=items))
@@ -284,7 +287,8 @@ class CheckpointDirectory:
             raise  # of the machine, not of the files
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
             _raise_machines(error, where)
-            if "tree structures do not match" in str(error):  # of the same arrays: `check_fit` has looked
+            # Of the same arrays: `check_fit` has looked.
+            if "tree structures do not match" in str(error) and self.meta(step).get("form") != _form(arguments.item):
                 raise UserError(
                     f"{where}: holds the state of an optimizer of another form; go on with the config and the versions "
                     f"of optax and deit_jax that wrote it, or begin from its weights by config.init_from"
@@ -338,6 +342,28 @@ def _raise_machines(error: Exception, where: Place) -> None:
     raise TryAgain(
         f"{where}: cannot be read: {systems.strerror}; the same command goes on when the {kind} is well again"
     ) from error
+
+
+def _sealed(content: Meta) -> Meta:
+    """JSON content with its checksum: a flipped bit would else be believed, or blamed on the user's config."""
+    return {**content, "checksum": _sum(content)}
+
+
+def _opened(content: Any) -> Any:
+    """What was sealed, `ValueError` where that has changed; what older versions have written has no checksum."""
+    if isinstance(content, dict) and "checksum" in content:
+        told = content.pop("checksum")
+        require(told == _sum(content), "it is not what was saved")
+    return content
+
+
+def _sum(content: Meta) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _form(tree: Any) -> int:
+    """Tells trees apart that hold the same arrays."""
+    return zlib.crc32(str(jax.tree.structure(tree)).encode())
 
 
 def _check_meta(meta: Any) -> int:
