@@ -172,7 +172,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
             if hosts:
                 hosts.blame()
             traceback.print_exception(error)
-            return 1, f"{type(error).__name__}: {error}"
+            return 75 if hosts and hosts.late(error) else 1, f"{type(error).__name__}: {error}"
 
 
 def _hosts() -> ModuleType | None:

@@ -173,6 +173,12 @@ def blame() -> None:
         _peers.blame()
 
 
+def late(error: BaseException) -> bool:
+    """Whether JAX's runtime gave up waiting for another process, as where a machine has too much to do."""
+    codes = "DEADLINE_EXCEEDED", "UNAVAILABLE"
+    return several() and isinstance(error, jax.errors.JaxRuntimeError) and any(code in str(error) for code in codes)
+
+
 def close() -> None:
     """The end of a command that did what it should."""
     if _peers:

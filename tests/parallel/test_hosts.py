@@ -93,12 +93,22 @@ def test_a_mistake_before_they_meet_names_its_process():
     assert "--step_timeout" in said
 
 
+LATE = "DEADLINE_EXCEEDED: Gloo context initialization failed"
+
+
 @pytest.mark.long
-def test_an_exception_keeps_its_traceback_and_ends_all():
-    (first, _, heard), (second, _, said) = end(start(["time.sleep(60)", "1 / 0"], step_timeout=20))
-    assert (first, second) == (1, 1)
+@pytest.mark.parametrize(
+    ("do", "status", "line"),
+    [
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+        (f"import jax; raise jax.errors.JaxRuntimeError('{LATE}')", 75, f"JaxRuntimeError: {LATE}"),
+    ],
+)
+def test_an_exception_keeps_its_traceback_and_ends_all(do, status, line):
+    (first, _, heard), (second, _, said) = end(start(["time.sleep(60)", do], step_timeout=20))
+    assert (first, second) == (status, status)
     assert "Traceback" in said
-    assert "ended with status 1: ZeroDivisionError: division by zero" in heard
+    assert f"ended with status {status}: {line}" in heard
 
 
 @pytest.mark.parametrize("lost", [0, 1])
