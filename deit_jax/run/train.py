@@ -140,7 +140,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
             evaluate(start)
         for step in range(start + 1, total + 1):
             try:
-                hosts.at(f"the data of step {step}")
+                hosts.at(f"the data of step {step}", compiling=step == start + 1)  # whose files nobody has opened yet
                 with interrupt.at_once():
                     batch = monitor.wait_for(batches)
             except (Exception, Interrupted):  # whatever it is, the state is that of the step before
