@@ -140,8 +140,8 @@ class Arrays:
         pictured = shape[-3:] == self.pixels
         if array.dtype == "pred" or array.dtype[0] in "su":
             return "images" if pictured else "indices"
-        if array.size == 1:
-            return "scalars"
+        if array.size == 1 or (in_parts and shape[-1:] == PACKED[1:] and array.size < math.prod(PACKED)):
+            return "scalars"  # a row of a tile for each, where they are packed
         if pictured:
             return "float images"
         if shape == _sides(self.targets) and "jvp(" not in moved.operation:  # mixed before what is differentiated

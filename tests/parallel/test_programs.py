@@ -163,6 +163,7 @@ def test_collectives_are_named_by_what_they_move(shape, kind, replicas, cut):
     [
         ("f32[6,10]", "all-gather", "gradients"),
         ("f32[2,8,128]", "all-gather", "gradients"),  # packed, as they come from another slice
+        ("f32[2,1,128]", "all-reduce", "scalars"),  # packed, too: the loss, and that of the labels alone
         ("f32[3,5]", "reduce-scatter", "gradients"),  # a quarter, or half
         ("f32[6,11]", "all-gather", "activations"),
         ("f32[6,10]", "all-to-all", "activations"),
