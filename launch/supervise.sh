@@ -39,13 +39,14 @@ if [[ $dry_run ]]; then
 fi
 if [[ $log ]]; then
   unwritable="--log=$log: cannot be written; name another file"
-  [[ ! -d $log ]] && mkdir -p "$(dirname "$log")" 2>/dev/null && : 2>/dev/null >>"$log" || fail "$unwritable"
-  { exec 9>>"$log.pid"; } 2>/dev/null || fail "$log.pid: cannot be written; name another --log"
+  [[ ! -d $log && (! -e $log || -w $log) ]] || fail "$unwritable"
+  mkdir -p "$(dirname "$log")" 2>/dev/null || fail "$unwritable"
+  { exec 9>>"$log.pid"; } 2>/dev/null || fail "$unwritable"
   # A second: who looks whether training runs takes the lock for a moment.
   flock --timeout 1 9 || fail "$log: written by another supervisor; stop that one, or name another log"
   echo $$ >"$log.pid"
   [[ ! -e $log.stop ]] || { echo "supervise: nothing is run, since there is $log.stop" >&2 && exit 75; }
-  exec >>"$log" 2>&1
+  exec >>"$log" 2>&1 || exit 2
 fi
 
 say() { echo "supervise: $(date '+%F %T') $(hostname): $*"; }
