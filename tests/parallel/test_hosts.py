@@ -186,6 +186,8 @@ STUCK = """
 import time
 from deit_jax import cli, main
 from deit_jax.data.memory import MemorySource
+from deit_jax.parallel import watchdog
+watchdog.COMPILING = 0  # what the first batch has, too
 read = MemorySource.__getitem__
 def hang(source, index):
     time.sleep(1000 * (len(source) > 1000 and index % 5 == 0))
