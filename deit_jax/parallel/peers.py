@@ -87,10 +87,8 @@ class Peers:
         Raises:
             TryAgain: one has not come in time.
         """
-        number, limit = (
-            next(self._rounds),
-            max(self._timeout, COMPILING),
-        )  # a watchdog ends who hangs
+        number = next(self._rounds)
+        limit = max(self._timeout, COMPILING)  # as one may be at that, and a watchdog ends who hangs
         place = f"{_ROOT}/round/{number}"
         self._client.key_value_set(f"{place}/{self.index}", value)
         gathered = []

@@ -140,7 +140,7 @@ def _measured_utilisation(step: Step, workdir: Place, chip: Chip) -> tuple[float
         operations = [teacher + before.flops_per_image(before.size_at(row["step"] - 1)) for row in rows]
         done = [row["train/images_per_second"] * each for row, each in zip(rows, operations, strict=True)]
         return statistics.median(done) / about["devices"] * chip.devices / chip.peak, f"measured in {workdir}"
-    except (OSError, ValueError, KeyError, TryAgain, UserError):
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, TryAgain, UserError):
         return ASSUMED, f"assumed; {workdir} cannot be read"
 
 
