@@ -185,8 +185,10 @@ def _unraisable(heard: Sequence[int], unraisable: Any) -> None:
     """Ends the process where a signal came while Python called back, and would be lost."""
     if heard and isinstance(unraisable.exc_value, KeyboardInterrupt):
         os._exit(heard[0])
-    # Of Orbax, see above; of a run, which looks again before it waits.
-    if str(unraisable.exc_value) != "Event loop is closed" and not isinstance(unraisable.exc_value, Interrupted):
+    # What Orbax left behind, see `run`, fails within it or for want of the loop; a run looks again before it waits.
+    frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(unraisable.exc_traceback))
+    orbax = str(unraisable.exc_value) == "Event loop is closed" or any("orbax/checkpoint" in name for name in frames)
+    if not orbax and not isinstance(unraisable.exc_value, Interrupted):
         sys.__unraisablehook__(unraisable)
 
 

@@ -673,6 +673,38 @@ def test_a_platform_that_is_not_there_is_one_line(platform, command, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+LEFT_BEHIND = """
+import types
+@types.coroutine
+def wait():
+    yield
+async def read():
+    try:
+        await wait()
+    except BaseException as error:
+        raise Exception("cannot read index 7") from error
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "told"), [("/lib/orbax/checkpoint/_src/reader.py", False), ("/lib/others/reader.py", True)]
+)
+def test_what_orbax_leaves_behind_is_not_told(file, told, monkeypatch, capsys):
+    """One read of an array fails, and those beside it are thrown away while they wait."""
+
+    def leave(arguments: Sequence[str]) -> None:
+        space: dict[str, Any] = {}
+        exec(compile(LEFT_BEHIND, file, "exec"), space)
+        left = space["read"]()
+        left.send(None)
+        del left
+
+    monkeypatch.setattr(sys, "argv", ["main"])
+    with pytest.raises(SystemExit):
+        cli.run(leave)
+    assert ("cannot read index 7" in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize(("wanted", "asked"), [("tpu", False), ("cpu", False), ("cuda,cpu", True), (None, True)])
 def test_nvidia_is_asked_about_where_it_is_wanted(wanted, asked, setting, monkeypatch, capsys):
     monkeypatch.setattr(cli.cuda, "problem", lambda works: "the driver is old")

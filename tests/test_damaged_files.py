@@ -28,8 +28,6 @@ from deit_jax.run.build import Run
 from deit_jax.weights import Card
 from deit_jax.weights.files import read_tensors
 
-# When one read fails, Orbax leaves the others behind on an event loop that it has closed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 ROOT = Path(__file__).parents[1]
 
 OTHER_FORMS = (

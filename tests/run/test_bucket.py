@@ -31,8 +31,6 @@ from deit_jax.weights import Card, read_weights
 from deit_jax.weights.orbax import CheckpointDirectory, read_variables
 
 ROOT = Path(__file__).parents[2]
-# When one read fails, Orbax leaves the others behind on an event loop that it has closed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 EXACT = ("step", "train/loss", "train/grad_norm", "train/learning_rate", "eval/", "eval_ema/")
 FLAGS = [
     "--config=configs/quickstart.py",

@@ -153,10 +153,6 @@ def test_an_optimizer_of_another_form_is_no_corrupt_checkpoint(tmp_path):
     assert checkpoints.latest() == 1
 
 
-# When one read fails, Orbax leaves the others behind on an event loop that it has closed.
-noisy = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 def flip_bits_of_the_large_arrays(step):
     """Of the parameters and their average: 60 kB each, in an order and in files that Orbax leaves to chance."""
     for file in (step / "state" / "ocdbt.process_0" / "d").iterdir():
@@ -201,7 +197,6 @@ DAMAGES = {
 }
 
 
-@noisy
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_seen_and_the_one_before_is_taken(tmp_path, damage, caplog):
     saved(tmp_path / "original", (1, 2)).close()
@@ -222,7 +217,6 @@ def test_damage_is_seen_and_the_one_before_is_taken(tmp_path, damage, caplog):
     equal(jax.device_get(opened(directory).restore(2, target())), jax.device_get(a_state(2)))
 
 
-@noisy
 def test_without_the_tree_of_arrays_the_one_before_is_taken(kept_two):
     """Weights alone are read without it, and their checksums tell that they are right."""
     remove("state/_METADATA")(kept_two / "2")
@@ -236,7 +230,6 @@ def without_checksum(path):
     return {name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"}
 
 
-@noisy
 @pytest.mark.parametrize("file", ["meta/metadata", "state/_METADATA", "metrics/metrics"])
 def test_a_flipped_bit_is_neither_believed_nor_blamed_on_the_config(kept_two, file, caplog):
     """Of those that leave JSON, the state is whole or the one before is taken, whatever the bit was of."""
@@ -462,7 +455,6 @@ def test_nothing_to_restore(tmp_path):
     assert opened(tmp_path).restore_latest(target(), fine) is None
 
 
-@noisy
 def test_with_all_of_them_damaged_nothing_starts_anew(tmp_path):
     saved(tmp_path / "original", (1, 2)).close()
     directory = shutil.copytree(tmp_path / "original", tmp_path / "checkpoints")
@@ -505,7 +497,6 @@ def room_for(bytes_a_file):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@noisy
 @pytest.mark.parametrize("bytes_a_file", [500, 5000], ids=["no meta", "no arrays"])
 def test_a_disk_that_is_full_while_saving_leaves_the_checkpoint_before(tmp_path, bytes_a_file, caplog):
     checkpoints = opened(tmp_path / "checkpoints")
@@ -527,7 +518,6 @@ def test_a_disk_that_is_full_while_saving_leaves_the_checkpoint_before(tmp_path,
         equal(jax.device_get(again.restore(step, target())), jax.device_get(a_state(step)))
 
 
-@noisy
 def test_a_disk_that_stays_full_ends_the_run(tmp_path):
     checkpoints = opened(tmp_path / "checkpoints")
     checkpoints.save(a_state(1), META)

@@ -223,7 +223,6 @@ DAMAGES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves reads behind
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_one_line(kept, tmp_path, damage):
     folder = shutil.copytree(kept, tmp_path / "failures")

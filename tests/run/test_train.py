@@ -499,7 +499,6 @@ def test_evaluation_needs_no_training_batch(finished):
     assert evaluate(config, finished[0])["examples"] == 360
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves reads behind
 def test_evaluating_a_damaged_checkpoint_is_one_line(finished, tmp_path):
     shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
     for step in (tmp_path / "checkpoints").iterdir():
@@ -513,7 +512,6 @@ def cut_arrays(step):
         file.write_bytes(file.read_bytes()[:100])
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves reads behind
 @pytest.mark.parametrize(
     "damage", [cut_arrays, lambda step: (step / "meta" / "metadata").unlink()], ids=["cut arrays", "no meta"]
 )
