@@ -3,10 +3,11 @@
 import re
 import shlex
 import tomllib
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 FILE = ROOT / "launch/Dockerfile"
 TEXT = re.sub(r"\\\n\s*", "", FILE.read_text())
 STEPS = [line.split(" ", 1) for line in TEXT.splitlines() if line and not line.startswith("#")]

@@ -8,11 +8,12 @@ for. `kubectl apply --dry-run=server` asks the cluster itself.
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 FILES = ["gke-jobset.yaml", "gke-jobset-gpu.yaml"]
 SCHEMA = yaml.safe_load((ROOT / "tests/launch/jobset_schema.yaml").read_text())
 TYPES = {"object": dict, "array": list, "string": str, "integer": int}

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from processes import children
 
+ROOT = Path(__file__).parents[2]
 LOCAL = [sys.executable, str(ROOT / "launch/local.py")]
 # Writes what it was given and where, and waits to be told.
 TELLING = """

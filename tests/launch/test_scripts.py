@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from documented import TABLES, Refused, parse
 
 from deit_jax import main, precompute
 
+ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
     path.relative_to(ROOT)
     for pattern in ("launch/*.sh", "launch/*.sbatch", "benchmarks/*.sh", "findings/*.sh")

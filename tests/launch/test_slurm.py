@@ -1,8 +1,10 @@
 """launch/slurm.sbatch against the fake sbatch, srun and scontrol."""
 
-import pytest
-from conftest import ROOT
+from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "launch/slurm.sbatch")
 # In the place of Python: ends in this task's exit status of this start, from a line of $STATUSES a start.
 PYTHON = """#!/usr/bin/env bash

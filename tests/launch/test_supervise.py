@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "launch/supervise.sh")
 # Ends in the first of $STATUSES that is left; 134 as JAX's runtime does it.
 COMMAND = """

@@ -6,10 +6,11 @@ import shlex
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = "launch/tpu_pod.sh"
 PLAIN = "--name=pod --zone=us-west4-a --type=v5litepod-16"
 QUEUED = f"{PLAIN} --project=mine --queued --spot"

@@ -90,6 +90,7 @@ def _hasty(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.pictures
 @pytest.mark.long
 def test_a_run_is_killed_goes_on_exactly_and_is_used_where_it_lies(bucket, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
