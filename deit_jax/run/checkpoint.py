@@ -15,7 +15,8 @@ from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, remove, told
 from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
-from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint, Meta
+from deit_jax.weights.meta import CorruptCheckpoint, Meta
+from deit_jax.weights.orbax import CheckpointDirectory
 
 FAILURES = 3  # of checkpoints in a row, after which a run has nothing to hope for
 

@@ -30,7 +30,8 @@ from deit_jax.run.together import require_same_data, require_seen
 from deit_jax.run.workdir import CHECKPOINTS
 from deit_jax.step.state import TrainState, Variables
 from deit_jax.step.step import eval_step
-from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint
+from deit_jax.weights.meta import CorruptCheckpoint
+from deit_jax.weights.orbax import CheckpointDirectory
 
 LOOKED_AT = 64  # images of a split, before training
 AT_ONCE = 1000  # images that are looked at within the limit of a step

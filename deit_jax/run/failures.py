@@ -39,7 +39,8 @@ from deit_jax.run.monitor import Monitor
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import MAX_STEP, TrainState
 from deit_jax.step.step import Batch
-from deit_jax.weights.orbax import CheckpointDirectory, Meta
+from deit_jax.weights.meta import Meta
+from deit_jax.weights.orbax import CheckpointDirectory
 
 MOST = 10  # so that a run that skips now and then does not fill the disk
 FACTS = "failure.json"

@@ -25,7 +25,7 @@ from deit_jax.run.layers import OWN, Fault
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import TrainState
 from deit_jax.step.step import Batch, gradients
-from deit_jax.weights.orbax import CorruptCheckpoint
+from deit_jax.weights.meta import CorruptCheckpoint
 
 MOST_NAMED = 16  # examples
 

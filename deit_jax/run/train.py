@@ -40,7 +40,7 @@ from deit_jax.run.stream import eval_source, train_source
 from deit_jax.run.together import require_same_data, require_shared
 from deit_jax.run.workdir import Workdir, own
 from deit_jax.step.state import TrainState, Variables
-from deit_jax.weights.orbax import CorruptCheckpoint, Meta
+from deit_jax.weights.meta import CorruptCheckpoint, Meta
 
 
 class Unsaved(UserError):

@@ -1,24 +1,19 @@
 """A checkpoint directory: the only file that knows Orbax.
 
-It holds, a folder a step, `state` (a whole `TrainState`), `meta` (JSON: what the run was, and shape, dtype and checksum
-of every array) and, where the step was evaluated, `metrics` (JSON: its top-1). Both have a checksum of themselves.
-Saving runs in the background.
+It holds, a folder a step, `state` (a whole `TrainState`) and the JSON beside it, see `meta.py`. Saving runs in the
+background.
 
 Orbax's `CheckpointManager` has no part in it: it reads the metrics of all steps when it is made, so that a damaged file
 keeps all of them out of reach; and it wants the metrics at the save, when a run has not evaluated yet.
 """
 
-import errno
 import functools
 import itertools
-import json
 import logging
 import math
 import os
-import re
 import stat
 import tempfile
-import zlib
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -29,22 +24,23 @@ import orbax.checkpoint as ocp
 
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import TryAgain, UserError
-from deit_jax.base.forms import parse_json, read_regular, require, whole
-from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, is_step, told, within
+from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, is_step, within
 from deit_jax.parallel import hosts
 from deit_jax.step.state import MAX_STEP, TrainState, Variables
 from deit_jax.weights.arrays import check_fit, checksum, describe, of_field
-from deit_jax.weights.card import Card
+from deit_jax.weights.meta import (
+    CorruptCheckpoint,
+    Meta,
+    complete,
+    form_of,
+    raise_machines,
+    read_meta,
+    read_top1,
+    write_top1,
+)
 
-Meta = dict[str, Any]
-METRIC = "top1"
-LAYOUT = 1  # of a step's items; to be raised by whoever changes what older versions cannot read
 _SAVERS, _SAVES = itertools.count(), itertools.count()  # of this process, in step with those of the others
 SLICE = 2**14  # bytes of an array that a replica writes at least
-
-
-class CorruptCheckpoint(Exception):
-    """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
 
 
 class CheckpointDirectory:
@@ -94,23 +90,11 @@ class CheckpointDirectory:
         Raises:
             CorruptCheckpoint: it cannot be read.
         """
-        path = self.directory / str(step) / "metrics" / "metrics"
-        if not path.exists():
-            return None
-        try:
-            content = _opened(parse_json(read_regular(path)))
-            top1 = content.get(METRIC, "missing") if isinstance(content, dict) else "missing"
-            if not isinstance(top1, int | float) or not 0 <= top1 <= 100:
-                raise ValueError(f"{METRIC} is {top1!r}, should be a percentage")
-        except (OSError, ValueError) as error:
-            _raise_machines(error, path)
-            raise CorruptCheckpoint(f"{path}: is no evaluation: {error}") from error
-        return float(top1)
+        return read_top1(self.directory / str(step))
 
     def judge(self, step: int, top1: float) -> None:
         """Adds its evaluation to a saved step; `OSError` where it cannot be written."""
-        with replacing(self.directory / str(step) / "metrics" / "metrics") as fresh:
-            fresh.write_text(json.dumps(_sealed({METRIC: top1})))
+        write_top1(self.directory / str(step), top1)
 
     def meta(self, step: int) -> Meta:
         """What was saved beside the state of `step`.
@@ -119,27 +103,7 @@ class CheckpointDirectory:
             UserError: it is a checkpoint of another program, or of another layout.
             CorruptCheckpoint: it cannot be read, or is not of the form.
         """
-        where = self.directory / str(step)
-        items = {path.name for path in where.glob("*") if path.is_dir()} - {"metrics"}
-        if items and not {"state", "meta"} & items:
-            raise UserError(
-                f"{where}: is no checkpoint of deit_jax, it holds {', '.join(sorted(items))}; write its weights as "
-                f".safetensors or .pth with what made it, and convert those with deit_jax.convert"
-            )
-        try:
-            meta = _opened(parse_json(read_regular(where / "meta" / "metadata")))
-            layout = _check_meta(meta)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            _raise_machines(error, where)
-            raise CorruptCheckpoint(f"{where}: cannot be read: its meta: {error}") from error
-        if layout > LAYOUT:
-            raise UserError(f"{where}: is of layout {layout}, and this version reads {LAYOUT}; update deit_jax")
-        if "arrays" not in meta:
-            raise UserError(
-                f"{where}: is of an older layout, which does not describe its arrays; convert it to .safetensors with "
-                f"the deit_jax that wrote it (python -m deit_jax.convert), and begin from that by config.init_from"
-            )
-        return meta
+        return read_meta(self.directory / str(step))
 
     def save(self, state: TrainState, meta: Meta) -> None:
         """Begins to save the state under its step, in the background; waits for the save before it.
@@ -163,10 +127,7 @@ class CheckpointDirectory:
             self._saver = ocp.AsyncCheckpointer(
                 ocp.CompositeCheckpointHandler(**handlers), multiprocessing_options=barriers
             )
-        described = {"layout": LAYOUT, "form": _form(state), "arrays": describe(state)}
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(_sealed({**meta, **described}))
-        )
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(complete(meta, state)))
         self._nbytes = _nbytes(state)
         self._together(functools.partial(self._saver.save, self.directory / str(step), args=items))
         self._saving = step
@@ -286,9 +247,9 @@ class CheckpointDirectory:
         except (MemoryError, TryAgain, jax.errors.JaxRuntimeError):
             raise  # of the machine, not of the files
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
-            _raise_machines(error, where)
+            raise_machines(error, where)
             # Of the same arrays: `check_fit` has looked.
-            if "tree structures do not match" in str(error) and self.meta(step).get("form") != _form(arguments.item):
+            if "tree structures do not match" in str(error) and self.meta(step).get("form") != form_of(arguments.item):
                 raise UserError(
                     f"{where}: holds the state of an optimizer of another form; go on with the config and the versions "
                     f"of optax and deit_jax that wrote it, or begin from its weights by config.init_from"
@@ -325,62 +286,6 @@ def _require_regular(folder: Place) -> None:
         for name in names:
             if not stat.S_ISREG(os.stat(os.path.join(root, name)).st_mode):
                 raise ValueError(f"{name} is no file")
-
-
-def _raise_machines(error: Exception, where: Place) -> None:
-    """Raises `TryAgain`, or `UserError` without the permission, where an error says nothing of the files."""
-    number = error.errno if isinstance(error, OSError) else None
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
-        number = int(code[1])
-    if number in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-        return
-    systems = error if isinstance(error, OSError) else OSError(number, os.strerror(number))
-    if isinstance(systems, PermissionError):
-        mend = "" if is_bucket(where) else "; make it yours to read"
-        raise UserError(f"{where}: cannot be read: {told(systems, where)}{mend}") from error
-    kind = "bucket" if is_bucket(where) else "disk"
-    raise TryAgain(
-        f"{where}: cannot be read: {systems.strerror}; the same command goes on when the {kind} is well again"
-    ) from error
-
-
-def _sealed(content: Meta) -> Meta:
-    """JSON content with its checksum: a flipped bit would else be believed, or blamed on the user's config."""
-    return {**content, "checksum": _sum(content)}
-
-
-def _opened(content: Any) -> Any:
-    """What was sealed, `ValueError` where that has changed; what older versions have written has no checksum."""
-    if isinstance(content, dict) and "checksum" in content:
-        told = content.pop("checksum")
-        require(told == _sum(content), "it is not what was saved")
-    return content
-
-
-def _sum(content: Meta) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _form(tree: Any) -> int:
-    """Tells trees apart that hold the same arrays."""
-    return zlib.crc32(str(jax.tree.structure(tree)).encode())
-
-
-def _check_meta(meta: Any) -> int:
-    """The layout of a meta; `ValueError`, `TypeError` or `KeyError` where it is not of the form."""
-    require(isinstance(meta, dict) and isinstance(meta.get("card"), dict), "has no card")
-    Card.from_json(meta["card"])
-    require(isinstance(meta.get("config", {}), dict), "config is no object")
-    require(isinstance(meta.get("data", ""), str) and isinstance(meta.get("jax", ""), str), "data or jax is no text")
-    arrays = meta.get("arrays", {})
-    require(isinstance(arrays, dict) and all(isinstance(entry, dict) for entry in arrays.values()), "arrays are none")
-    for path, entry in arrays.items():
-        require(isinstance(entry["dtype"], str) and whole(entry["checksum"], 0, 2**32 - 1), f"{path} has no checksum")
-        require(isinstance(entry["shape"], list), f"{path} has no shape")
-        require(all(whole(side, 0, 2**40) for side in entry["shape"]), f"{path} has a shape that is none")
-    layout = meta.get("layout", LAYOUT)
-    require(whole(layout, 1, math.inf), "layout is no number")
-    return layout
 
 
 def read_variables(directory: Place, *, step: int | str = "best", ema: bool | None = None) -> tuple[Variables, Meta]:

@@ -23,7 +23,8 @@ from deit_jax.step.optim import adamw
 from deit_jax.step.state import init_state
 from deit_jax.weights import arrays, orbax
 from deit_jax.weights.card import Card
-from deit_jax.weights.orbax import CheckpointDirectory, CorruptCheckpoint, read_variables, write_variables
+from deit_jax.weights.meta import CorruptCheckpoint, raise_machines
+from deit_jax.weights.orbax import CheckpointDirectory, read_variables, write_variables
 
 # The first is too large to be stored inline in the index of the array files.
 PATHS = {"blocks.0.mlp.fc1.kernel": (64, 240), "norm.scale": (5,), "head.kernel": (16, 3)}
@@ -304,7 +305,7 @@ def test_what_the_machine_cannot_read_is_no_damage(kept_two, monkeypatch, error)
     def fail(path):
         raise error
 
-    monkeypatch.setattr(orbax, "read_regular", fail)
+    monkeypatch.setattr("deit_jax.weights.meta.read_regular", fail)
     with pytest.raises(TryAgain, match=f"cannot be read: {error.strerror}; the same command goes on"):
         opened(kept_two).restore_latest(target(), fine)
     assert sorted(path.name for path in kept_two.iterdir()) == ["1", "2"]
@@ -321,18 +322,18 @@ def test_what_one_may_not_read_is_neither_damage_nor_an_outage(kept_two, monkeyp
     ):
         for error in (PermissionError(errno.EACCES, "Permission denied"), ValueError("[os_error_code='13']")):
             with pytest.raises(UserError, match=f"^{where}: cannot be read: {line}"):
-                orbax._raise_machines(error, where)
+                raise_machines(error, where)
     with pytest.raises(TryAgain, match="Input/output error; the same command goes on when the bucket is well again"):
-        orbax._raise_machines(OSError(errno.EIO, "Input/output error"), place(bucket, ""))
+        raise_machines(OSError(errno.EIO, "Input/output error"), place(bucket, ""))
     for step in (1, 2):
         (kept_two / str(step) / "metrics").mkdir(exist_ok=True)
         (kept_two / str(step) / "metrics" / "metrics").write_text('{"top1": 1.0}')
     checkpoints = opened(kept_two, keep=1)
-    monkeypatch.setattr(orbax, "read_regular", fail)
+    monkeypatch.setattr("deit_jax.weights.meta.read_regular", fail)
     checkpoints._collect()  # which is no reason to end a run
     assert "old checkpoints are not removed" in caplog.text
     assert checkpoints.steps() == [1, 2]
-    monkeypatch.setattr(orbax, "replacing", fail)
+    monkeypatch.setattr("deit_jax.weights.meta.replacing", fail)
     checkpoints.directory = place(bucket, "")
     monkeypatch.setattr(checkpoints, "steps", lambda: [2])
     checkpoints.judge(2, 50.0)
