@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"the first argument is {name}, should be one of {', '.join(BENCHMARKS)}")
     result, output = BENCHMARKS[name](argv[1:])
     result["command"] = shlex.join(["python", "-m", "deit_jax.benchmark", *argv])
-    if jax.process_index():
+    if hosts.index():
         return 0
     print(json.dumps(result), flush=True)
     if output:
@@ -321,7 +321,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _show(facts: Mapping[str, Any]) -> None:
-    for name, value in facts.items() if jax.process_index() == 0 else ():
+    for name, value in facts.items() if hosts.index() == 0 else ():
         print(f"{name:22}{value:,}" if type(value) in (int, float) else f"{name:22}{value}", flush=True)
 
 

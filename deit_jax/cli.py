@@ -91,11 +91,14 @@ def parse_with_config(usage: str, define: Define, argv: Sequence[str]) -> tuple[
     return values, config, Path(source.partition(":")[0]).stem
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(main: Callable[[Sequence[str]], int | None], *, goes_on: bool = False) -> None:
     """Runs a command on the process's arguments, and ends the process.
 
     A user's mistake is one line on stderr and exit status 2, what goes on by the same command one and 75. SIGINT,
     SIGTERM and a closed pipe end it without a word, as a shell has them: 130, 143 and 141.
+
+    Args:
+        goes_on: SIGTERM is such an end, even before there is anything to save: of a command that schedulers look after.
     """
     # Orbax tells through absl what is deliberate here, and of failures that reach us as exceptions.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -113,7 +116,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     gc.set_threshold(100_000)  # not 700: until the first step JAX makes a million objects that all stay
 
     def hear(number: int, frame: FrameType | None) -> NoReturn:
-        heard.append(128 + number)
+        heard.append(75 if goes_on and number == signal.SIGTERM else 128 + number)
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -127,7 +130,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except BaseException as error:
         # What imports an extension module makes another exception of a signal's.
         hosts = _hosts()
-        if heard and hosts:  # the others end with this one, and all are to be started again
+        if heard and (hosts or heard[0] == 75):  # of several all end, and are to be started again
             status, line = _ending(Interrupted(LINE))
         else:
             status, line = (heard[0], "") if heard else _ending(error)
@@ -143,11 +146,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     if line:
         with contextlib.suppress(OSError):  # nobody may be reading any more
             print(line, file=sys.stderr, flush=True)
-    if status in (0, 2):
+    if status in (0, 2) and not hosts:
         sys.exit(status)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    # At once: a thread that waits for a file for ever would keep an ordinary exit waiting.
+    # At once: a thread that waits for a file for ever would keep an ordinary exit waiting; one that waits in Orbax for
+    # another process, after a save that was given up, would make SIGABRT of it.
     os._exit(status)
 
 

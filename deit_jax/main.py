@@ -9,7 +9,7 @@ A plan allocates nothing of the run, and writes nothing. With --topology it comp
 of which none need be there: docs/planning.md. A replay runs a step again that was not finite: docs/training.md.
 
 Exit status: 0 when done; 2 for a mistake in what was given, told in one line; 75 when the same command goes on later:
-interrupted with the state saved, the data out of reach, or another run in the workdir.
+interrupted, in training with the state saved, the data out of reach, or another run in the workdir.
 """
 
 import contextlib
@@ -99,13 +99,12 @@ def _plan(config: Config, workdir: Place, given: flags.FlagValues) -> int:
 
 
 def _tell(result: Mapping[str, Any]) -> None:
-    import jax
-
+    from deit_jax.parallel import hosts
     from deit_jax.run.metrics import finite
 
-    if jax.process_index() == 0:
+    if hosts.index() == 0:
         print(json.dumps(finite(result)), flush=True)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, goes_on=True)

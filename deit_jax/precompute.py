@@ -160,7 +160,7 @@ class Recording:
             Interrupted: SIGTERM or SIGINT came; the chunks that are whole are kept.
         """
         hosts.at("what is recorded", compiling=True)
-        header, main_process = self.header, jax.process_index() == 0
+        header, main_process = self.header, hosts.index() == 0
         writer = Writer(folder, header)
         require_shared(folder, "--output")
         # Each process looks at the chunks that it writes, and all hear of it: whole recordings take long to read.
@@ -276,4 +276,4 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, goes_on=True)

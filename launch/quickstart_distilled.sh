@@ -17,9 +17,12 @@ run() { # COMMAND...
   if [[ $dry_run ]]; then printf '%q ' "$@" && echo; else "$@"; fi
 }
 train() { # CONFIG [flags]: the run's result, the last line of its output
-  local config=$1
+  local config=$1 line last=''
   shift
-  run "$python" -m deit_jax.main --config="configs/$config.py" "$@" | tee >(cat >&2) | tail -n 1
+  run "$python" -m deit_jax.main --config="configs/$config.py" "$@" | {
+    while IFS= read -r line; do echo "$line" >&2 && last=$line; done
+    echo "$last"
+  }
 }
 teacher=$(train quickstart_teacher)
 student=(--config.total_epochs="$epochs")

@@ -24,7 +24,7 @@ from deit_jax.config.resolve import resolve
 from deit_jax.config.schema import Duration
 from deit_jax.parallel import hosts
 from deit_jax.run import evaluate, train
-from deit_jax.run.interrupt import Interrupted
+from deit_jax.run.interrupt import LINE, Interrupted
 from deit_jax.run.workdir import Workdir
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -378,6 +378,18 @@ cli.run(main)
 def test_a_signal_is_heard_wherever_it_comes(program, name, status):
     done = subprocess.run([sys.executable, "-c", program.format(name=name)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.parametrize(("name", "status", "line"), [("SIGINT", 130, ""), ("SIGTERM", 75, f"{LINE}\n")])
+@pytest.mark.parametrize("module", ["main", "precompute"])
+def test_what_schedulers_end_before_it_has_begun_goes_on(module, name, status, line):
+    Path("own.py").write_text(
+        f"import os, signal\nsignal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))\n"
+        f"os.kill(os.getpid(), signal.{name})\n{QUICKSTART.read_text()}"
+    )
+    command = [sys.executable, "-m", f"deit_jax.{module}", "--config=own.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", line)
 
 
 def test_names_that_are_no_text_can_be_printed():

@@ -100,9 +100,13 @@ def _found(given: Mapping[str, str], environment: Mapping[str, str], gpus: int) 
         bound = "SLURM_GPUS_PER_TASK" in environment or "gres/gpu" in environment.get("SLURM_TRES_PER_TASK", "")
         rank, on_host = (0, 1) if bound else (int(environment["SLURM_LOCALID"]), _slurm_tasks(environment))
         return Cluster("SLURM", None, processes, process, _share(rank, on_host, gpus))
-    if environment.get("JAX_PLATFORMS", "tpu").startswith("tpu") and importlib.util.find_spec("libtpu"):
+    of_job = "JOB_COMPLETION_INDEX" in environment  # which only the pods of an Indexed job have
+    # Where there are no TPUs libtpu may be there to plan for them; a pod that has some is told of their hosts.
+    on_tpus = not of_job or not {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"}.isdisjoint(environment)
+    platforms = environment.get("JAX_PLATFORMS") or ("tpu" if on_tpus else "")
+    if platforms.startswith("tpu") and importlib.util.find_spec("libtpu"):
         return Cluster("TPU")
-    if "JOB_COMPLETION_INDEX" in environment:  # which only the pods of an Indexed job have
+    if of_job:
         if not importlib.util.find_spec("kubernetes"):  # by which JAX asks for the others
             raise UserError(
                 f"JOB_COMPLETION_INDEX: is {environment['JOB_COMPLETION_INDEX']}, so that this may be one of several "

@@ -70,8 +70,11 @@ def several() -> bool:
 
 
 def index() -> int:
-    """Which process this is; `jax.process_index`, which that asks the devices for, is the same."""
-    return _peers.index if _peers else 0
+    """Which process this is, by JAX's service; number 0 speaks and writes.
+
+    Which rows a process feeds follows from its devices, and so from `jax.process_index`.
+    """
+    return _peers.index if _peers else distributed.global_state.process_id
 
 
 def name(process: int) -> str:
@@ -234,6 +237,8 @@ def _connect(cluster: Cluster, start_timeout: float, step_timeout: float) -> Non
             print(line, file=sys.stderr, flush=True)
             os._exit(2 if given else 75)
     for error in failed:
+        if isinstance(error, OSError):  # of what tells a machine of its peers, over the network
+            raise kind(f"{where}: cannot be started: {printable(str(error))}") from error
         if not isinstance(error, RuntimeError | ValueError):
             raise error
         reason = str(error).partition("\n")[0]

@@ -1,7 +1,8 @@
 """Ends a process in which nothing goes on any more.
 
-A thread of its own keeps the time, which nothing that the main thread waits for can stop: a peer in a collective
-operation, a disk, a reader of photos.
+A thread of its own keeps the time, which nothing can stop that the main thread waits for as Python and JAX wait: a peer
+in a collective operation, a disk, a reader of photos. Code that computes for ever without letting go of Python's lock
+stops it, too; of several processes the others see that this one gives no sign of life.
 """
 
 import faulthandler

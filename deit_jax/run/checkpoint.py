@@ -9,8 +9,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, remove, told
 from deit_jax.parallel import hosts
@@ -85,7 +83,7 @@ class Checkpoints(CheckpointDirectory):
 
     def judge(self, step: int, top1: float) -> None:
         """Adds its evaluation to a step, where that was saved."""
-        if not self.finish() or jax.process_index():
+        if not self.finish() or hosts.index():
             return
         try:
             self._require()
@@ -98,8 +96,10 @@ class Checkpoints(CheckpointDirectory):
 
     def finish(self) -> bool:
         """Waits for the save in the background, then removes what is not to be kept; False where the save failed."""
-        began = self._saving >= 0
-        return self._collect_after(began, hosts.all_agree(self._waited()))
+        began, whole = self._saving >= 0, hosts.all_agree(self._waited())
+        if not whole:
+            self.give_up()  # in all processes, be it whole in this one: their savers meet by number
+        return self._collect_after(began, whole)
 
     def close(self) -> None:
         """Waits for the save in the background and lets go of the directory; others may have ended."""
@@ -166,7 +166,7 @@ class Checkpoints(CheckpointDirectory):
             self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
-        for left in self.unfinished() if jax.process_index() == 0 else ():
+        for left in self.unfinished() if hosts.index() == 0 else ():
             _remove(left)
 
     def _collect(self) -> None:
@@ -179,7 +179,7 @@ class Checkpoints(CheckpointDirectory):
     def _keep_few(self) -> None:
         """Keeps the latest ones and the best; a step whose evaluation cannot be read may be that, and is kept aside."""
         steps = self.steps()
-        if jax.process_index() or len(steps) <= self._keep:
+        if hosts.index() or len(steps) <= self._keep:
             return
         kept = {*steps[-self._keep :], self.best()}
         for step in set(steps) - kept:
@@ -191,7 +191,7 @@ class Checkpoints(CheckpointDirectory):
                 self._set_aside(step)
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
+        if hosts.index() == 0:
             self._require()
             self._aside.mkdir(exist_ok=True)
             _remove(self._aside / str(step))

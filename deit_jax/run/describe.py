@@ -7,6 +7,7 @@ import jax
 from deit_jax import parallel
 from deit_jax.config.resolve import to_dict
 from deit_jax.data import Source, describe_data, examples_per_epoch
+from deit_jax.parallel import hosts
 from deit_jax.run.build import Run
 from deit_jax.run.learning import peak_learning_rate
 from deit_jax.run.versions import versions
@@ -16,7 +17,7 @@ from deit_jax.step.state import TrainState
 
 def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState, notes: Sequence[str]) -> None:
     """Prints what is about to run, and writes `config.json` and `run.json`."""
-    if jax.process_index():
+    if hosts.index():
         return
     config, mesh, total = run.config, run.mesh, run.total
     parameters = sum(leaf.size for leaf in state.params.values())

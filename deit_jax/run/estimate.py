@@ -1,6 +1,7 @@
 """What a run takes, as far as it is known without a compiler of other chips: operations, data, memory and time."""
 
 import dataclasses
+import functools
 import statistics
 from contextlib import suppress
 from typing import Any
@@ -25,6 +26,7 @@ from deit_jax.run.build import Run, build
 from deit_jax.run.metrics import read_rows
 from deit_jax.run.network import model_arguments, model_of
 from deit_jax.run.workdir import METRICS
+from deit_jax.step.step import typed
 
 ASSUMED = 0.4  # of the peak, where no utilisation is given or measured
 SAMPLE = 256  # images whose stored sizes are looked at
@@ -152,6 +154,7 @@ def _bytes_by_part(step: Step) -> dict[str, int]:
     sums = 2 if config.optim.accumulation > 1 else 1  # of all micro-batches, and of one
     return {
         "parameters": shard_bytes(target.params) + shard_bytes(target.stats),
+        "gathered": _gathered_bytes(run),
         "optimizer": shard_bytes(target.opt_state),
         "average": shard_bytes(target.ema),
         "gradients": sums * shard_bytes(trained),
@@ -159,6 +162,17 @@ def _bytes_by_part(step: Step) -> dict[str, int]:
         "teacher": shard_bytes(step.teaching.teaching.variables),
         "batch": shard_bytes(step.batch),
     }
+
+
+def _gathered_bytes(run: Run) -> int:
+    """Bytes of the parameters that a step works with, where devices hold but a part of them: `parallel.gathered`."""
+    if run.mesh.shape["fsdp"] == 1:
+        return 0
+    params = jax.eval_shape(functools.partial(typed, model=run.objective()["model"]), run.target.params)
+    whole = parallel.shardings(params, run.mesh, cut=("tensor",))
+    return shard_bytes(
+        {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole[path]) for path, leaf in params.items()}
+    )
 
 
 def _activation_bytes(run: Run) -> float:

@@ -262,7 +262,7 @@ def _evaluate_step(
     class_names = tuple(meta["card"]["class_names"])
     fixed = [SHAPE, BEGINNING] if config.init_from else [SHAPE]  # else weights that were asked for would be ignored
     stored = meta.get("config", {})  # weights that were converted have none
-    for change in check_same(stored, config, fixed) if stored and jax.process_index() == 0 else ():
+    for change in check_same(stored, config, fixed) if stored and hosts.index() == 0 else ():
         print(f"differs from the run: {change}")
     hosts.require_equal(
         f"step {step} of --workdir", {path: entry["checksum"] for path, entry in meta["arrays"].items()}
@@ -279,7 +279,7 @@ def _evaluate_init(config: Config, workdir: Place, mesh: Mesh) -> dict[str, Any]
     look = weights.card.preprocessing
     if look:  # as they were trained, whatever the config would train with
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=look.mean, std=look.std))
-        if look.crop_ratio != config.data.crop_ratio and jax.process_index() == 0:
+        if look.crop_ratio != config.data.crop_ratio and hosts.index() == 0:
             print(f"{config.init_from}: expects crop_ratio {look.crop_ratio}, config.data has {config.data.crop_ratio}")
     run = build(config, mesh, eval_source(config, weights.card.class_names or None))
 
@@ -289,7 +289,7 @@ def _evaluate_init(config: Config, workdir: Place, mesh: Mesh) -> dict[str, Any]
         )
 
     variables, notes = run.fit(weights, refuse)
-    for note in notes if jax.process_index() == 0 else ():
+    for note in notes if hosts.index() == 0 else ():
         print(f"{config.init_from}: {note}")
     return _evaluate_weights(run, workdir, {"eval": parallel.place(variables, mesh)})
 
@@ -298,7 +298,7 @@ def _evaluate_weights(run: Run, workdir: Place, weights: Mapping[str, Variables]
     require_same_data(eval_split=run.source)
     evaluator = Evaluator(run.config, run.predict, run.source, run.mesh)
     results = evaluator(weights)
-    if jax.process_index() == 0:
+    if hosts.index() == 0:
         report(results, run.source, workdir)
     return json_of(results)
 

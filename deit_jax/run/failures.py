@@ -62,7 +62,7 @@ class Failures:
         self._known = set(hosts.of_first(lambda: kept_steps(workdir.failures)))
         self._recent: dict[int, Batch] = {}  # a step's metrics are read when the next one has its batch
         self._burst = 0  # the first step of the burst that was dealt with
-        for left in self._folder.glob("step_*") if jax.process_index() == 0 else ():
+        for left in self._folder.glob("step_*") if hosts.index() == 0 else ():
             if not (left / FACTS).exists():  # a kill came before its end
                 remove(left)
 
@@ -89,7 +89,7 @@ class Failures:
             lambda: self._keep_facts(folder, failed, examples, updates),
         )
         if not all(self._done(failed, part) for part in parts):
-            if jax.process_index() == 0:
+            if hosts.index() == 0:
                 remove(folder)
             return
         logging.warning(
@@ -131,7 +131,7 @@ class Failures:
             "examples": examples,
             "names": [self._run.source.name(example) for example in examples],
         }
-        if jax.process_index() == 0:
+        if hosts.index() == 0:
             Workdir(folder).write_json(FACTS, facts)
 
 

@@ -77,7 +77,7 @@ class Rollbacks:
         if jumps == self._jumps:
             return
         self._jumps = jumps
-        if jax.process_index() == 0:
+        if hosts.index() == 0:
             self._workdir.write_json(self._workdir.rollbacks.name, jumps)
 
 

@@ -53,7 +53,7 @@ class Unsaved(UserError):
 
 def train(config: Config, workdir: Place) -> dict[str, Any]:
     """As `train_in`, in a folder that need not exist, and that no other run has; the first process owns it for all."""
-    with own(workdir) if jax.process_index() == 0 else nullcontext(Workdir(workdir)) as owned:
+    with own(workdir) if hosts.index() == 0 else nullcontext(Workdir(workdir)) as owned:
         return train_in(config, owned)
 
 
@@ -182,7 +182,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         raise unsaved or Stopped(line)
     if not results:
         results.update(evaluator(weights_of(state), monitor.evaluating))
-    if jax.process_index() == 0:
+    if hosts.index() == 0:
         workdir.require()
         report(results, held_out, workdir.root)
     _draw_curves(run, workdir)
@@ -228,7 +228,7 @@ def _progress_of(stored: Meta) -> Progress:
 
 
 def _draw_curves(run: Run, workdir: Workdir) -> None:
-    if jax.process_index():
+    if hosts.index():
         return
     curve, path = published_curve(run.config.eval.published_curve), workdir.root / "curves.png"
     published = [(epochs * run.epoch_steps, top1) for epochs, top1 in curve.points]
@@ -254,7 +254,7 @@ def _check_same_run(config: Config, meta: Meta, workdir: Workdir, stored: Meta) 
     before = stored.get("jax") or _last_jax(workdir)
     if before != meta["jax"]:
         changes.append(f"jax: {before} -> {meta['jax']}, which may draw other drop-path masks and sum otherwise")
-    for change in changes if jax.process_index() == 0 else ():
+    for change in changes if hosts.index() == 0 else ():
         print(f"changed since the checkpoint: {change}")
 
 
@@ -277,7 +277,7 @@ def _monitor(
 ) -> Monitor:
     """On the first process with a writer, elsewhere silent; `again`: the row of `start` itself is still to come."""
     writer, log = None, run.config.log
-    if jax.process_index() == 0:
+    if hosts.index() == 0:
         given = to_dict(run.config)
         writer = Writer(workdir, step=start - again, tensorboard=log.tensorboard, wandb=log.wandb, config=given)
     return Monitor(

@@ -241,7 +241,8 @@ class CheckpointDirectory:
         where = self.directory / str(step)
         read = functools.partial(handler.restore, where / "state", args=arguments)
         try:
-            _require_regular(where / "state")
+            if not is_bucket(where):
+                _require_regular(where / "state")
             with closing(handler):
                 return within(read, where, nbytes=_nbytes(arguments.item))
         except (MemoryError, TryAgain, jax.errors.JaxRuntimeError):

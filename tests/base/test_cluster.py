@@ -57,10 +57,15 @@ def test_pods_of_an_indexed_job_find_each_other_or_say_what_is_missing(packages)
     assert found(INDEXED) == Cluster("Kubernetes")
 
 
-@pytest.mark.parametrize("platforms", [{}, {"JAX_PLATFORMS": "tpu,cpu"}])
-def test_pods_on_tpus_need_no_package_of_kubernetes(platforms, packages):
+@pytest.mark.parametrize("told", [{"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, {"JAX_PLATFORMS": "tpu,cpu"}])
+def test_pods_on_tpus_need_no_package_of_kubernetes(told, packages):
     packages.add("libtpu")
-    assert find(NONE, INDEXED | platforms, gpus=0) == Cluster("TPU")
+    assert find(NONE, INDEXED | told, gpus=0) == Cluster("TPU")
+
+
+def test_a_compiler_for_tpus_makes_no_tpu_of_a_pod(packages):
+    packages.update(("libtpu", "kubernetes"))
+    assert find(NONE, INDEXED, gpus=8) == Cluster("Kubernetes")
 
 
 def test_a_host_shares_its_gpus_out():

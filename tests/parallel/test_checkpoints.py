@@ -141,3 +141,23 @@ print(checkpoints.steps())
     for i, (status, out, err) in enumerate(end(start(text))):
         assert (status, said(out)) == (0, ["False [1, 2]", "[1, 2, 4]", f"done {i}"]), err
         assert "checkpoints failed: " in err
+
+
+def test_a_save_that_one_process_alone_sees_fail_costs_all_one_checkpoint(tmp_path):
+    """As of a bucket that has all of it, and answers one of them too late."""
+    text = f"""{BEGIN}
+checkpoints.save(state(1), meta)
+wait = checkpoints.wait
+def late():
+    wait()
+    checkpoints.give_up()
+    raise TimeoutError("no answer")
+if hosts.index() == 0: checkpoints.wait = late
+print(checkpoints.finish())
+checkpoints.wait = wait
+checkpoints.save(state(2), meta, last=True)
+print(checkpoints.steps())
+""".replace("ROOT", str(tmp_path))
+    for i, (status, out, err) in enumerate(end(start(text, step_timeout=120))):
+        assert (status, said(out)) == (0, ["False", "[1, 2]", f"done {i}"]), err
+        assert "terminate called" not in err

@@ -13,6 +13,7 @@ import pytest
 from processes import FLAGS, NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, end, start
 
 from deit_jax.base.cluster import VARIABLES, Cluster
+from deit_jax.base.errors import TryAgain
 from deit_jax.parallel import hosts
 
 
@@ -24,6 +25,17 @@ def test_what_is_known_of_them_reaches_jax(coordinator, monkeypatch):
     hosts.start(Cluster("SLURM", coordinator, 4, 0, (4, 5)), start_timeout=5, step_timeout=0)
     assert told["args"] == (coordinator, 4, 0, (4, 5))
     assert told["cluster_detection_method"] == ("deactivate" if coordinator else None)
+
+
+def test_a_network_that_does_not_tell_of_the_others_is_tried_again(monkeypatch):
+    """As where the metadata of a cloud machine is out of reach for a moment."""
+
+    def initialize(*given, **options):
+        raise ConnectionError("metadata: no route to host")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(TryAgain, match=r"^TPU: its processes: cannot be started: metadata: no route to host"):
+        hosts.start(Cluster("TPU"), start_timeout=5, step_timeout=0)
 
 
 def test_they_meet_and_gather():

@@ -66,6 +66,7 @@ def test_bytes_are_those_of_the_state():
     held = {"parameters": state.params, "optimizer": state.opt_state, "average": state.ema, "gradients": state.params}
     assert {name: parts[name] for name in held} == {name: parallel.bytes_per_device(x) for name, x in held.items()}
     assert parts["teacher"] == 0
+    assert parts["gathered"] == sum(value.nbytes for value in state.params.values())  # a step works with all of them
     assert sum(parts.values()) == estimate(step, "", None, NOWHERE, None)["bytes_per_device"]
 
 
