@@ -45,6 +45,13 @@ def test_they_meet_and_gather():
         assert (status, out, err) == (0, f"done {i}\n", "")
 
 
+def test_a_thread_that_waits_for_ever_keeps_none_from_ending():
+    """As Orbax leaves one where a save was given up."""
+    waiting = "import threading; threading.Thread(target=time.sleep, args=(600,)).start()"
+    for i, (status, out, err) in enumerate(end(start(waiting), timeout=60)):
+        assert (status, out, err) == (0, f"done {i}\n", "")
+
+
 def test_what_all_note_is_said_once_and_by_the_first():
     do = "print([hosts.notes(note) for note in ('old', '', 'own' * hosts.index())])"
     (_, first, _), (_, second, _) = end(start(do))
