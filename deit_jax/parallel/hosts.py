@@ -119,22 +119,20 @@ def all_agree(yes: bool) -> bool:
 
 
 def objections(reason: str) -> list[str]:
-    """What the processes object, by their names; "" is no objection; all have to ask."""
-    told = [(process, each) for process, each in enumerate(gather(reason)) if each]
-    return [f"{name(process)}: {each}" if several() else each for process, each in told]
+    """What the processes object, by their names, and once what all do; "" is no objection; all have to ask."""
+    told = gather(reason)
+    if set(told) == {reason}:
+        return [reason] if reason else []
+    return [f"{name(process)}: {each}" for process, each in enumerate(told) if each]
 
 
 def notes(note: str) -> list[str]:
     """What process 0 is to say of what the processes note, and the others nothing; "" is no note; all have to ask.
 
-    What all note stands once, other notes with the names of those that they come from.
+    Told as what they object is.
     """
-    told = gather(note)
-    if index():
-        return []
-    if set(told) == {note}:
-        return [note] if note else []
-    return [f"{name(process)}: {each}" for process, each in enumerate(told) if each]
+    told = objections(note)
+    return [] if index() else told
 
 
 def together(work: Callable[[], T], place: str) -> T:

@@ -139,7 +139,8 @@ class Arrays:
         shape = _sides(array.shape)
         pictured = shape[-3:] == self.pixels
         if array.dtype == "pred" or array.dtype[0] in "su":
-            return "images" if pictured else "indices"
+            reshaped = array.size > 0 and array.size % math.prod(self.pixels) == 0
+            return "images" if pictured or reshaped else "indices"
         if array.size == 1 or (in_parts and shape[-1:] == PACKED[1:] and array.size < math.prod(PACKED)):
             return "scalars"  # a row of a tile for each, where they are packed
         if pictured:

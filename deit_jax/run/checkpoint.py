@@ -6,7 +6,7 @@ decides for all: each alone would wait for the others for ever.
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from deit_jax.base.errors import TryAgain, UserError
@@ -69,17 +69,15 @@ class Checkpoints(CheckpointDirectory):
 
     def _begin(self, state: TrainState, meta: Meta) -> bool:
         """Begins to save; False where that fails at once, since there is no room for a folder."""
-        failed: object = None if self._before() else "what comes before it cannot be kept"
-        if hosts.all_agree(failed is None):
+        objections = hosts.objections("" if self._before() else "what comes before it cannot be kept")
+        if not objections:
+            failed = ""
             try:
                 super().save(state, meta)
             except (OSError, ValueError, TryAgain) as error:
-                failed = error
-            if hosts.all_agree(failed is None):
-                return True
-            self.give_up()
-        self._failed(failed or "another process cannot")
-        return False
+                failed = _reason(error)
+            objections = hosts.objections(failed)
+        return self._done(objections)
 
     def judge(self, step: int, top1: float) -> None:
         """Adds its evaluation to a step, where that was saved."""
@@ -96,24 +94,30 @@ class Checkpoints(CheckpointDirectory):
 
     def finish(self) -> bool:
         """Waits for the save in the background, then removes what is not to be kept; False where the save failed."""
-        began, whole = self._saving >= 0, hosts.all_agree(self._waited())
-        if not whole:
-            self.give_up()  # in all processes, be it whole in this one: their savers meet by number
-        return self._collect_after(began, whole)
+        began = self._saving >= 0
+        return self._collect_after(began, self._done(hosts.objections(self._waited())))
 
     def close(self) -> None:
         """Waits for the save in the background and lets go of the directory; others may have ended."""
         began = self._saving >= 0
-        self._collect_after(began, self._waited())
+        reason = self._waited()
+        self._collect_after(began, self._done([reason] if reason else []))
         super().close()
 
-    def _waited(self) -> bool:
+    def _waited(self) -> str:
+        """What the save in the background failed with; "" where it did not."""
         try:
             self.wait()
-            return True
+            return ""
         except Exception as error:  # whatever Orbax makes of it
-            self._failed(error)
-            return False
+            return _reason(error)
+
+    def _done(self, objections: Sequence[str]) -> bool:
+        """Whether nobody objects; else no process knows the save any more, since their savers meet by number."""
+        if objections:
+            self.give_up()
+            self._failed("; ".join(objections))
+        return not objections
 
     def _collect_after(self, began: bool, whole: bool) -> bool:
         if whole and began:  # else the newest may not be whole, and those before it be needed
@@ -158,9 +162,9 @@ class Checkpoints(CheckpointDirectory):
             )
         return None
 
-    def _failed(self, error: object) -> None:
+    def _failed(self, reason: str) -> None:
         self._failures += 1
-        logging.warning("saving to %s failed: %.300s", self.directory, error)
+        logging.warning("saving to %s failed: %s", self.directory, reason)
         with contextlib.suppress(OSError, TryAgain):  # the next start does it, too
             self._require()
             self._remove_unfinished()
@@ -216,3 +220,7 @@ def _remove(folder: Any) -> None:
 def has_steps(directory: Place) -> bool:
     """Whether a checkpoint, whole or not, is in the directory, as process 0 sees it; makes nothing."""
     return hosts.of_first(lambda: bool(CheckpointDirectory(directory).steps()))
+
+
+def _reason(error: Exception) -> str:
+    return str(error)[:300] or type(error).__name__

@@ -141,6 +141,7 @@ def moves(line: str, *beside: str, data_parallel: bool) -> str:
         ("bf16[6,10]", "all-to-all", "activations", "activations"),
         ("bf16[6,10]", "collective-permute", "activations", "activations"),
         ("u8[1,4,8,8,3]", "collective-permute", "images", "images"),
+        ("u8[4,192]", "collective-permute", "images", "images"),  # in another shape
         ("f32[4,8,8,3]", "collective-permute", "float images", "float images"),
         ("f32[4,8,8,3]", "all-reduce", "float images", "float images"),  # as XLA gathers, by a masked sum
         ("f32[4,5,7]", "all-reduce", "activations", "activations"),
