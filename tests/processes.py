@@ -85,6 +85,7 @@ def run(
     *,
     module: str = "deit_jax.main",
     during: Callable[[subprocess.Popen], None] = lambda process: None,
+    patience: float = PATIENCE,
 ) -> Ended:
     """Runs a command to its end; `during` is called with the launcher, whose children are the processes."""
     process = subprocess.Popen(
@@ -98,7 +99,7 @@ def run(
     try:
         during(process)
         begun = time.monotonic()
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=patience)
     finally:
         if process.poll() is None:
             for child in children(process):

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from processes import FLAGS, ROOT, TOTAL, a_port, children, losses, run, send_at
+from processes import FLAGS, PATIENCE, ROOT, TOTAL, a_port, children, losses, run, send_at
 from tiny import write_teacher
 
 from deit_jax.base.storage import here, place
@@ -227,7 +227,7 @@ def test_twenty_ends_at_random_moments(number, tmp_path):
     flags = [*FLAGS, f"--config.total_steps={total}", "--config.checkpoint.every_steps=10"]
     flags += ["--config.eval.every_steps=300", "--step_timeout=30"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(2, 2, [*flags, f"--workdir={whole}"]).status == 0
+    assert run(2, 2, [*flags, f"--workdir={whole}"], patience=4 * PATIENCE).status == 0
     newest = torn = 0
 
     def newest_row():
@@ -254,7 +254,7 @@ def test_twenty_ends_at_random_moments(number, tmp_path):
         else:  # which saves where it stops
             assert newest == newest_row()
     assert torn or number == signal.SIGTERM
-    assert run(2, 2, [*flags, f"--workdir={killed}"]).status == 0
+    assert run(2, 2, [*flags, f"--workdir={killed}"], patience=4 * PATIENCE).status == 0
     ours, theirs = (read_rows(folder / "metrics.jsonl") for folder in (killed, whole))
     exact = ("step", "train/loss", "train/grad_norm", "eval")
     for row, other in zip(ours, theirs, strict=True):
