@@ -133,8 +133,11 @@ def losses(workdir: Path) -> list[float]:
 
 
 # A command of several processes, without a run: it does what its argument says.
+# Its stdout is its own: what Gloo prints there, in pieces of several threads, goes to stderr.
 PROGRAM = """
 import os, signal, sys, time
+sys.stdout = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 from absl import flags
 from deit_jax import cli
 from deit_jax.base.errors import UserError

@@ -77,11 +77,6 @@ DAMAGE = {
 }
 
 
-def said(out):
-    """Its lines without those of Gloo, by which CPU devices of several processes meet."""
-    return [line for line in out.splitlines() if not line.startswith("[Gloo]")]
-
-
 @pytest.mark.parametrize(
     ("of", "damage"), [(0, "cut"), *(pytest.param(1, damage, marks=pytest.mark.long) for damage in ("gone", "flipped"))]
 )
@@ -93,14 +88,14 @@ if hosts.index() == 0:
     {DAMAGE[damage]}
 {RESTORED}""".replace("ROOT", str(tmp_path))
     for i, (status, out, err) in enumerate(end(start(text))):
-        assert (status, said(out)) == (0, ["1 True [1] ['2']", f"done {i}"]), err
+        assert (status, out.splitlines()) == (0, ["1 True [1] ['2']", f"done {i}"]), err
         assert "the one before is taken" in err
 
 
 def test_what_the_first_process_reads_decides_for_all(tmp_path):
     """To others a shared folder may look older for a while."""
     for i, (status, out, err) in enumerate(end(start(READ.replace("ROOT", str(tmp_path)), step_timeout=120))):
-        *read, refused, done = said(out)
+        *read, refused, done = out.splitlines()
         assert (status, read, done) == (0, ["7 1 {5}", "True False 3"], f"done {i}"), err
         assert refused.startswith("--workdir: process 1 ")
         assert refused.endswith(f"has in {tmp_path / str(i) / 'checkpoints'}; name a place that all share")
@@ -124,7 +119,7 @@ checkpoints.save(state(10), meta, last=True)
 print(checkpoints.steps())
 """.replace("ROOT", str(tmp_path))
     for i, (status, out, err) in enumerate(end(start(text, step_timeout=120))):
-        assert (status, said(out)) == (0, ["False False", "True", "[10]", f"done {i}"]), err
+        assert (status, out.splitlines()) == (0, ["False False", "True", "[10]", f"done {i}"]), err
         assert "step 7: is not kept: [Errno 28] No space left on device" in err
         assert "checkpoints failed: [Errno 28] No space left on device" in err
 
@@ -141,7 +136,7 @@ checkpoints.save(state(4), meta, last=True)
 print(checkpoints.steps())
 """.replace("ROOT", str(tmp_path))
     for i, (status, out, err) in enumerate(end(start(text))):
-        assert (status, said(out)) == (0, ["False [1, 2]", "[1, 2, 4]", f"done {i}"]), err
+        assert (status, out.splitlines()) == (0, ["False [1, 2]", "[1, 2, 4]", f"done {i}"]), err
         assert "checkpoints failed: " in err
 
 
@@ -161,5 +156,5 @@ checkpoints.save(state(2), meta, last=True)
 print(checkpoints.steps())
 """.replace("ROOT", str(tmp_path))
     for i, (status, out, err) in enumerate(end(start(text, step_timeout=120))):
-        assert (status, said(out)) == (0, ["False", "[1, 2]", f"done {i}"]), err
+        assert (status, out.splitlines()) == (0, ["False", "[1, 2]", f"done {i}"]), err
         assert re.search(r"checkpoints failed: process 0 \(.+\): no answer", err)
