@@ -14,6 +14,8 @@ from deit_jax.base.text import printable
 FLAGS = ("--coordinator", "--processes", "--process")
 LOCAL_DEVICES = "--local_devices"
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_OPEN_MPI = ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")
+_ODD = f"start the processes by srun or mpirun, or give {', '.join(FLAGS)}"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -88,17 +90,18 @@ def _found(given: Mapping[str, str], environment: Mapping[str, str], gpus: int) 
     if any(environment.get(name) for name in VARIABLES[1:]):
         return _of_three({name: environment.get(name, "") for name in VARIABLES})
     if "OMPI_MCA_orte_hnp_uri" in environment:
-        processes, process, rank, on_host = (
-            int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")
-        )
-        devices = _share(rank, on_host, gpus)
-        return Cluster("Open MPI", None, processes, process, devices) if processes > 1 else None
-    if all(name in environment for name in _SLURM):
-        processes, process = int(environment["SLURM_NTASKS"]), int(environment["SLURM_PROCID"])
-        if processes == 1:
+        size, number, rank_on_host, size_of_host = (f"OMPI_COMM_WORLD_{name}" for name in _OPEN_MPI)
+        if _number(environment, size) == 1:
             return None
+        processes, process = _numbered(environment, size, number)
+        on_host, rank = _numbered(environment, size_of_host, rank_on_host)
+        return Cluster("Open MPI", None, processes, process, _share(rank, on_host, gpus))
+    if all(name in environment for name in _SLURM):
+        if _number(environment, "SLURM_NTASKS") == 1:
+            return None
+        processes, process = _numbered(environment, "SLURM_NTASKS", "SLURM_PROCID")
         bound = "SLURM_GPUS_PER_TASK" in environment or "gres/gpu" in environment.get("SLURM_TRES_PER_TASK", "")
-        rank, on_host = (0, 1) if bound else (int(environment["SLURM_LOCALID"]), _slurm_tasks(environment))
+        rank, on_host = (0, 1) if bound else (_number(environment, "SLURM_LOCALID"), _slurm_tasks(environment))
         return Cluster("SLURM", None, processes, process, _share(rank, on_host, gpus))
     of_job = "JOB_COMPLETION_INDEX" in environment  # which only the pods of an Indexed job have
     # Where there are no TPUs libtpu may be there to plan for them; a pod that has some is told of their hosts.
@@ -134,14 +137,29 @@ def _of_three(values: Mapping[str, str]) -> Cluster | None:
     if not re.fullmatch(r"(\[[^]]+\]|[^:]+):\d{1,5}", address):
         raise UserError(f"{where}: {address} is no HOST:PORT; name the host of process 0 and a free port of it")
     for name, value in ((count_name, count), (index_name, index)):
-        if not value.isdecimal():
-            raise UserError(f"{name}: {value} is no number of processes; set 1, 2, ... of them, numbered from 0")
+        if not re.fullmatch(r"[0-9]{1,9}", value):
+            raise UserError(f"{name}: {value:.40} is no number of processes; set 1, 2, ... of them, numbered from 0")
     processes, process = int(count), int(index)
     if not processes:
         raise UserError(f"{count_name}: is 0; set 1 or more")
     if not process < processes:
         raise UserError(f"{index_name}: is {process}, and {count_name} {processes}; count from 0 to {processes - 1}")
     return Cluster(where, address, processes, process) if processes > 1 else None
+
+
+def _numbered(environment: Mapping[str, str], count_name: str, index_name: str) -> tuple[int, int]:
+    """How many there are and which of them this is, as what started the processes has it."""
+    count, index = _number(environment, count_name), _number(environment, index_name)
+    if not index < count:
+        raise UserError(f"{index_name}: is {index}, and {count_name} {count}; {_ODD}")
+    return count, index
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise UserError(f"{name}: is {value!r}, which is no number; {_ODD}")
+    return int(value)
 
 
 def _numbers(listed: str, gpus: int) -> tuple[int, ...]:
@@ -168,8 +186,11 @@ def _share(rank: int, on_host: int, gpus: int) -> tuple[int, ...] | None:
 
 def _slurm_tasks(environment: Mapping[str, str]) -> int:
     """Tasks of the step on this node, of a list such as `8(x3),4`."""
-    listed = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "1")
+    name = "SLURM_STEP_TASKS_PER_NODE" if environment.get("SLURM_STEP_TASKS_PER_NODE") else "SLURM_TASKS_PER_NODE"
+    listed = environment.get(name, "1")
     nodes: list[int] = []
     for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
         nodes += [int(tasks)] * int(times or 1)
-    return nodes[min(int(environment.get("SLURM_NODEID", "0")), len(nodes) - 1)]
+    if not nodes:
+        raise UserError(f"{name}: is {listed!r}, which is no list of numbers; {_ODD}")
+    return nodes[min(_number({"SLURM_NODEID": "0", **environment}, "SLURM_NODEID"), len(nodes) - 1)]

@@ -121,6 +121,7 @@ def test_gpus_that_a_process_sees():
         (("a", "2", "1"), r"--coordinator: a is no HOST:PORT"),
         (("a:b", "2", "1"), r"--coordinator: a:b is no HOST:PORT"),
         (("a:1", "two", "1"), r"--processes: two is no number"),
+        (("a:1", "9" * 20, "1"), r"--processes: 9{20} is no number"),
         (("a:1", "2", "-1"), r"--process: -1 is no number"),
         (("a:1", "0", "0"), r"--processes: is 0; set 1 or more"),
         (("a:1", "2", "2"), r"--process: is 2, and --processes 2; count from 0 to 1"),
@@ -134,3 +135,28 @@ def test_flags_that_do_not_belong_together(values, says):
 def test_variables_that_do_not_belong_together():
     with pytest.raises(UserError, match=r"JAX_COORDINATOR_ADDRESS: missing; .*JAX_PROCESS_ID belong together"):
         found({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        (
+            SLURM | {"SLURM_NTASKS": ""},
+            r"^SLURM_NTASKS: is '', which is no number; start .* by srun or mpirun, or give",
+        ),
+        (SLURM | {"SLURM_NTASKS": "0"}, r"^SLURM_PROCID: is 3, and SLURM_NTASKS 0; start"),
+        (SLURM | {"SLURM_PROCID": "6"}, r"^SLURM_PROCID: is 6, and SLURM_NTASKS 6; start"),
+        (SLURM | {"SLURM_LOCALID": "x"}, r"^SLURM_LOCALID: is 'x'"),
+        (SLURM | {"SLURM_NODEID": ""}, r"^SLURM_NODEID: is ''"),
+        (
+            SLURM | {"SLURM_STEP_TASKS_PER_NODE": "?"},
+            r"^SLURM_STEP_TASKS_PER_NODE: is '\?', which is no list of numbers",
+        ),
+        ({"OMPI_MCA_orte_hnp_uri": "x"}, r"^OMPI_COMM_WORLD_SIZE: is ''"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "4"}, r"^OMPI_COMM_WORLD_RANK: is 4, and OMPI_COMM_WORLD_SIZE 4"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "0"}, r"^OMPI_COMM_WORLD_LOCAL_RANK: is 2, and"),
+    ],
+)
+def test_variables_of_a_cluster_that_are_odd_are_one_line(environment, says):
+    with pytest.raises(UserError, match=says):
+        found(environment, gpus=8)
