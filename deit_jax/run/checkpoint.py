@@ -155,7 +155,7 @@ class Checkpoints(CheckpointDirectory):
             logging.warning("%s; moved to %s, the one before is taken", "; ".join(objections), self._aside)
             self._set_aside(step)
             moved = True
-        if moved:
+        if moved or has_steps(self._aside):  # also at the next start, which is not to begin anew without a word
             raise UserError(
                 f"{self.directory}: no checkpoint is whole; they were moved to {self._aside}; "
                 f"bring one back from a copy, or start anew with another --workdir"

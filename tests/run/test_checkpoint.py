@@ -464,6 +464,8 @@ def test_with_all_of_them_damaged_nothing_starts_anew(tmp_path):
     with pytest.raises(UserError, match="no checkpoint is whole; they were moved to"):
         opened(directory).restore_latest(target(), fine)
     assert sorted(path.name for path in (tmp_path / "corrupt").iterdir()) == ["1", "2"]
+    with pytest.raises(UserError, match="no checkpoint is whole; they were moved to"):  # nor at the next start
+        opened(directory).restore_latest(target(), fine)
 
 
 def test_a_half_written_checkpoint_is_ignored_and_replaced(tmp_path):
