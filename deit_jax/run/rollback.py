@@ -78,6 +78,7 @@ class Rollbacks:
             return
         self._jumps = jumps
         if hosts.index() == 0:
+            self._workdir.keep()  # the rows before the jump: a start that knows of it goes on behind them
             self._workdir.write_json(self._workdir.rollbacks.name, jumps)
 
 

@@ -25,6 +25,7 @@ from deit_jax.run import lease
 from deit_jax.run import workdir as workdirs
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.run.metrics import read_rows
+from deit_jax.run.rollback import Rollbacks
 from deit_jax.run.workdir import own
 from deit_jax.step.state import init_state
 from deit_jax.weights import Card, read_weights
@@ -278,6 +279,16 @@ def test_an_owner_that_stood_still_and_lost_the_workdir_writes_no_more(bucket, m
         assert {*root.files()} - {root / ".lock"} == before
     with pytest.raises(TryAgain, match=f"{root} was taken by"):
         first.__exit__(None, None, None)
+
+
+def test_rows_before_a_jump_are_there_before_it(bucket):
+    """A start that knows of the jump goes on behind them."""
+    root = place(bucket, "")
+    with own(root) as workdir:
+        workdir.metrics.write_text('{"step": 3}\n')
+        Rollbacks(workdir, total=9, limit=1, batch_size=1)._store([{"from": 1, "to": 3, "skipped": 2}])
+        assert (root / "metrics.jsonl").read_bytes() == b'{"step": 3}\n'
+        assert (root / "rollbacks.json").exists()
 
 
 def test_rows_that_the_bucket_did_not_take_outlive_the_next_start(bucket, monkeypatch, tmp_path, caplog):
