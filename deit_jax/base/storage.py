@@ -60,6 +60,8 @@ def named(given: str, flag: str) -> Place:
             f"{flag}: {given} is a URL of {scheme}, which is not read; name a folder or file of this machine, or "
             f"one in a bucket as {SCHEME}bucket/name"
         )
+    if given.startswith("gs:"):  # else a relative folder of that name
+        raise UserError(f"{flag}: {given} names no place in a bucket; write {SCHEME}bucket/name")
     return Path(given)
 
 

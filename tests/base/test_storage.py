@@ -15,7 +15,9 @@ from deit_jax.base.errors import OutOfReach, TryAgain, UserError
 from deit_jax.base.storage import COMMITTED, copy_whole, here, is_bucket, is_step, named, place, tensorstore, told
 
 
-@pytest.mark.parametrize("given", ["gs://", "gs://a", "gs://a/", "gs:///a", "gs://a//b", "gs://a/./b", "gs://a/../b"])
+@pytest.mark.parametrize(
+    "given", ["gs://", "gs://a", "gs://a/", "gs:///a", "gs://a//b", "gs://a/./b", "gs://a/../b", "gs:/a/b"]
+)
 def test_what_names_no_place_in_a_bucket(given):
     with pytest.raises(UserError, match=r"^--x: \S+ names no place in a bucket; write gs://bucket/name$"):
         place(given, "--x")
