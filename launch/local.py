@@ -6,7 +6,7 @@
 What follows `--` goes to `python -m deit_jax.main` in every process; `--module=deit_jax.precompute` starts another
 command. A signal (SIGTERM, Ctrl-C) is passed on to all processes. Where one of them ends with a fault, of which it
 tells the others, or dies without a word, these have some time to end by themselves. `--restarts=N` starts all of them
-again, N times at most, where the exit status says that the same command goes on.
+again, N times at most, where the exit status says that the same command goes on, and nobody has sent such a signal.
 
 Exit status: 0 when all processes ended well; 75 when the same command goes on; else that of the process that failed.
 """
@@ -49,8 +49,8 @@ def main() -> int:
     if given.module == "deit_jax.main" and not any(re.match("--?(config(=|$)|help)", flag) for flag in given.flags):
         parser.error("--config: missing; give it after --, such as -- --config=configs/quickstart.py")
     for attempt in range(given.restarts + 1):
-        status = run(commands(given), given.devices_per_process, dry=given.dry_run)
-        if status != 75:
+        status, asked = run(commands(given), given.devices_per_process, dry=given.dry_run)
+        if status != 75 or asked:
             break
         if attempt < given.restarts:
             print(f"started again, {attempt + 1} of {given.restarts} times", file=sys.stderr, flush=True)
@@ -69,13 +69,13 @@ def commands(given: argparse.Namespace) -> list[list[str]]:
     return [[*command, *common, f"--process={i}"] for i in range(given.processes)]
 
 
-def run(commands: list[list[str]], devices: int, *, dry: bool) -> int:
-    """Runs them side by side; returns the exit status for all."""
+def run(commands: list[list[str]], devices: int, *, dry: bool) -> tuple[int, bool]:
+    """Runs them side by side; returns the exit status for all, and whether a signal asked them to end."""
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if dry:
         for command in commands:
             print(shlex.join([*(f"{name}={value}" for name, value in environment.items()), *command]))
-        return 0
+        return 0, False
     # Of the others' stdout there is nothing: the first process speaks.
     processes = [
         # In sessions of their own, where a terminal's Ctrl-C does not come a second time.
@@ -88,7 +88,10 @@ def run(commands: list[list[str]], devices: int, *, dry: bool) -> int:
         for i, command in enumerate(commands)
     ]
 
+    asked = []
+
     def pass_on(number: int, frame: object) -> None:
+        asked.append(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -103,7 +106,7 @@ def run(commands: list[list[str]], devices: int, *, dry: bool) -> int:
         if time.monotonic() > deadline:
             for process in processes:
                 process.kill()
-    return together([process.returncode for process in processes])
+    return together([process.returncode for process in processes]), bool(asked)
 
 
 def together(statuses: list[int]) -> int:

@@ -67,11 +67,14 @@ def test_ctrl_c_reaches_each_process_once(module):
     heard = ["env", "--default-signal=INT"]  # a shell's background jobs ignore it
     waiting = os.environ | {"WAIT": "20"}
     launcher = subprocess.Popen(
-        [*heard, *LOCAL, module, "--processes=2"], env=waiting, stdout=subprocess.DEVNULL, process_group=0
+        [*heard, *LOCAL, module, "--processes=2", "--restarts=3"],
+        env=waiting,
+        stdout=subprocess.DEVNULL,
+        process_group=0,
     )
     wait_for_both()
     os.killpg(launcher.pid, signal.SIGINT)
-    assert launcher.wait(20) == 75
+    assert launcher.wait(20) == 75  # and started nothing again
 
 
 @pytest.mark.parametrize(
