@@ -1,6 +1,7 @@
 """DeiT in pure JAX / Flax NNX: data-efficient image Transformers."""
 
 import importlib
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,14 @@ __all__ = ["__version__", "create_model", "list_models", "load_weights", "recipe
 # imports this file first, tells its help and a mistake in a flag at once.
 _HOMES = {"create_model": "weights", "list_models": "models", "load_weights": "weights", "recipes": "config.recipes"}
 
-# While `python -m deit_jax.COMMAND` imports what it needs, for seconds, Ctrl-C ends it without a traceback. `cli.run`
-# takes over.
-if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# While `python -m deit_jax.COMMAND` imports what it needs, for seconds, Ctrl-C ends it without a traceback, and SIGTERM
+# those that schedulers look after with the status by which they are started again. `cli.run` takes over.
+if sys.argv[0] == "-m":
     _module = sys.orig_argv[-len(sys.argv)]
-    if _module.startswith("deit_jax."):
+    if _module.startswith("deit_jax.") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _module in ("deit_jax.main", "deit_jax.precompute") and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(75))
 
 
 def __getattr__(name: str) -> Any:

@@ -307,6 +307,15 @@ def test_ctrl_c_ends_a_command_that_is_still_importing(command, tmp_path):
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
+@pytest.mark.parametrize(("command", "status"), [("main", 75), ("precompute", 75), ("predict", -signal.SIGTERM)])
+def test_sigterm_starts_again_what_schedulers_look_after_and_is_still_importing(command, status, tmp_path):
+    (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nraise SystemExit(9)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    arguments = [sys.executable, "-m", f"deit_jax.{command}", "--help"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
 def test_importing_the_package_leaves_signals_alone():
     told = "import signal, deit_jax; print(signal.getsignal(signal.SIGINT) is before)"
     code = f"import signal; signal.signal(2, signal.default_int_handler); before = signal.getsignal(2); {told}"
