@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 
-from deit_jax.base.errors import TryAgain
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.text import printable
 from deit_jax.base.threads import begun
 from deit_jax.parallel.watchdog import COMPILING, Watchdog
@@ -70,13 +70,30 @@ class Peers:
         self.watchdog = Watchdog(step_timeout, end=self._hung, tick=self._tick, about=about)
 
     def start(self) -> None:
-        """Begins to give signs of life, and to look out for those of the others."""
+        """Begins to give signs of life, and to look out for those of the others.
+
+        Raises:
+            UserError: this one expects more or fewer of them than process 0.
+        """
         _delay_abort()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._listen)]
         holding = threading.Thread(target=self._hold, daemon=True)
         for thread in (*self._threads, holding, self.watchdog):
             thread.start()
+        self._require_same_count()
         self._hosts = self.gather(socket.gethostname())
+
+    def _require_same_count(self) -> None:
+        """Raises `UserError` where another number of processes is expected here: some would be waited for in vain."""
+        place = f"{_ROOT}/count"
+        if self.index == 0:
+            self._client.key_value_set(place, str(self.count))
+        told = self._client.blocking_key_value_get(place, int(1000 * max(self._timeout, COMPILING)))
+        if told != str(self.count):
+            raise UserError(
+                f"the number of processes: is {told} in process 0 and {self.count} in process {self.index}; start all "
+                f"of a run with the same"
+            )
 
     def name(self, index: int) -> str:
         return f"process {index}" + (f" ({printable(self._hosts[index])})" if self._hosts[index] else "")

@@ -10,7 +10,7 @@ import time
 
 import jax
 import pytest
-from processes import FLAGS, NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, end, start
+from processes import FLAGS, NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, a_port, end, start
 
 from deit_jax.base.cluster import VARIABLES, Cluster
 from deit_jax.base.errors import TryAgain
@@ -90,6 +90,16 @@ def test_what_differs_is_named_and_where():
     )
     said = [error for _, _, err in ends for error in err.splitlines() if error.endswith(line)]
     assert len(said) in (1, 2)  # by the one that was first, and by process 0 of another
+
+
+def test_another_number_of_processes_is_named():
+    """The one that expects more would wait for a third, which nobody starts, again and again."""
+    address = f"127.0.0.1:{a_port()}"
+    told = [dict(zip(VARIABLES, (address, count, str(i)), strict=True)) for i, count in enumerate("23")]
+    (first, _, heard), (second, _, said) = end(start("", environment=told))
+    line = "error: the number of processes: is 2 in process 0 and 3 in process 1; start all of a run with the same\n"
+    assert (first, second, said) == (2, 2, f"process 1: {line}")
+    assert heard.endswith(f"process 1 ended with status 2: {line}")
 
 
 def test_a_mistake_in_one_ends_all_with_its_status():
