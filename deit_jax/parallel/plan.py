@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from deit_jax.base.threads import begun
 from deit_jax.parallel.mesh import BATCH, replicated
 from deit_jax.parallel.programs import Array, Collective, collectives, estimated_cycles
 
@@ -65,7 +66,8 @@ def compile_ahead(step: Any, *arguments: Any, options: Mapping[str, Any] | None 
     start = time.perf_counter()
     lowered = step.lower(*arguments)
     try:
-        compiled = lowered.compile(dict(options or {}))
+        # Beside the main thread, which would not hear of a signal before the end.
+        compiled = begun(functools.partial(lowered.compile, dict(options or {}))).result()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise TooLarge(" ".join(str(error).split())) from error

@@ -1,5 +1,9 @@
 """Steps that are compiled and not run: their memory, and what is kept of a forward pass."""
 
+import signal
+import threading
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +37,28 @@ def test_a_donated_argument_counts_once():
     compiled = compile_ahead(jax.jit(lambda x: x + 1, donate_argnums=0), x)
     assert compiled.memory["aliased"] == compiled.memory["outputs"] == 4096
     assert compiled.memory["peak"] < 2 * 4096
+
+
+def test_a_signal_is_heard_while_a_compiler_works():
+    """Which takes minutes in which it lets no handler of the main thread run."""
+
+    class Slow:
+        def lower(self, *arguments):
+            return self
+
+        def compile(self, options):
+            threads.append(threading.current_thread())
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(20)
+
+    threads: list[threading.Thread] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compile_ahead(Slow())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert threads != [threading.main_thread()]
 
 
 @pytest.mark.parametrize(
