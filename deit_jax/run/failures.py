@@ -63,7 +63,7 @@ class Failures:
         self._recent: dict[int, Batch] = {}  # a step's metrics are read when the next one has its batch
         self._burst = 0  # the first step of the burst that was dealt with
         for left in self._folder.glob("step_*") if hosts.index() == 0 else ():
-            if not (left / FACTS).exists():  # a kill came before its end
+            if is_step(left.name.removeprefix("step_")) and not (left / FACTS).exists():  # a kill came before its end
                 remove(left)
 
     def look(self, step: int, batch: Batch, state: TrainState, monitor: Monitor) -> None:

@@ -139,6 +139,14 @@ def test_a_step_that_cannot_be_kept_costs_a_warning(tmp_path, monkeypatch, caplo
     assert not list((tmp_path / "full" / "failures").glob("*"))
 
 
+def test_what_a_kill_left_half_kept_is_removed_and_nothing_of_anybody_else(tmp_path):
+    for name in ("step_5/4", "step_7", "step_notes", "step_7b"):
+        (tmp_path / "failures" / name).mkdir(parents=True)
+    (tmp_path / "failures" / "step_7" / "failure.json").write_text("{}")
+    Failures(Workdir(tmp_path), tiny_run(SPARSE), {})
+    assert {path.name for path in (tmp_path / "failures").iterdir()} == {"step_7", "step_notes", "step_7b"}
+
+
 def test_a_healthy_step_is_not_looked_at(tmp_path):
     """Neither its state nor its batch, which are still being computed."""
     watching = Failures(Workdir(tmp_path), tiny_run(SPARSE), {})

@@ -219,7 +219,9 @@ def test_a_teacher_comes_before_the_layers(teacher, tmp_path):
     assert result["first"] == "head"
     of_teacher = tiny_run(teacher[1])
     variables = jax.device_get(of_teacher.first_state().params)
+    # Each row overflows: by the kernel alone it would be HUGE times a sum that the norm makes about 0.
     variables["head.kernel"] = np.full_like(variables["head.kernel"], HUGE)
+    variables["fc_norm.bias"] = np.ones_like(variables["fc_norm.bias"])
     write_weights(teacher[1], of_teacher.source.class_names, tmp_path / "huge", variables)
     config = replace(run.config, "distillation", teacher=dataclasses.replace(
         run.config.distillation.teacher, weights=str(tmp_path / "huge")
