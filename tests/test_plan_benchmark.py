@@ -44,7 +44,9 @@ def test_a_plan_is_whole(name):
         assert plan["bytes_per_device"] == compiled["memory"]["peak"] + compiled["memory"]["generated_code"] > 0
         assert plan["fits"] == (plan["bytes_per_device"] <= plan["memory_per_device"])
         assert compiled["collectives"]
-        assert 0.75 < sum(plan["bytes_by_part"].values()) / plan["bytes_per_device"] < 1.25  # docs/planning.md
+        estimated = sum(plan["bytes_by_part"].values())
+        # docs/planning.md; of what is more than a device has the compiler computes some again.
+        assert 0.75 < min(estimated, plan["memory_per_device"]) / plan["bytes_per_device"] < 1.25
     if not plan["fits"]:
         assert plan["tried"]
         assert all(each["change"].startswith("--config.") for each in plan["tried"])
