@@ -35,6 +35,11 @@ def describe_run(run: Run, held_out: Source, workdir: Workdir, state: TrainState
         "learning rate": f"{peak_learning_rate(config):.3g} after {run.warmup:,} steps of warm-up{short}",
         "workdir": str(workdir.root),
     }
+    if jax.default_backend() == "cpu" and config.model.dtype == "bfloat16":  # as with :hardware=tpu
+        notes = [
+            *notes,
+            "JAX has found no accelerator, and bfloat16 is slow on CPUs; float32, or auto, is made for them",
+        ]
     lines = [f"{name:14}{value}" for name, value in header.items()] + [f"{'note':14}{note}" for note in notes]
     print("\n".join(lines), flush=True)
     facts = {

@@ -23,6 +23,7 @@ from deit_jax.config.schema import Duration
 from deit_jax.models import training_flops
 from deit_jax.parallel import peak
 from deit_jax.run import learning, stream, train
+from deit_jax.run.describe import describe_run
 from deit_jax.run.evaluate import Evaluator, evaluate
 from deit_jax.run.interrupt import Interrupted
 from deit_jax.run.metrics import read_rows
@@ -227,6 +228,16 @@ def test_what_may_change_is_announced(finished, tmp_path, capsys):
         "changed since the checkpoint: jax: 0.10.2 -> 0.12.0, which may draw other drop-path masks"
     )
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_for_accelerators_is_told_where_there_is_none(tmp_path, capsys, dtype):
+    """As of `:hardware=tpu` where JAX has not found the TPU."""
+    run = tiny_run(tiny_config(model__dtype=dtype))
+    describe_run(run, run.source, Workdir(tmp_path), run.first_state(), ["another"])
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
+    assert notes[0].endswith("another")
+    assert [("JAX has found no accelerator" in note) for note in notes[1:]] == [True] * (dtype == "bfloat16")
 
 
 def test_the_jax_of_a_checkpoint_that_does_not_tell_is_that_of_the_last_start(tmp_path, capsys):
