@@ -148,10 +148,8 @@ def test_a_bucket_that_cannot_be_asked_is_not_taken_for_an_empty_one(bucket, mon
 
 def test_a_call_that_does_not_end_is_left_alone(monkeypatch):
     monkeypatch.setattr(buckets, "PATIENCE", 0.2)
-    start = time.monotonic()
     with pytest.raises(TryAgain, match=r"^gs://a/b: no answer within 0 seconds; the same command goes on when the bu"):
         buckets.within(threading.Event().wait, "gs://a/b")
-    assert time.monotonic() - start < 5
     # What moves much data has more time.
     assert buckets.within(lambda: time.sleep(0.5) or 7, "gs://a/b", nbytes=int(5 * buckets.SPEED)) == 7
 
