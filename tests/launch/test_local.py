@@ -65,7 +65,7 @@ def test_a_config_with_one_dash_or_two_and_help_are_taken(flag):
 def test_ctrl_c_reaches_each_process_once(module):
     """A terminal sends it to the launcher and to whoever is in its group."""
     heard = ["env", "--default-signal=INT"]  # a shell's background jobs ignore it
-    waiting = os.environ | {"WAIT": "20"}
+    waiting = os.environ | {"WAIT": "100"}
     launcher = subprocess.Popen(
         [*heard, *LOCAL, module, "--processes=2", "--restarts=3"],
         env=waiting,
@@ -74,7 +74,7 @@ def test_ctrl_c_reaches_each_process_once(module):
     )
     wait_for_both()
     os.killpg(launcher.pid, signal.SIGINT)
-    assert launcher.wait(20) == 75  # and started nothing again
+    assert launcher.wait(60) == 75  # and started nothing again
 
 
 @pytest.mark.parametrize(

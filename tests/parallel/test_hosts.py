@@ -48,7 +48,7 @@ def test_they_meet_and_gather():
 def test_a_thread_that_waits_for_ever_keeps_none_from_ending():
     """As Orbax leaves one where a save was given up."""
     waiting = "import threading; threading.Thread(target=time.sleep, args=(600,)).start()"
-    for i, (status, out, err) in enumerate(end(start(waiting), timeout=60)):
+    for i, (status, out, err) in enumerate(end(start(waiting))):
         assert (status, out, err) == (0, f"done {i}\n", "")
 
 
