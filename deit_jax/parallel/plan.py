@@ -147,15 +147,17 @@ class Arrays:
             return "scalars"  # a row of a tile for each, where they are packed
         if pictured:
             return "float images"
-        if shape == _sides(self.targets) and "jvp(" not in moved.operation:  # mixed before what is differentiated
-            return "targets"
+        a_part = self._is_part(array.size)
+        summed_part = moved.kind == "reduce-scatter" and a_part  # that of the head may have the targets' shape
+        if shape == _sides(self.targets) and not summed_part and "jvp(" not in moved.operation:
+            return "targets"  # which are mixed before what is differentiated
         summed, gathered = moved.kind.endswith(("all-reduce", "reduce-scatter")), moved.kind.endswith("all-gather")
-        if not self.data_parallel and self._is_part(array.size):
+        if not self.data_parallel and a_part:
             return "gradients" if summed else "parameters" if gathered else "activations"
         if not self.data_parallel:
             return "activations"
         whole = summed and (len(shape) == 1 or tuple(sorted(shape)) in self._wholes)  # one side: several in one, too
-        part = in_parts and (summed or gathered) and (shape[-2:] == PACKED or self._is_part(array.size))
+        part = in_parts and (summed or gathered) and (shape[-2:] == PACKED or a_part)
         return "gradients" if whole or part else "activations"
 
     @functools.cached_property

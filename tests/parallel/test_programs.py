@@ -120,8 +120,8 @@ def test_turns_of_a_loop(noted, turns):
 
 
 def moves(line: str, *beside: str, data_parallel: bool) -> str:
-    """What the first collective moves, of parameters of 6 x 10 and 2 x 3 x 5, 4 rows of 7 classes, images of 8 x 8."""
-    shapes = [(INPUTS, OUTPUTS), (1, 2, 3, 5)]
+    """What the first collective moves: parameters of 6 x 10, 2 x 3 x 5, 16 x 7; 4 rows, 7 classes; images of 8 x 8."""
+    shapes = [(INPUTS, OUTPUTS), (1, 2, 3, 5), (16, 7)]
     arrays = Arrays(shapes, PARTS, targets=(4, 7), pixels=(8, 8, 3), data_parallel=data_parallel)
     found = collectives(text(line, *beside))
     (name,) = {group["moves"] for group in what_moves(found, arrays) if group["kind"] == found[0].kind}
@@ -146,6 +146,7 @@ def moves(line: str, *beside: str, data_parallel: bool) -> str:
         ("f32[4,8,8,3]", "all-reduce", "float images", "float images"),  # as XLA gathers, by a masked sum
         ("f32[4,5,7]", "all-reduce", "activations", "activations"),
         ("f32[1,4,7]", "collective-permute", "targets", "targets"),
+        ("f32[4,7]", "reduce-scatter", "gradients", "gradients"),  # a quarter of the head, of 16 features
         ("bf16[4,5,6]", "all-to-all", "activations", "activations"),
         ("s32[4,1,4]", "collective-permute", "indices", "indices"),
         ("pred[]", "all-reduce", "indices", "indices"),
