@@ -296,7 +296,9 @@ def test_a_signal_ends_a_command_at_once_and_without_a_word(number, status):
         assert time.perf_counter() - start < 10
 
 
-@pytest.mark.parametrize("command", ["main", "predict", "convert", "benchmark"])
+@pytest.mark.parametrize(
+    "command", ["main", *(pytest.param(other, marks=pytest.mark.long) for other in ("predict", "convert", "benchmark"))]
+)
 def test_ctrl_c_ends_a_command_that_is_still_importing(command, tmp_path):
     (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(9)\n")
     # A shell's background ignores the signal, and so would what it starts.
@@ -307,7 +309,10 @@ def test_ctrl_c_ends_a_command_that_is_still_importing(command, tmp_path):
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-@pytest.mark.parametrize(("command", "status"), [("main", 75), ("precompute", 75), ("predict", -signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("main", 75), pytest.param("precompute", 75, marks=pytest.mark.long), ("predict", -signal.SIGTERM)],
+)
 def test_sigterm_starts_again_what_schedulers_look_after_and_is_still_importing(command, status, tmp_path):
     (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nraise SystemExit(9)\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
@@ -390,7 +395,7 @@ def test_a_signal_is_heard_wherever_it_comes(program, name, status):
 
 
 @pytest.mark.parametrize(("name", "status", "line"), [("SIGINT", 130, ""), ("SIGTERM", 75, f"{LINE}\n")])
-@pytest.mark.parametrize("module", ["main", "precompute"])
+@pytest.mark.parametrize("module", ["main", pytest.param("precompute", marks=pytest.mark.long)])
 def test_what_schedulers_end_before_it_has_begun_goes_on(module, name, status, line):
     Path("own.py").write_text(
         f"import os, signal\nsignal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))\n"
@@ -682,7 +687,11 @@ def test_a_folder_that_is_named_like_a_config(refused, tmp_path):
 
 @pytest.mark.parametrize(
     ("platform", "command"),
-    [("cuda", ["deit_jax.main", CONFIG]), ("tpu", ["deit_jax.main", CONFIG]), ("cuda", ["deit_jax.convert", "a", "b"])],
+    [
+        ("cuda", ["deit_jax.main", CONFIG]),
+        pytest.param("tpu", ["deit_jax.main", CONFIG], marks=pytest.mark.long),
+        pytest.param("cuda", ["deit_jax.convert", "a", "b"], marks=pytest.mark.long),
+    ],
 )
 def test_a_platform_that_is_not_there_is_one_line(platform, command, tmp_path):
     command = [sys.executable, "-m", *command]

@@ -54,7 +54,7 @@ def exported(model: Any, monkeypatch: pytest.MonkeyPatch, output: Path, *argumen
     "make",
     [
         small_model,
-        functools.partial(small_model, "deit_tiny_distilled_patch16_224"),
+        pytest.param(functools.partial(small_model, "deit_tiny_distilled_patch16_224"), marks=pytest.mark.long),
         pytest.param(functools.partial(small_model, "deit3_small_patch16_224"), marks=pytest.mark.long),
         pytest.param(functools.partial(small_model, "vit_small_patch16_gap_224", width=24), marks=pytest.mark.long),
         pytest.param(small_convnet, marks=pytest.mark.long),

@@ -43,7 +43,9 @@ def model(**options):
     return shallow(abstract(RegNet, **SHALLOW | options), "regnet.npz")
 
 
-@pytest.mark.parametrize("size", PUBLISHED)
+@pytest.mark.parametrize(
+    "size", [size if size == "160" else pytest.param(size, marks=pytest.mark.long) for size in PUBLISHED]
+)
 def test_the_published_sizes(size):
     *design, parameters = PUBLISHED[size]
     depths, widths = stages(*design)

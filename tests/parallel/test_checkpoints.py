@@ -101,6 +101,7 @@ def test_what_the_first_process_reads_decides_for_all(tmp_path):
         assert refused.endswith(f"has in {tmp_path / str(i) / 'checkpoints'}; name a place that all share")
 
 
+@pytest.mark.long
 def test_a_failing_step_that_the_first_process_has_no_room_for_costs_all_a_warning(tmp_path):
     """And what is saved after it has the same names in all of them."""
     text = f"""{BEGIN}
@@ -140,6 +141,7 @@ print(checkpoints.steps())
         assert "checkpoints failed: " in err
 
 
+@pytest.mark.long
 def test_a_save_that_one_process_alone_sees_fail_costs_all_one_checkpoint(tmp_path):
     """As of a bucket that has all of it, and answers one of them too late."""
     text = f"""{BEGIN}

@@ -45,6 +45,7 @@ def test_they_meet_and_gather():
         assert (status, out, err) == (0, f"done {i}\n", "")
 
 
+@pytest.mark.long
 def test_a_thread_that_waits_for_ever_keeps_none_from_ending():
     """As Orbax leaves one where a save was given up."""
     waiting = "import threading; threading.Thread(target=time.sleep, args=(600,)).start()"
@@ -59,7 +60,9 @@ def test_what_all_note_is_said_once_and_by_the_first():
     assert second.splitlines()[0] == str([[], [], []])
 
 
-@pytest.mark.parametrize("cluster", ["SLURM", "Open MPI", "variables"])
+@pytest.mark.parametrize(
+    "cluster", ["SLURM", *(pytest.param(other, marks=pytest.mark.long) for other in ("Open MPI", "variables"))]
+)
 def test_they_find_each_other_by_what_started_them(cluster):
     host, job = "127.0.0.1", os.getpid() % 4000
     environments = {
@@ -92,6 +95,7 @@ def test_what_differs_is_named_and_where():
     assert len(said) in (1, 2)  # by the one that was first, and by process 0 of another
 
 
+@pytest.mark.long
 def test_another_number_of_processes_is_named():
     """The one that expects more would wait for a third, which nobody starts, again and again."""
     address = f"127.0.0.1:{a_port()}"
@@ -138,7 +142,7 @@ def test_an_exception_keeps_its_traceback_and_ends_all(do, status, line):
     assert f"ended with status {status}: {line}" in heard
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
 def test_one_that_is_lost_is_named_in_time(number, lost):
     """Also where the other waits for it where Python has no say."""
@@ -199,7 +203,9 @@ HARD = ["--config.distillation.kind=hard", "--config.distillation.teacher.name=d
     [
         ("main", "jax.default_backend", [], "the start of JAX"),
         pytest.param("main", "stream.open_source", [], "the training split", marks=pytest.mark.long),
-        ("main", "evaluate.has_steps", ["--mode=evaluate"], "the weights to evaluate"),
+        pytest.param(
+            "main", "evaluate.has_steps", ["--mode=evaluate"], "the weights to evaluate", marks=pytest.mark.long
+        ),
         pytest.param("precompute", "deit_jax.distill.open._from_registry", HARD, "the teacher", marks=pytest.mark.long),
     ],
 )
@@ -227,6 +233,7 @@ cli.run(main.main)
 """
 
 
+@pytest.mark.long
 def test_a_data_worker_that_hangs_ends_the_run_which_names_the_image(tmp_path):
     command = [sys.executable, "-c", STUCK, *FLAGS, f"--workdir={tmp_path}", "--step_timeout=15"]
     environment = os.environ | NO_TPU | {"PYTHONPATH": str(ROOT)}
@@ -244,6 +251,7 @@ def test_a_coordinator_that_is_not_there():
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_process_that_does_not_come():
     ((status, _, err),) = end(start("", "--start_timeout=3", only=0))
     assert status == 2
@@ -252,6 +260,7 @@ def test_a_process_that_does_not_come():
     assert "not all processes have come within 3 seconds" in err
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -265,7 +274,13 @@ def test_a_port_that_is_taken():
     assert "cannot be started" in done.stderr
 
 
-@pytest.mark.parametrize("where", ["True", "Interrupt()"], ids=["before the first step", "in a recording"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("True", id="before the first step"),
+        pytest.param("Interrupt()", id="in a recording", marks=pytest.mark.long),
+    ],
+)
 def test_one_that_is_told_to_end_where_it_saves_nothing_ends_all_to_be_started_again(where):
     """The other one waits for it in vain otherwise."""
     stopped = f"""
@@ -281,6 +296,7 @@ with contextlib.nullcontext() if where is True else where:
     assert "interrupted; the same command goes on" in err
 
 
+@pytest.mark.long
 def test_who_agrees_to_stop_waits_for_those_that_clean_up():
     text = """
 from deit_jax.run.interrupt import Stopped
@@ -296,6 +312,7 @@ finally:
     assert silent == ["cleaned\n", ""]
 
 
+@pytest.mark.long
 def test_weights_that_differ_are_named():
     text = "import numpy as np; hosts.require_equal('the weights of it', {'a.bias': np.full(3, hosts.index())})"
     statuses, _, told = zip(*end(start(text)), strict=True)
@@ -303,6 +320,7 @@ def test_weights_that_differ_are_named():
     assert "error: the weights of it: is " in "".join(told)
 
 
+@pytest.mark.long
 def test_images_that_cannot_be_decoded_are_counted_once_for_all_processes():
     text = """
 from deit_jax.run.corrupt import Corrupt

@@ -195,7 +195,9 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "damage", [pytest.param(each, marks=pytest.mark.long) if each.startswith("no ") else each for each in DAMAGE]
+)
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(bucket, damage, caplog):
     root = place(bucket, "")
     saved(root).close()

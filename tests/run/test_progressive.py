@@ -125,6 +125,7 @@ def test_a_run_goes_on_exactly_across_the_switch(finished, tmp_path, monkeypatch
     assert arrays == theirs
 
 
+@pytest.mark.long
 def test_the_header_tells_the_sizes(finished, capsys):
     train.train(CONFIG, finished[0])
     assert "image size    4 from step 0, 12 from step 4, 8 from step 9" in capsys.readouterr().out

@@ -86,7 +86,8 @@ def test_a_stale_copy_is_named_by_its_photo(index, copies):
     assert f" in process 1 ({HOST}); start all of a run" in said + told
 
 
-@pytest.mark.parametrize("changed", ["rows", pytest.param("header", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("changed", ["rows", "header"])
 def test_recordings_that_differ_are_named(changed, tmp_path):
     for name in ("here", "there"):
         other = name == "there"
@@ -104,6 +105,7 @@ def test_recordings_that_differ_are_named(changed, tmp_path):
     assert f" in process 1 ({HOST}); start all of a run" in said + told
 
 
+@pytest.mark.long
 def test_the_process_that_waits_for_its_data_is_named(tmp_path):
     (first, _, bar), (second, _, _) = of_two(SLOW, tmp_path, tmp_path)
     assert (first, second) == (0, 0)
