@@ -17,7 +17,8 @@ from deit_jax.base.threads import begun
 from deit_jax.parallel.mesh import BATCH, replicated
 from deit_jax.parallel.programs import Array, Collective, collectives, estimated_cycles
 
-PACKED = (8, 128)  # tiles that the compiler for TPUs packs small sums into which it sends between slices
+# Tiles that the compiler for TPUs packs sums into which it sends between slices; those of 4 for kernels of 3 channels.
+PACKED, SHORT = (8, 128), (4, 128)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -157,7 +158,7 @@ class Arrays:
         if not self.data_parallel:
             return "activations"
         whole = summed and (len(shape) == 1 or tuple(sorted(shape)) in self._wholes)  # one side: several in one, too
-        part = in_parts and (summed or gathered) and (shape[-2:] == PACKED or a_part)
+        part = in_parts and (summed or gathered) and (shape[-2:] in (PACKED, SHORT) or a_part)
         return "gradients" if whole or part else "activations"
 
     @functools.cached_property

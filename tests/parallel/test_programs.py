@@ -165,6 +165,8 @@ def test_collectives_are_named_by_what_they_move(shape, kind, replicas, cut):
     [
         ("f32[6,10]", "all-gather", "gradients"),
         ("f32[2,8,128]", "all-gather", "gradients"),  # packed, as they come from another slice
+        ("f32[9,4,128]", "all-reduce", "gradients"),  # of a kernel of three by three pixels and three channels
+        ("f32[9,6,128]", "all-reduce", "activations"),
         ("f32[2,1,128]", "all-reduce", "scalars"),  # packed, too: the loss, and that of the labels alone
         ("f32[3,5]", "reduce-scatter", "gradients"),  # a quarter, or half
         ("f32[6,11]", "all-gather", "activations"),
