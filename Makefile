@@ -3,7 +3,7 @@ PYTHON ?= python3
 NEWEST ?= python3.13
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SUITE = -m pytest -n 2 --dist=loadfile -m "not long and not parity and not compilers"
+SUITE = -m pytest -n 2 --dist=loadfile --no-loadscope-reorder -m "not long and not parity and not compilers"
 # $(call CHECK_PYTHON,VARIABLE)
 CHECK_PYTHON = @$($(1)) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
   "deit_jax needs Python 3.11, 3.12 or 3.13 and $($(1)) is %d.%d: make $(1)=python3.12 ..." % v)'

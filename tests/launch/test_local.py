@@ -95,7 +95,8 @@ def test_mistakes_cost_a_line(arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("stopped", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("stopped", [0, 1])
 def test_one_that_stands_does_not_keep_the_launcher(module, stopped):
     """The other ends with 75; nobody waits for this one, to which SIGTERM does not come."""
     command = [*LOCAL, module, "--processes=2"]

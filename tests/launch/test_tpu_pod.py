@@ -18,7 +18,9 @@ SLICES = f"{PLAIN} --slices=2 --create=--network=inner --create=--labels=for=dei
 TRAIN = ["--", "--config=configs/deit_base.py:hardware=tpu", "--workdir=gs://bucket/it's mine/$HOME"]
 
 
-@pytest.mark.parametrize("flags", [f"{PLAIN} --reserved", QUEUED, SLICES])
+@pytest.mark.parametrize(
+    "flags", [*(pytest.param(kind, marks=pytest.mark.long) for kind in (f"{PLAIN} --reserved", QUEUED)), SLICES]
+)
 def test_dry_run_prints_what_would_run(worlds, flags):
     """What it prints, given to a shell in one world, calls what it calls itself in another."""
     ran, printed = worlds(), worlds()

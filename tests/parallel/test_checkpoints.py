@@ -77,9 +77,8 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("of", "damage"), [(0, "cut"), *(pytest.param(1, damage, marks=pytest.mark.long) for damage in ("gone", "flipped"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("of", "damage"), [(0, "cut"), (1, "gone"), (1, "flipped")])
 def test_damage_that_one_process_meets_costs_all_the_newest(of, damage, tmp_path):
     files = f"(root / 'checkpoints' / '2' / 'state' / 'ocdbt.process_{of}').rglob('*')"
     text = f"""{SAVED}

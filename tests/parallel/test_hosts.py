@@ -198,15 +198,14 @@ cli.run(COMMAND.main)
 HARD = ["--config.distillation.kind=hard", "--config.distillation.teacher.name=deit_tiny_patch16_224", "--output=store"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "where", "flags", "doing"),
     [
         ("main", "jax.default_backend", [], "the start of JAX"),
-        pytest.param("main", "stream.open_source", [], "the training split", marks=pytest.mark.long),
-        pytest.param(
-            "main", "evaluate.has_steps", ["--mode=evaluate"], "the weights to evaluate", marks=pytest.mark.long
-        ),
-        pytest.param("precompute", "deit_jax.distill.open._from_registry", HARD, "the teacher", marks=pytest.mark.long),
+        ("main", "stream.open_source", [], "the training split"),
+        ("main", "evaluate.has_steps", ["--mode=evaluate"], "the weights to evaluate"),
+        ("precompute", "deit_jax.distill.open._from_registry", HARD, "the teacher"),
     ],
 )
 def test_what_hangs_before_the_first_step_is_ended_and_named(module, where, flags, doing, tmp_path):

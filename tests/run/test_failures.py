@@ -122,9 +122,8 @@ def test_what_is_kept_is_kept_once(tmp_path, monkeypatch):
     assert (tmp_path / "failures" / "step_3" / "failure.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), pytest.param(ValueError("no space"), marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("no space")])
 def test_a_step_that_cannot_be_kept_costs_a_warning(tmp_path, monkeypatch, caplog, error):
     poison(monkeypatch, {6, 7})
     result = train.train(SPARSE, tmp_path / "whole")

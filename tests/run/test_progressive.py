@@ -140,6 +140,7 @@ def test_patches_have_to_divide_the_sizes():
             tiny_run(tiny_config(data__image_size_schedule=spec))
 
 
+@pytest.mark.long
 def test_convolutional_networks_take_any_size():
     fields = dict.fromkeys(("patch_size", "width", "depth", "heads", "drop_path"), 0) | {"name": "regnety_002"}
     convnet = {f"model__{name}": value for name, value in fields.items()} | {"distillation__token": False}

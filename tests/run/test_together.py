@@ -12,6 +12,7 @@ from processes import end, start
 from deit_jax.data import open_source
 from deit_jax.distill import Header, Writer
 
+pytestmark = pytest.mark.long
 HOST = socket.gethostname()
 DATA = """
 from deit_jax.data import open_source
@@ -66,12 +67,11 @@ def copies(tmp_path):
     return tmp_path / "here", tmp_path / "there"
 
 
-@pytest.mark.long
 def test_equal_copies_go_together(copies):
     assert [status for status, *_ in of_two(DATA, *copies)] == [0, 0]
 
 
-@pytest.mark.parametrize("index", [0, pytest.param(-1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("index", [0, -1])
 def test_a_stale_copy_is_named_by_its_photo(index, copies):
     """Names and sizes are those of the other copy."""
     source = open_source(name="folder", directory=str(copies[1]), split="train")
@@ -86,7 +86,6 @@ def test_a_stale_copy_is_named_by_its_photo(index, copies):
     assert f" in process 1 ({HOST}); start all of a run" in said + told
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("changed", ["rows", "header"])
 def test_recordings_that_differ_are_named(changed, tmp_path):
     for name in ("here", "there"):
@@ -105,7 +104,6 @@ def test_recordings_that_differ_are_named(changed, tmp_path):
     assert f" in process 1 ({HOST}); start all of a run" in said + told
 
 
-@pytest.mark.long
 def test_the_process_that_waits_for_its_data_is_named(tmp_path):
     (first, _, bar), (second, _, _) = of_two(SLOW, tmp_path, tmp_path)
     assert (first, second) == (0, 0)
