@@ -3,9 +3,11 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 import zlib
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -32,9 +34,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
 
-# Every annotated argument and result is checked, shapes included, in tests only: the messages are long. As for type
-# checkers, an int is a float (PEP 484's numeric tower).
-install_import_hook("deit_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+# Bytecode is kept, wherever the environment says otherwise: some hundred processes import the package.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Where arrays are annotated, every argument and result is checked, shapes included, in tests only: the messages are
+# long. What mypy knows of the other modules' types is not asked again here, which would take as long as the tests. As
+# for type checkers, an int is a float (PEP 484's numeric tower).
+ROOT = Path(__file__).parents[1]
+ANNOTATED = [path for path in (ROOT / "deit_jax").rglob("*.py") if "from jaxtyping import" in path.read_text()]
+install_import_hook(
+    [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ANNOTATED],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 @pytest.fixture(autouse=True)

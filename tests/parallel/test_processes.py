@@ -54,7 +54,8 @@ def runs(teacher, teaching, tmp_path_factory):
             if kind == "recorded" and not (store := teacher / "store").exists():
                 ended = run(2, 2, [*FLAGS, *teaching["hard"], f"--output={store}"], module="deit_jax.precompute")
                 assert ended.status == 0, ended.err
-            ended = run(*shape, [*FLAGS, *mesh, *teaching[kind], f"--workdir={done[key]}"])
+            flags = [*FLAGS, "--config.checkpoint.every_steps=15", *mesh, *teaching[kind]]
+            ended = run(*shape, [*flags, f"--workdir={done[key]}"])
             assert ended.status == 0, ended.err
             assert ended.result["examples"] == 360
         return done[key]
