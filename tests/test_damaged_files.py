@@ -359,7 +359,7 @@ def run_cases(run: Path) -> list[Case]:
     return every + cases([("run/checkpoints/6/meta/metadata", ("fine-tune",), False)], TEXT[::6])
 
 
-@shares(4, 90)
+@shares(2, 90)
 def test_runs(count, run, tmp_path):
     assert_right_or_said(run, some(run_cases(run), count), RUN_COMMANDS, tmp_path)
 

@@ -144,6 +144,7 @@ def test_an_interrupted_recording_keeps_its_chunks(command, recorded, tmp_path, 
     assert content(tmp_path / "store") == content(recorded)
 
 
+@pytest.mark.long
 def test_a_check_asks_again(command, recorded, tmp_path):
     shutil.copytree(recorded, tmp_path / "store")
     result = json.loads(command(f"--output={tmp_path / 'store'}", "--check", "--views=one")[1].splitlines()[-1])
@@ -248,6 +249,7 @@ def test_a_teacher_that_says_nothing_is_refused(teacher, tmp_path):
         precompute.Recording(config, "stream").write(tmp_path / "store")
 
 
+@pytest.mark.long
 def test_a_store_in_a_bucket_is_the_one_on_a_disk(teacher, recorded, bucket):
     """Recorded there in two goes, by a teacher from there, checked there, and read from there."""
     config = distilled_config(teacher, distillation__kind="soft", distillation__top_k=3)

@@ -38,6 +38,7 @@ def test_parameters_are_those_of_the_code(all_models):
         assert printed == rounded(count / 1e6, printed), name
 
 
+@pytest.mark.long
 def test_gmacs_are_those_of_the_code(all_models):
     wrong = {}
     for name, (_, printed, *_) in rows().items():

@@ -264,6 +264,7 @@ def test_twenty_ends_at_random_moments(number, tmp_path):
         }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("own", "says"),
     [
@@ -271,16 +272,9 @@ def test_twenty_ends_at_random_moments(number, tmp_path):
             ["--config.optim.eps=1e-7"],
             f"config.optim.eps: is 1e-08 in process 0 ({HOST}) and 1e-07 in process 1 ({HOST})",
         ),
-        pytest.param(
-            ["--mode=evaluate"],
-            f"--mode: is 'train' in process 0 ({HOST}) and 'evaluate' in process 1 ({HOST})",
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            [],  # a relative workdir, elsewhere
-            f"--workdir: process 1 ({HOST}) does not see what process 0 ({HOST}) has in",
-            marks=pytest.mark.long,  # the minute that is left to shared folders
-        ),
+        (["--mode=evaluate"], f"--mode: is 'train' in process 0 ({HOST}) and 'evaluate' in process 1 ({HOST})"),
+        # A relative workdir, elsewhere; a minute is left to shared folders.
+        ([], f"--workdir: process 1 ({HOST}) does not see what process 0 ({HOST}) has in"),
     ],
     ids=["config", "flags", "workdir"],
 )

@@ -79,14 +79,8 @@ def test_of_a_burst_the_first_step_is_kept_as_it_was_given(tmp_path, monkeypatch
     assert_equal(read_weights(str(tmp_path / "failures" / "step_7"), model="").variables, states[7])
 
 
-@pytest.mark.parametrize(
-    ("step", "updates"),
-    [
-        pytest.param(7, 1, id="alone"),
-        pytest.param(6, 0, id="at a pause", marks=pytest.mark.long),
-        pytest.param(5, 1, id="before a pause", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("step", "updates"), [(7, 1), (6, 0), (5, 1)], ids=["alone", "at a pause", "before a pause"])
 def test_a_step_alone_is_kept_with_the_parameters_that_there_are(tmp_path, monkeypatch, states, step, updates):
     """Evaluations at 6 and 12: the device waits there, and step 6 is read before the next one."""
     poison(monkeypatch, {step - 1})

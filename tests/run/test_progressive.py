@@ -65,6 +65,7 @@ def test_a_batch_is_that_of_a_run_of_its_size_alone(run):
             jax.tree.map(np.testing.assert_array_equal, alone, whole[step])
 
 
+@pytest.mark.long
 def test_a_step_is_that_of_the_network_of_its_size(run):
     """But for the position embedding, which is resized: its gradient comes back to the grid of the run's own."""
     small = tiny_run(replace(replace(CONFIG, "data", image_size=4), "data", image_size_schedule=""))

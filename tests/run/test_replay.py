@@ -281,13 +281,14 @@ from tiny import tiny_config
 from deit_jax.config.resolve import to_dict
 
 def get_config():
-    return ConfigDict(to_dict(tiny_config()))
+    return ConfigDict(to_dict(tiny_config(**FIELDS)))
 """
 
 
 def test_the_command_ends_with_json(tmp_path):
-    (tmp_path / "config.py").write_text(CONFIG_FILE)
-    keep(run_of(), tmp_path / "run", head__kernel=HUGE)
+    fields = PLAIN_DEIT | {"model__drop_path": 0.0}
+    (tmp_path / "config.py").write_text(CONFIG_FILE.replace("FIELDS", repr(fields)))
+    keep(run_of(**fields), tmp_path / "run", head__kernel=HUGE)
     arguments = [f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run"]
     ending = end(main.main, [*arguments, "--mode=replay", f"--step={STEP}"])
     assert (ending.status, ending.fault()) == (0, "")

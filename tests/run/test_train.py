@@ -462,6 +462,7 @@ def test_what_a_report_raises_costs_no_result(finished, tmp_path, monkeypatch, c
     assert "curves.png is not drawn: no picture" in caplog.text
 
 
+@pytest.mark.long
 def test_a_published_curve_is_drawn_with_each_evaluation_over_the_steps_of_its_epochs(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
@@ -475,6 +476,7 @@ def test_a_published_curve_is_drawn_with_each_evaluation_over_the_steps_of_its_e
         assert published["label"] == "published, facebook's DeiT-III-S, 800 epochs at 224 px"
 
 
+@pytest.mark.long
 def test_a_full_disk_at_the_end_is_one_line_and_the_result(finished, tmp_path, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("12"))
     with monkeypatch.context() as patch:

@@ -47,7 +47,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.long) if case == "deit3" else case for case in CASES]
+    "case", [case if case == "distilled" else pytest.param(case, marks=pytest.mark.long) for case in CASES]
 )
 def test_a_training_is_torchs(case):
     fields = {"optim__learning_rate": theirs.PEAK[case], "mixing__label_smoothing": theirs.SMOOTHING[case]}

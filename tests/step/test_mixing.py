@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,6 +74,7 @@ def test_a_row_mixes_as_in_its_place(mode):
 # What is drawn.
 
 
+@jax.jit
 def mix_images(images, mix):
     return mixing.mix_images(images, mixing.partners(images, mix), mix)
 

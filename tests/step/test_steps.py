@@ -87,7 +87,7 @@ def a_batch(poison=1.0):
 
 
 def by_hand(state, batch):
-    """The loss and gradients of one update, from the pieces, without jit."""
+    """The loss and gradients of one update, from the pieces."""
     images = (batch["image"] / np.float32(255) - np.array(NORMALIZE.mean)) / np.array(NORMALIZE.std)
     one_hot = 0.9 * np.eye(CLASSES)[batch["label"]] + 0.1 / CLASSES
     weight = np.repeat(batch["mix"]["image_weight"], 3)[:, None]
@@ -100,7 +100,7 @@ def by_hand(state, batch):
         (logits,) = net.head_logits(jnp.float32(images), key=jax.random.key(0))
         return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), -1)), flatten(net, nnx.BatchStat)
 
-    return jax.value_and_grad(loss, has_aux=True)(state.params)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
 
 
 def assert_close(ours, theirs, **tolerance):
