@@ -88,7 +88,7 @@ def test_rows_are_what_the_teacher_says_of_the_mixed_images(teacher, recorded):
     batches = run.batches(0, 12)
     say, mixed = jax.jit(asked), 0
     for step, (batch, _) in enumerate(batches):
-        plain = jnp.asarray(batch["image"]) / 255
+        plain = jax.device_put(batch["image"]) / 255
         images = mixing.mix_images(plain, mixing.partners(plain, batch["mix"]), batch["mix"])
         mixed += np.abs(images - batch["image"] / 255).max() > 0.01
         logits = say(asked.variables, images)

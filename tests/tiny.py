@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.config import recipes
@@ -105,7 +104,7 @@ def write_teacher(workdir: Path) -> Config:
     }
     body = {path: value for path, value in variables.items() if not path.startswith("head.")}
     network = abstract_model(run.card.model, **run.card.arguments | {"num_classes": 0})
-    images = run.normalize(jnp.asarray(batch["image"]))
+    images = run.normalize(jax.device_put(batch["image"]))
     (features,) = jax.jit(lambda body, images: bind(network, body).head_logits(images))(body, images)
     inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     fitted = np.linalg.lstsq(inputs, 8 * np.eye(10)[batch["label"]], rcond=1e-3)[0].astype(np.float32)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
@@ -201,7 +202,7 @@ def create_model(name: str, *, rngs: nnx.Rngs, pretrained: bool = False, **overr
     variables, notes = surgery.adapt(read_weights("pretrained", model=name), abstract, fresh=fresh)
     for note in notes:
         logging.info("%s: %s", name, note)
-    return bind(abstract, {path: jnp.asarray(value) for path, value in variables.items()})
+    return bind(abstract, {path: jax.device_put(value) for path, value in variables.items()})
 
 
 def _rename(weights: Weights, model: str, where: str) -> Weights:

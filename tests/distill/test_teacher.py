@@ -33,13 +33,13 @@ def by_pillow(images, height, width):
 def test_images_are_resized_and_normalised_for_it(size):
     shown = IMAGES if size == (9, 7) else by_pillow(IMAGES, *size)
     expected = (shown - np.array(MEAN)) / np.array(STD)
-    seen = looking(size)({}, jnp.asarray(IMAGES)).reshape(2, *size, 3)
+    seen = looking(size)({}, jax.device_put(IMAGES)).reshape(2, *size, 3)
     np.testing.assert_allclose(seen, expected, atol=6e-6)
 
 
 def test_logits_are_float32_whatever_it_computes_in():
     teacher = Teacher(lambda variables, images: images.mean((1, 2)).astype(jnp.bfloat16), {}, MEAN, STD, (9, 7))
-    assert teacher({}, jnp.asarray(IMAGES)).dtype == jnp.float32
+    assert teacher({}, jax.device_put(IMAGES)).dtype == jnp.float32
 
 
 def test_no_gradient_reaches_its_weights_or_passes_to_its_images():
@@ -51,7 +51,7 @@ def test_no_gradient_reaches_its_weights_or_passes_to_its_images():
     def loss(variables, images):
         return jnp.sum(jnp.square(teacher(variables, images)))
 
-    given = ({"scale": jnp.ones(3)}, jnp.asarray(IMAGES))
+    given = ({"scale": jnp.ones(3)}, jax.device_put(IMAGES))
     assert loss(*given) > 0
     assert not any(gradient.any() for gradient in jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(*given)))
 
@@ -71,6 +71,6 @@ def test_each_device_asks_about_its_rows_alone():
     asked = jax.jit(teacher.on(mesh)).lower(parallel.place(variables, mesh), rows).compile()
     assert collectives(asked.as_text()) == []
     np.testing.assert_allclose(
-        asked(parallel.place(variables, mesh), rows), teacher(variables, jnp.asarray(images)), rtol=1e-5
+        asked(parallel.place(variables, mesh), rows), teacher(variables, jax.device_put(images)), rtol=1e-5
     )
     assert teacher.on(parallel.make_mesh(devices=jax.devices()[:1])).apply is apply

@@ -24,7 +24,7 @@ def golden(name):
     """(variables by our paths, the other arrays) of a golden file."""
     arrays = load(name)
     others = {path: array for path, array in arrays.items() if "." not in path or path.startswith("stored.")}
-    return {path: jnp.asarray(array) for path, array in arrays.items() if path not in others}, others
+    return {path: jax.device_put(array) for path, array in arrays.items() if path not in others}, others
 
 
 def shallow(outline, name):

@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import pytest
 from flax import nnx
 
 from deit_jax.benchmark import forward_flops
@@ -32,6 +33,7 @@ def test_every_model_has_its_row():
     assert list(rows()) == list_models()
 
 
+@pytest.mark.long
 def test_parameters_are_those_of_the_code(all_models):
     for name, (printed, *_) in rows().items():
         count = sum(math.prod(shape.shape) for shape in flatten(all_models[name], nnx.Param).values())

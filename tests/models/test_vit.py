@@ -45,7 +45,7 @@ def params(**options) -> dict[str, np.ndarray]:
 
 def model(**options) -> nnx.Module:
     """With the same random weights for equal shapes, whatever the options that only change the computation."""
-    return bind(abstract(**options), {name: jnp.asarray(value) for name, value in params(**options).items()})
+    return bind(abstract(**options), {name: jax.device_put(value) for name, value in params(**options).items()})
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_images_of_another_shape_are_refused(shape):
 def test_another_input_size_is_the_model_of_that_size_with_positions_resized(options, prefix):
     vit, images = model(**options), IMAGES[:, :12, :9]
     positions = resize_positions(params(**options)["pos_embed"], prefix, (5, 7), (4, 3))
-    resized = {name: jnp.asarray(value) for name, value in params(**options).items()} | {"pos_embed": positions}
+    resized = {name: jax.device_put(value) for name, value in params(**options).items()} | {"pos_embed": positions}
     vit.set_input_size((12, 9))
     expected = bind(abstract(image_size=(12, 9), **options), resized)
     np.testing.assert_array_equal(vit(images), expected(images))

@@ -11,7 +11,7 @@ from golden_files import assert_close, load
 from deit_jax.step import losses
 
 GOLDEN = load("binary.npz")
-LOGITS, TARGETS = jnp.array(GOLDEN["logits"]), jnp.array(GOLDEN["targets"])
+LOGITS, TARGETS = jax.device_put(GOLDEN["logits"]), jax.device_put(GOLDEN["targets"])
 BINARIZED = functools.partial(losses.binary_cross_entropy, binarize=True)
 
 

@@ -1,7 +1,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -134,7 +133,7 @@ def test_pixels_are_filled_with_the_noise_of_their_image():
     drawn = draw(1, batch_size=6, probability=0.6)
     images = np.full((6, SIZE, SIZE, 3), 7, np.float32)
     erased = erase(images, drawn)
-    noise = np.asarray(rng.noise(jnp.array(drawn["key"]), (SIZE, SIZE, 3)))
+    noise = np.asarray(rng.noise(jax.device_put(drawn["key"]), (SIZE, SIZE, 3)))
     for row, ((y0, y1, x0, x1),) in enumerate(drawn["box"]):
         np.testing.assert_array_equal(erased[row, y0:y1, x0:x1], noise[row, y0:y1, x0:x1])
         assert (erased[row] == 7).all(axis=-1).sum() == SIZE**2 - (y1 - y0) * (x1 - x0)
@@ -150,7 +149,7 @@ def test_images_are_erased_before_they_are_mixed():
     drawn = draw(2, batch_size=6, probability=0.7)
     seen = np.asarray(jax.jit(student_images, static_argnums=1)(
         {"image": image, "mix": mix, "erasing": drawn}, normalize))  # fmt: skip
-    noise = np.asarray(rng.noise(jnp.array(drawn["key"]), (SIZE, SIZE, 3)))
+    noise = np.asarray(rng.noise(jax.device_put(drawn["key"]), (SIZE, SIZE, 3)))
     erased = (image / 255 - np.array(normalize.mean)) / np.array(normalize.std)
     for row, ((y0, y1, x0, x1),) in enumerate(drawn["box"]):
         erased[row, y0:y1, x0:x1] = noise[row, y0:y1, x0:x1]
@@ -185,7 +184,7 @@ def test_noise_is_the_hash_of_its_key_and_place():
 def test_noise_is_normal_and_independent():
     """Moments to the fourth, Kolmogorov's distance, and neighbours within an image, between images and keys."""
     keys = np.stack([np.arange(64) // 8, np.arange(64) % 8], axis=1).astype(np.uint32)  # the least different keys
-    z = np.asarray(rng.noise(jnp.array(keys), (1 << 14,)), np.float64)
+    z = np.asarray(rng.noise(jax.device_put(keys), (1 << 14,)), np.float64)
     n = z.size
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((z**power).mean() - moment) < 4.5 * math.sqrt(variance / n)

@@ -76,11 +76,11 @@ def test_binarizing_at_a_threshold_takes_what_is_above_it():
 
 def test_losses_equal_their_formulas_in_float64():
     logits, targets = example()
-    assert cross_entropy(jnp.array(logits), jnp.array(targets)) == pytest.approx(
+    assert cross_entropy(jax.device_put(logits), jax.device_put(targets)) == pytest.approx(
         cross_entropy_64(logits, targets), rel=1e-6
     )
     for binarize, wanted in ((False, targets), (True, (targets > 0).astype(np.float64))):
-        got = binary_cross_entropy(jnp.array(logits), jnp.array(targets), binarize=binarize)
+        got = binary_cross_entropy(jax.device_put(logits), jax.device_put(targets), binarize=binarize)
         assert got == pytest.approx(binary_64(logits, wanted), rel=1e-6)
 
 
@@ -88,9 +88,9 @@ def test_gradients_are_probabilities_less_targets():
     logits, targets = example(3, 5)
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     sums = targets.sum(axis=1, keepdims=True)
-    gradient = jax.grad(cross_entropy)(jnp.array(logits), jnp.array(targets))
+    gradient = jax.grad(cross_entropy)(jax.device_put(logits), jax.device_put(targets))
     np.testing.assert_allclose(gradient, (softmax * sums - targets) / 3, atol=1e-6)
-    gradient = jax.grad(binary_cross_entropy)(jnp.array(logits), jnp.array(targets))
+    gradient = jax.grad(binary_cross_entropy)(jax.device_put(logits), jax.device_put(targets))
     np.testing.assert_allclose(gradient, (1 / (1 + np.exp(-logits)) - targets) / 15, atol=1e-6)
 
 
@@ -117,16 +117,16 @@ def test_a_sure_and_right_answer_costs_nothing_a_wrong_one_its_margin(name):
 def test_bfloat16_logits_are_computed_in_float32(name):
     logits, targets = example()
     rounded = jnp.array(logits, jnp.bfloat16)
-    value = LOSSES[name](rounded, jnp.array(targets))
+    value = LOSSES[name](rounded, jax.device_put(targets))
     assert value.dtype == jnp.float32
-    assert value == LOSSES[name](rounded.astype(jnp.float32), jnp.array(targets))
+    assert value == LOSSES[name](rounded.astype(jnp.float32), jax.device_put(targets))
 
 
 GOLDEN = load("losses.npz")
 # Of the axes of the golden terms.
 HOWS = (("soft", "numel"), ("soft", "batchmean"), ("hard", "numel"))
 HEADS, TARGETS, ALPHAS, TAUS = ("cls", "dist"), ("smoothed", "mixed"), (0.0, 0.1, 0.5, 1.0), (1.0, 3.0)
-CLS, DIST, TEACHER, MIXED = (jnp.asarray(GOLDEN[name]) for name in ("cls", "dist", "teacher", "mixed"))
+CLS, DIST, TEACHER, MIXED = (jax.device_put(GOLDEN[name]) for name in ("cls", "dist", "teacher", "mixed"))
 
 
 def distilled(**options):
@@ -140,7 +140,7 @@ def test_distillation_terms_are_torchs(how, head):
     for targets, base, alpha, tau in itertools.product(TARGETS, LOSSES, ALPHAS, TAUS):
         loss, terms = distilled(
             dist_logits=DIST if head == "dist" else None,
-            targets=jnp.asarray(GOLDEN[targets]),
+            targets=jax.device_put(GOLDEN[targets]),
             kind=how[0],
             kl_reduction=how[1],
             alpha=alpha,

@@ -15,7 +15,7 @@ def draw(seed: int = 0, step: int = 0, *, groups: int = 1, image_size: int = SIZ
 
 
 def on_device(mix: mixing.Mix) -> dict:
-    return {name: jnp.array(value) for name, value in mix.items()}
+    return {name: jax.device_put(value) for name, value in mix.items()}
 
 
 def given(image_weight: list[float], box: list[tuple[int, ...]], label_weight: list[float]) -> dict:
@@ -63,7 +63,7 @@ def test_rows_stay_in_order_where_pairs_cannot():
 def test_a_row_mixes_as_in_its_place(mode):
     places = mixing.places(24, groups=2, devices=4)
     order = places.ravel()
-    mix, images = draw(groups=2, members=12, mode=mode), jnp.asarray(photos(24, SIZE, SIZE))
+    mix, images = draw(groups=2, members=12, mode=mode), jax.device_put(photos(24, SIZE, SIZE))
     laid = on_device(mixing.placed(mix, places))
     np.testing.assert_array_equal(mix_images(images[order], laid), mix_images(images, on_device(mix))[order])
     labels, given = jnp.arange(24) % 5, {"num_classes": 5, "smoothing": 0.1}
@@ -204,13 +204,13 @@ def test_mixup_blends_each_row_with_its_mirror_in_the_group():
     partner = [4, 3, 2, 1, 0, 9, 8, 7, 6, 5]
     weight = np.repeat([0.75, 0.5], 5)[:, None, None, None]
     wanted = weight * images + (1 - weight) * images[partner]
-    np.testing.assert_allclose(mix_images(jnp.array(images), mix), wanted, rtol=1e-6)
+    np.testing.assert_allclose(mix_images(jax.device_put(images), mix), wanted, rtol=1e-6)
 
 
 def test_cutmix_pastes_exactly_the_box_of_the_partner():
     images = photos(6, 7, 11)
     boxes = [(2, 5, 3, 10), (0, 7, 10, 11)]
-    mixed = np.asarray(mix_images(jnp.array(images), given([1.0, 1.0], boxes, [0.5, 0.5])))
+    mixed = np.asarray(mix_images(jax.device_put(images), given([1.0, 1.0], boxes, [0.5, 0.5])))
     for i, partner in enumerate([2, 1, 0, 5, 4, 3]):
         y0, y1, x0, x1 = boxes[i // 3]
         wanted = images[i].copy()
@@ -224,7 +224,7 @@ def test_drawn_boxes_are_pasted_as_their_labels_say():
     mix = draw(2, 7, groups=groups, mixup=0)
     own = np.zeros((groups, members, SIZE, SIZE, 1), np.float32)
     own[:, 0] = 1  # the first row of a group is white, its partner, the last one, black
-    mixed = np.asarray(mix_images(jnp.array(own.reshape(-1, SIZE, SIZE, 1)), on_device(mix)))
+    mixed = np.asarray(mix_images(jax.device_put(own.reshape(-1, SIZE, SIZE, 1)), on_device(mix)))
     mixed = mixed.reshape(own.shape)
     np.testing.assert_allclose(mixed[:, 0].mean(axis=(1, 2, 3)), mix["label_weight"], rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(mixed[:, 2].mean(axis=(1, 2, 3)), 1 - mix["label_weight"], rtol=1e-5, atol=1e-6)
@@ -233,13 +233,13 @@ def test_drawn_boxes_are_pasted_as_their_labels_say():
 
 def test_a_group_may_be_as_wide_as_the_batch():
     images = photos(5, 2, 3)
-    mixed = mix_images(jnp.array(images), given([0.25], [(0, 0, 0, 0)], [0.25]))
+    mixed = mix_images(jax.device_put(images), given([0.25], [(0, 0, 0, 0)], [0.25]))
     np.testing.assert_allclose(mixed, 0.25 * images + 0.75 * images[::-1], rtol=1e-6)
 
 
 def test_one_row_a_group_mixes_with_nobody():
     images, mix = photos(3, 5, 7), on_device(draw(groups=3, image_size=5))
-    np.testing.assert_allclose(mix_images(jnp.array(images), mix), images, rtol=1e-6)
+    np.testing.assert_allclose(mix_images(jax.device_put(images), mix), images, rtol=1e-6)
     targets = mixing.mix_targets(jnp.array([0, 1, 1]), mix, num_classes=2, smoothing=0.0)
     np.testing.assert_allclose(targets, [[1, 0], [0, 1], [0, 1]], atol=1e-7)
 
@@ -248,7 +248,7 @@ def test_no_group_sees_another():
     images, mix = photos(6, 7, 11), on_device(draw(1, groups=2, image_size=7))
     other = images.copy()
     other[3:] = -1
-    before, after = (np.asarray(mix_images(jnp.array(x), mix)) for x in (images, other))
+    before, after = (np.asarray(mix_images(jax.device_put(x), mix)) for x in (images, other))
     np.testing.assert_array_equal(before[:3], after[:3])
     assert (before[3:] != after[3:]).any()
 
@@ -280,7 +280,7 @@ def test_mixing_conserves_the_mass_of_labels(smoothing):
     groups, members, classes = 11, 4, 7
     labels = np.random.default_rng(0).integers(classes, size=groups * members)
     mix = on_device(draw(groups=groups))
-    targets = np.asarray(mixing.mix_targets(jnp.array(labels), mix, num_classes=classes, smoothing=smoothing))
+    targets = np.asarray(mixing.mix_targets(jax.device_put(labels), mix, num_classes=classes, smoothing=smoothing))
     assert (targets >= 0).all()
     np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
     brought = np.eye(classes)[labels] * (1 - smoothing) + smoothing / classes
@@ -292,9 +292,9 @@ def test_images_and_labels_mix_with_the_same_partner_by_the_same_weight():
     """One-hot images, of one pixel a class, come out as the targets do, whatever mixup drew."""
     labels = np.array([0, 3, 1, 4, 2, 2, 1, 0, 4, 3])
     mix = on_device(draw(5, groups=2, image_size=1, cutmix=0))
-    images = jnp.array(np.eye(5, dtype=np.float32)[labels][:, None, None, :])
+    images = jax.device_put(np.eye(5, dtype=np.float32)[labels][:, None, None, :])
     mixed = mix_images(images, mix)[:, 0, 0]
-    targets = mixing.mix_targets(jnp.array(labels), mix, num_classes=5, smoothing=0.0)
+    targets = mixing.mix_targets(jax.device_put(labels), mix, num_classes=5, smoothing=0.0)
     np.testing.assert_allclose(mixed, targets, atol=1e-7)
 
 
@@ -322,7 +322,7 @@ def as_drawn(case: str) -> dict:
 def test_batches_mix_as_timms(case):
     assert golden(case, "cutmix").any()
     mix = as_drawn(case)
-    assert_close(mix_images(jnp.array(GOLDEN["images"]), mix), golden(case, "mixed"), "mixing.npz", "images")
+    assert_close(mix_images(jax.device_put(GOLDEN["images"]), mix), golden(case, "mixed"), "mixing.npz", "images")
     targets = mixing.mix_targets(jnp.array(GOLDEN["labels"], jnp.int32), mix, num_classes=5, smoothing=0.1)
     assert_close(targets, golden(case, "targets"), "mixing.npz", "targets")
 
@@ -379,8 +379,8 @@ def test_pairs_and_elements_mix_as_a_reference_row_by_row(mode, members, minmax)
     images = np.random.default_rng(0).normal(size=(3 * members, SIZE, SIZE, 3)).astype(np.float32)
     labels = np.random.default_rng(1).integers(7, size=3 * members)
     mixed, targets = reference(images, labels, mix, 7)
-    np.testing.assert_allclose(mix_images(jnp.array(images), on_device(mix)), mixed, atol=1e-6)
-    ours = mixing.mix_targets(jnp.array(labels), on_device(mix), num_classes=7, smoothing=0.0)
+    np.testing.assert_allclose(mix_images(jax.device_put(images), on_device(mix)), mixed, atol=1e-6)
+    ours = mixing.mix_targets(jax.device_put(labels), on_device(mix), num_classes=7, smoothing=0.0)
     np.testing.assert_allclose(ours, targets, atol=1e-6)
     mirrored = {name: (value == value[:, ::-1]).all() for name, value in mix.items()}
     assert set(mirrored.values()) == {mode == "pair"}

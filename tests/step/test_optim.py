@@ -16,7 +16,7 @@ NAMES = [key.removeprefix("params/") for key in GOLDEN if key.startswith("params
 
 
 def golden(prefix: str) -> dict[str, jax.Array]:
-    return {name: jnp.array(GOLDEN[f"{prefix}/{name}"]) for name in NAMES}
+    return {name: jax.device_put(GOLDEN[f"{prefix}/{name}"]) for name in NAMES}
 
 
 def adamw(case: str):

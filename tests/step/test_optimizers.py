@@ -1,7 +1,6 @@
 """The other optimizers against timm's numbers, and those of a few lines (golden/make_optimizers.py)."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,7 +16,7 @@ GOLDEN = load("optimizers.npz")
 
 
 def after_all(optimizer, size: float) -> dict[str, np.ndarray]:
-    params = {name: jnp.array(value) for name, value in make_optimizers.parameters().items()}
+    params = {name: jax.device_put(value) for name, value in make_optimizers.parameters().items()}
     state = optimizer.init(params)
 
     @jax.jit
@@ -67,7 +66,7 @@ def test_muon_takes_no_convolution(name):
 
 def test_lamb_has_one_form_with_and_without_decay():
     """So that a resume may change it; without decay nothing has a trust ratio."""
-    params = {name: jnp.array(value) for name, value in make_optimizers.parameters().items()}
+    params = {name: jax.device_put(value) for name, value in make_optimizers.parameters().items()}
     grads = make_optimizers.gradients(1, 0.1)
     adam = {"b1": 0.9, "b2": 0.999, "eps": 1e-6}
     without, with_decay = (optim.lamb(params, weight_decay=decay, **adam) for decay in (0.0, 0.1))
@@ -82,8 +81,8 @@ def test_lamb_has_one_form_with_and_without_decay():
 def test_muon_turns_matrices_and_leaves_the_rest_to_adamw():
     """The first update of a matrix is nearly orthogonal, of Adam's length, and decays; all else is AdamW's."""
     adam = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
-    params = {name: jnp.array(value) for name, value in make_optimizers.parameters().items()}
-    grads = {name: jnp.array(value) for name, value in make_optimizers.gradients(1, 0.1).items()}
+    params = {name: jax.device_put(value) for name, value in make_optimizers.parameters().items()}
+    grads = {name: jax.device_put(value) for name, value in make_optimizers.gradients(1, 0.1).items()}
     updates = {}
     for name, optimizer in (
         ("muon", optim.muon(params, momentum=0.9, **adam)),

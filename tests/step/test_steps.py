@@ -285,7 +285,7 @@ def test_eval_step(classes):
     logits = random.normal(size=(2, 4, classes)).astype(np.float32)
 
     batch = {"image": jnp.zeros((4, 2, 2, 3), jnp.uint8), "label": jnp.array([0, 1, 2, 0]), "mask": jnp.ones(4, bool)}
-    out = steps.eval_step(jnp.asarray(logits), batch, predict=lambda variables, images: tuple(variables))
+    out = steps.eval_step(jax.device_put(logits), batch, predict=lambda variables, images: tuple(variables))
     mean = logits.astype(np.float64).mean(axis=0)
     log_probs = mean - np.log(np.exp(mean).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(out["loss"], -log_probs[np.arange(4), batch["label"]], rtol=1e-5)
