@@ -78,7 +78,8 @@ def test_train_core_with_other_settings(capsys):
     assert chosen == {"parts": "core", "image_size": 24, "dtype": "bfloat16", "attention": "xla", "remat": True}
 
 
-@pytest.mark.parametrize("name", [pytest.param("train", marks=pytest.mark.long), "infer"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["train", "infer"])
 def test_all_that_devices_do_together_has_a_time_limit(name, capsys, monkeypatch):
     done = []
     monkeypatch.setattr(hosts, "at", lambda doing, compiling=False: done.append((doing, compiling)))

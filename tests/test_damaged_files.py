@@ -359,9 +359,9 @@ def run_cases(run: Path) -> list[Case]:
     return every + cases([("run/checkpoints/6/meta/metadata", ("fine-tune",), False)], TEXT[::6])
 
 
-@shares(2, 90)
-def test_runs(count, run, tmp_path):
-    assert_right_or_said(run, some(run_cases(run), count), RUN_COMMANDS, tmp_path)
+@pytest.mark.long
+def test_runs(run, tmp_path):
+    assert_right_or_said(run, some(run_cases(run), 90), RUN_COMMANDS, tmp_path)
 
 
 # Weights.

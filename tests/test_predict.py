@@ -1,6 +1,7 @@
 """Predicting: the right probabilities for every image, whatever the batch size, and what is said of bad ones."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +31,13 @@ from deit_jax.data.transforms import eval_transform
 from deit_jax.models import bind, flatten
 from deit_jax.weights import Card
 
-MODEL = small_model()
+opened_model = functools.cache(small_model)
 CARD = Card("deit_tiny_patch16_224", {}, NAMES, PREPROCESSING)
 
 
 @pytest.fixture(autouse=True)
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    return stand_in(monkeypatch, MODEL, CARD)
+    return stand_in(monkeypatch, opened_model(), CARD)
 
 
 @pytest.fixture
@@ -56,11 +57,11 @@ def run(capsys: pytest.CaptureFixture) -> Callable[..., tuple[list[str], list[st
     return call
 
 
-def expected(paths: list[str], model: Any = MODEL) -> np.ndarray:
+def expected(paths: list[str], model: Any = None) -> np.ndarray:
     """Probabilities [images, classes] of the model itself, image by image."""
     images = [eval_transform(decode(Path(path).read_bytes()), size=SIZE, crop_ratio=0.875) for path in paths]
     pixels = (np.stack(images).astype(np.float32) / 255 - PREPROCESSING.mean) / PREPROCESSING.std
-    return np.asarray(jax.nn.softmax(model(pixels.astype(np.float32))))
+    return np.asarray(jax.nn.softmax((model or opened_model())(pixels.astype(np.float32))))
 
 
 def probabilities(lines: list[str]) -> np.ndarray:
@@ -126,7 +127,7 @@ def test_bad_images_are_reported_and_the_rest_predicted(run, photos, tmp_path) -
 
 
 def test_a_head_that_tells_no_classes_gives_features_and_no_probability(run, photos, tmp_path, monkeypatch) -> None:
-    stand_in(monkeypatch, MODEL, dataclasses.replace(CARD, problem_type="multi_label_classification"))
+    stand_in(monkeypatch, opened_model(), dataclasses.replace(CARD, problem_type="multi_label_classification"))
     for arguments in ((), ("--json",)):
         lines, _ = run(f"--features={tmp_path}/f.npz", *arguments, *photos[:2])
         assert not any("%" in line or "probability" in line for line in lines)
@@ -185,7 +186,7 @@ def test_features_of_the_predicted_images(run, photos, tmp_path) -> None:
         features = saved["features"]
     assert features.dtype == np.float32
     assert features.shape == (5, WIDTH)
-    logits = features @ np.asarray(MODEL.head.kernel) + np.asarray(MODEL.head.bias)
+    logits = features @ np.asarray(opened_model().head.kernel) + np.asarray(opened_model().head.bias)
     np.testing.assert_allclose(jax.nn.softmax(logits), expected(photos), rtol=1e-5, atol=1e-7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.out", "photos"]
 
@@ -203,7 +204,7 @@ def test_what_is_opened(run, photos, opened) -> None:
 
 
 def test_classes_without_names_and_the_registrys_preprocessing(photos, monkeypatch) -> None:
-    stand_in(monkeypatch, MODEL, Card("deit3_small_patch16_224"))
+    stand_in(monkeypatch, opened_model(), Card("deit3_small_patch16_224"))
     found = predict.open_trained(predict.cli.parse("", predict._define, ["--weights=x"])[0])
     assert found.class_names == tuple(map(str, range(CLASSES)))
     assert found.preprocessing.crop_ratio == 1.0
@@ -250,12 +251,12 @@ def test_models_that_cannot_classify_photos(photos, monkeypatch, overrides, mess
 
 def test_features_of_models_without_a_head(run, photos, monkeypatch, tmp_path) -> None:
     headless = small_model(num_classes=0)
-    body = {path: value for path, value in flatten(MODEL).items() if path in flatten(headless)}
+    body = {path: value for path, value in flatten(opened_model()).items() if path in flatten(headless)}
     stand_in(monkeypatch, bind(headless, body), CARD)
     lines, _ = run("--json", f"--features={tmp_path}/f.npz", *photos)
     assert [json.loads(line)["predictions"] for line in lines] == [[]] * len(photos)
     with np.load(tmp_path / "f.npz") as saved:
-        logits = saved["features"] @ np.asarray(MODEL.head.kernel) + np.asarray(MODEL.head.bias)
+        logits = saved["features"] @ np.asarray(opened_model().head.kernel) + np.asarray(opened_model().head.bias)
     np.testing.assert_allclose(jax.nn.softmax(logits), expected(photos), rtol=1e-5, atol=1e-7)
 
 

@@ -44,7 +44,8 @@ USUAL = {
 }
 KINDS = {
     "hard": {},
-    "soft": {**USUAL, "data__image_size_schedule": "4@0,8@0.1"},
+    "soft": USUAL,
+    "growing": {**USUAL, "data__image_size_schedule": "4@0,8@0.1"},
     "everything": EVERYTHING,
 }
 
@@ -100,7 +101,14 @@ def losses(workdir, name="loss"):
     return np.array([row[f"train/{name}"] for row in read_rows(workdir / "metrics.jsonl")])
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("soft", 1e-3), pytest.param("everything", 0, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [
+        ("soft", 1e-3),
+        pytest.param("growing", 1e-3, marks=pytest.mark.long),
+        pytest.param("everything", 0, marks=pytest.mark.long),
+    ],
+)
 def test_a_recorded_teacher_teaches_as_one_beside(runs, kind, tolerance):
     beside, recorded = (runs(kind, how)[0] for how in ("co-run", "recorded"))
     for name in ("loss", "loss_base", "loss_distillation", "grad_norm"):

@@ -131,6 +131,7 @@ def ended(world, *ends):
         (home / "train.log").write_text(f"step 1\n{last}\n")
 
 
+@pytest.mark.long
 def test_resume_sets_up_a_worker_that_is_not(world):
     assert world.run(SCRIPT, "create", *PLAIN.split()).returncode == 0
     resumed = resume(world)
@@ -138,6 +139,7 @@ def test_resume_sets_up_a_worker_that_is_not(world):
     wait_for(lambda: len(training(world)) == 2)
 
 
+@pytest.mark.long
 def test_resume_knows_the_end_of_what_start_began(pod):
     for status, told in (0, "the run is done"), (2, "the run was refused"), (1, "the run failed"):
         (pod.folder / "status").write_text(str(status))
@@ -157,6 +159,7 @@ def tail(log):
     return lines[-1] if lines else ""
 
 
+@pytest.mark.long
 def test_resume_says_how_a_run_ended_and_starts_nothing(pod):
     for ends, status, told in (
         ((0, 0), 0, "pod: the run is done"),
@@ -215,6 +218,7 @@ def test_resume_does_not_undo_delete(world, states):
     assert [call[4] for call in world.calls()] == ["describe"]
 
 
+@pytest.mark.long
 def test_resume_asks_once_a_look_until_there_is_room(pod):
     (pod.folder / "states").write_text("PREEMPTED\n")
     (pod.folder / "full").touch()

@@ -1,12 +1,15 @@
 """What several test files of the models need."""
 
+import functools
+from collections.abc import Callable
+
 import pytest
 from flax import nnx
 
-from deit_jax.models import abstract_model, list_models
+from deit_jax.models import abstract_model
 
 
 @pytest.fixture(scope="session")
-def all_models() -> dict[str, nnx.Module]:
-    """Every model of the registry, abstract, by name."""
-    return {name: abstract_model(name) for name in list_models()}
+def outline() -> Callable[[str], nnx.Module]:
+    """A model of the registry, abstract, by its name."""
+    return functools.cache(abstract_model)

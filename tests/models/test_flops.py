@@ -58,6 +58,7 @@ def test_loops_count_each_turn_and_branches_the_dearer_one():
     assert product_flops(repeated, shape(5, 3), shape(3, 3)) == (11 + 2) * 2 * 5 * 3 * 3
 
 
+@pytest.mark.long
 def test_xla_counts_nearly_the_same():
     """It leaves out what is padded, and counts normalisation and activations."""
     model, images = abstract_model("regnety_016"), shape(1, 224, 224, 3)

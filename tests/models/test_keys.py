@@ -14,7 +14,9 @@ def test_keys_are_those_of_flax():
         np.testing.assert_array_equal(jax.random.key_data(ours.params()), jax.random.key_data(flax.params()))
 
 
-@pytest.mark.parametrize(("depth", "more"), [(3, {}), (1, {"layer_scale": 1e-4, "distilled": True})])
+@pytest.mark.parametrize(
+    ("depth", "more"), [pytest.param(3, {}, marks=pytest.mark.long), (1, {"layer_scale": 1e-4, "distilled": True})]
+)
 def test_blocks_drawn_in_a_loop_are_those_drawn_one_by_one(depth, more):
     size = {"image_size": 16, "patch_size": 8, "width": 8, "heads": 2, "num_classes": 3}
 

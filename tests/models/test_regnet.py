@@ -44,7 +44,7 @@ def model(**options):
 
 
 @pytest.mark.parametrize(
-    "size", [size if size == "160" else pytest.param(size, marks=pytest.mark.long) for size in PUBLISHED]
+    "size", [size if size == "002" else pytest.param(size, marks=pytest.mark.long) for size in PUBLISHED]
 )
 def test_the_published_sizes(size):
     *design, parameters = PUBLISHED[size]

@@ -34,17 +34,17 @@ def test_every_model_has_its_row():
 
 
 @pytest.mark.long
-def test_parameters_are_those_of_the_code(all_models):
+def test_parameters_are_those_of_the_code(outline):
     for name, (printed, *_) in rows().items():
-        count = sum(math.prod(shape.shape) for shape in flatten(all_models[name], nnx.Param).values())
+        count = sum(math.prod(shape.shape) for shape in flatten(outline(name), nnx.Param).values())
         assert printed == rounded(count / 1e6, printed), name
 
 
 @pytest.mark.long
-def test_gmacs_are_those_of_the_code(all_models):
+def test_gmacs_are_those_of_the_code(outline):
     wrong = {}
     for name, (_, printed, *_) in rows().items():
-        counted = rounded(forward_flops(all_models[name]) / 2e9, printed)
+        counted = rounded(forward_flops(outline(name)) / 2e9, printed)
         if printed != counted:
             wrong[name] = (printed, counted)
     assert wrong == {}

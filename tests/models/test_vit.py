@@ -262,7 +262,7 @@ def test_another_input_size_is_the_model_of_that_size_with_positions_resized(opt
         vit.set_input_size((12, 8))
 
 
-@pytest.mark.parametrize("case", [0, 1])
+@pytest.mark.parametrize("case", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_the_plain_baseline_says_what_timms_modules_do(case):
     """And the second grid, by the variables of the first: fixed positions are those of whatever grid there is."""
     golden = load("gap.npz")

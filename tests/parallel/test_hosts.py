@@ -41,8 +41,11 @@ def test_a_network_that_does_not_tell_of_the_others_is_tried_again(monkeypatch):
 def test_they_meet_and_gather():
     do = "assert hosts.gather(str(hosts.index())) == ['0', '1', '2'] and hosts.all_agree(True) is True"
     do += "; assert hosts.all_agree(hosts.index() != 1) is False; hosts.require_same({'x': 1, 'y': [2]})"
+    do += "; print([hosts.notes(note) for note in ('old', '', 'own' * (hosts.index() == 1))])"
+    # What all note is said once, and by the first.
+    noted = [["old"], [], [f"process 1 ({socket.gethostname()}): own"]]
     for i, (status, out, err) in enumerate(end(start(do, count=3))):
-        assert (status, out, err) == (0, f"done {i}\n", "")
+        assert (status, out, err) == (0, f"{[[], [], []] if i else noted}\ndone {i}\n", "")
 
 
 @pytest.mark.long
@@ -51,13 +54,6 @@ def test_a_thread_that_waits_for_ever_keeps_none_from_ending():
     waiting = "import threading; threading.Thread(target=time.sleep, args=(600,)).start()"
     for i, (status, out, err) in enumerate(end(start(waiting))):
         assert (status, out, err) == (0, f"done {i}\n", "")
-
-
-def test_what_all_note_is_said_once_and_by_the_first():
-    do = "print([hosts.notes(note) for note in ('old', '', 'own' * hosts.index())])"
-    (_, first, _), (_, second, _) = end(start(do))
-    assert first.splitlines()[0] == str([["old"], [], [f"process 1 ({socket.gethostname()}): own"]])
-    assert second.splitlines()[0] == str([[], [], []])
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,13 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(d, id=n, marks=pytest.mark.long if n in ("cut manifest", "cut tree", "no manifest") else ())
+        for n, d in DAMAGES.items()
+    ],
+)
 def test_damage_is_seen_and_the_one_before_is_taken(tmp_path, damage, caplog):
     saved(tmp_path / "original", (1, 2)).close()
     # Elsewhere: TensorStore would read from its memory what it has written in this process.

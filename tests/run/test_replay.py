@@ -157,6 +157,7 @@ def test_the_partner_of_a_mixed_row_is_named(tmp_path):
     assert [example["mixed_with"] for example in result["examples"][:9]] == [7, 6, 5, 4, 3, 2, 1, 0, 15]
 
 
+@pytest.mark.long
 def test_a_gradient_is_named_with_the_examples_that_it_comes_of(tmp_path):
     """The head is sure of class 3: its examples have no gradient at all. In the last MLP nothing is active, so that
     the forward pass does not see the weights of fc2, in which all other gradients overflow, to be NaN times 0 behind.

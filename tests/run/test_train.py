@@ -413,12 +413,9 @@ def test_a_signal_before_the_first_step_ends_at_once(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "stops",
-    [
-        lambda: fail(ValueError("no evaluation")),
-        pytest.param(lambda: signal.raise_signal(signal.SIGINT), marks=pytest.mark.long),
-    ],
+    "stops", [lambda: fail(ValueError("no evaluation")), lambda: signal.raise_signal(signal.SIGINT)]
 )
 def test_what_an_evaluation_raises_costs_no_training(finished, tmp_path, monkeypatch, stops):
     """Step 6 is saved before it is evaluated, and evaluated by the same command again: nothing differs."""

@@ -130,7 +130,7 @@ def test_mixup_has_no_box_and_labels_weigh_as_images_do():
     assert (mix["label_weight"] < 1).all()
 
 
-@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 3.0])
+@pytest.mark.parametrize("alpha", [0.2, *(pytest.param(a, marks=pytest.mark.long) for a in (0.8, 1.0, 3.0))])
 def test_mixup_weights_have_the_moments_of_their_beta(alpha):
     """Of Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)), and a symmetric fourth moment 3 / (16 (2a + 1) (2a + 3))."""
     weight = draw(groups=4000, mixup=alpha, cutmix=0)["label_weight"].astype(np.float64) - 0.5
