@@ -1,6 +1,7 @@
 """The environment of every test: set before JAX is imported, and inherited by the processes that tests start."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -47,6 +48,11 @@ install_import_hook(
     [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ANNOTATED],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Python does not look through what was imported again and again, which takes 3 % of the tests' time."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -67,6 +67,7 @@ def test_hugging_face_timm_hugging_face(tmp_path, capsys, name):
     assert_same_arrays(first, files.read_tensors(tmp_path / "second" / "model.safetensors")[0])
 
 
+@pytest.mark.long
 def test_convolutional_networks_go_with_their_statistics(tmp_path, capsys):
     weights = convolutional("regnety_002", num_classes=7)
     convert.write_timm(tmp_path / "first.safetensors", weights)

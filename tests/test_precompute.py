@@ -187,6 +187,7 @@ def test_a_store_of_another_run_is_neither_checked_nor_gone_on_with(command, rec
         assert "seed" not in str(error.value)
 
 
+@pytest.mark.long
 def test_one_view_is_the_centre_crop_of_every_example(teacher, tmp_path, monkeypatch):
     config = distilled_config(teacher, data__crop_ratio=0.7, data__max_corrupt=1.0)
     result = precompute.Recording(config, "one").write(tmp_path / "store")

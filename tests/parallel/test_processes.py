@@ -54,7 +54,7 @@ def runs(teacher, teaching, tmp_path_factory):
             if kind == "recorded" and not (store := teacher / "store").exists():
                 ended = run(2, 2, [*FLAGS, *teaching["hard"], f"--output={store}"], module="deit_jax.precompute")
                 assert ended.status == 0, ended.err
-            flags = [*FLAGS, "--config.checkpoint.every_steps=15", *mesh, *teaching[kind]]
+            flags = [*FLAGS, "--config.checkpoint.every_steps=30", *mesh, *teaching[kind]]
             ended = run(*shape, [*flags, f"--workdir={done[key]}"])
             assert ended.status == 0, ended.err
             assert ended.result["examples"] == 360
