@@ -106,7 +106,8 @@ def losses(workdir, name="loss"):
     [
         ("soft", 1e-3),
         pytest.param("growing", 1e-3, marks=pytest.mark.long),
-        pytest.param("everything", 0, marks=pytest.mark.long),
+        # Equal to the bit with XLA's fusion emitters; the code of before, which the tests take, rounds some otherwise.
+        pytest.param("everything", 1e-6, marks=pytest.mark.long),
     ],
 )
 def test_a_recorded_teacher_teaches_as_one_beside(runs, kind, tolerance):
