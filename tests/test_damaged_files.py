@@ -1,7 +1,7 @@
 """Damaged files by the hundred, drawn from a seed: what reads them back is right, says a word, or refuses in one line.
 
 No traceback, no command that hangs, no number that is another without a word, nothing half-written. `make test` takes a
-share of the cases, `make test-long` all of them.
+share of the cases, those of whole runs aside; `make test-long` takes all of them.
 """
 
 import contextlib
