@@ -13,20 +13,25 @@ fi
 epochs=${EPOCHS:-40} # of the students
 store=runs/quickstart_store_$epochs
 
+# 3: commands that are only printed go where a reader looks, what the others say beside their results.
+if [[ $dry_run ]]; then exec 3>&1; else exec 3>&2; fi
+
 run() { # COMMAND...
   if [[ $dry_run ]]; then printf '%q ' "$@" && echo; else "$@"; fi
 }
 train() { # CONFIG [flags]: the run's result, the last line of its output
   local config=$1 line last=''
   shift
-  run "$python" -m deit_jax.main --config="configs/$config.py" "$@" | {
+  local command=("$python" -m deit_jax.main --config="configs/$config.py" "$@")
+  if [[ $dry_run ]]; then run "${command[@]}" >&3; return; fi
+  "${command[@]}" | {
     while IFS= read -r line; do echo "$line" >&2 && last=$line; done
     echo "$last"
   }
 }
 teacher=$(train quickstart_teacher)
 student=(--config.total_epochs="$epochs")
-run "$python" -m deit_jax.precompute --config=configs/quickstart_distilled.py "${student[@]}" --output="$store" >&2
+run "$python" -m deit_jax.precompute --config=configs/quickstart_distilled.py "${student[@]}" --output="$store" >&3
 distilled=$(train quickstart_distilled "${student[@]}" --config.distillation.store="$store")
 alone=$(train quickstart "${student[@]}" --workdir=runs/quickstart_alone)
 [[ ! $dry_run ]] || exit 0

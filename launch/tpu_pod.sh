@@ -26,6 +26,9 @@
 #   --queued           a queued resource: the request waits until there is room
 #   --slices=N         N TPUs of this type as one machine; always queued
 #   --create=FLAG      passed on to gcloud's create, such as --create=--network=NAME; again for more
+#   --extra=NAME       setup: another extra of this package, such as wandb; again for more
+#   --module=NAME      start and resume: what is started instead of deit_jax.main, such as deit_jax.precompute
+#   --env=NAME=VALUE   start and resume: a variable of the workers' environment; again for more
 #   --all              tail: all workers
 #   --dry-run          prints every command, and runs none
 #
@@ -52,7 +55,7 @@ else end=$(tail -n 1 train.log 2>/dev/null | sed -n "s/^supervise: .*: exit stat
 echo "training on $(hostname): ${end:-lost}"'
 
 name='' zone='' project='' type='' runtime='' slices=1 capacity='' kind=tpu-vm all='' dry_run=''
-create=() training=()
+extras=tpu,gcs module=deit_jax.main create=() environment=() training=()
 
 parse() {
   while (($#)); do
@@ -68,10 +71,13 @@ parse() {
       --queued) kind=queued-resources ;;
       --slices=*) slices=${1#*=} ;;
       --create=*) create+=("${1#*=}") ;;
+      --extra=*) extras+=,${1#*=} ;;
+      --module=*) module=${1#*=} ;;
+      --env=*) environment+=("${1#*=}") ;;
       --all) all=1 ;;
       --dry-run) dry_run=1 ;;
       --) shift && training=("$@") && break ;;
-      --name | --zone | --project | --type | --runtime | --slices | --create)
+      --name | --zone | --project | --type | --runtime | --slices | --create | --extra | --module | --env)
         fail "$1: no value; give it as $1=VALUE" ;;
       *) fail "$1: unknown flag; launch/tpu_pod.sh --help names them, deit_jax.main's come after --" ;;
     esac
@@ -81,6 +87,11 @@ parse() {
   [[ $zone ]] || fail "--zone: missing; name the zone, such as --zone=us-west4-a"
   [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$name: give small letters, digits and -, such as deit-1"
   [[ $zone =~ ^[a-z]+(-[a-z0-9]+)+$ ]] || fail "--zone=$zone: no zone; give one such as us-west4-a"
+  [[ $extras =~ ^[a-z0-9,-]+$ ]] || fail "--extra: give a name of pyproject.toml's, such as --extra=wandb"
+  [[ $module =~ ^[A-Za-z_][A-Za-z0-9_.]*$ ]] || fail "--module=$module: give one such as deit_jax.precompute"
+  for variable in ${environment[@]+"${environment[@]}"}; do
+    [[ $variable =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env=$variable: give NAME=VALUE"
+  done
   [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices=$slices: give a number from 1 on"
   ((slices == 1)) || kind=queued-resources
   # There while resume makes the TPU anew: one that is not there is wanted then.
@@ -106,6 +117,11 @@ run() {
 
 tpu() { # VERB ARGUMENTS...
   run gcloud compute tpus "$kind" "$1" "${@:2}" --zone="$zone" ${project:+--project="$project"}
+}
+
+look_for_agent() {
+  [[ $dry_run ]] || ssh-add -l >/dev/null 2>&1 ||
+    echo "note: no ssh agent has a key, and gcloud wants one to reach several workers: see docs/launching.md" >&2
 }
 
 everywhere() { # ssh|scp ARGUMENTS...: on all workers of all slices
@@ -146,11 +162,14 @@ do_create() {
   tpu create "$name" --accelerator-type="$type" "${flags[@]}" ${capacity:+"$capacity"} ${create[@]+"${create[@]}"}
 }
 
+stopped_by_a_person() { fail "$name is $STATE; gcloud compute tpus tpu-vm start goes on with it"; }
+
 await() { # until the TPU is there
   while state ACTIVE; do
     case $STATE in
       ACTIVE | READY) return ;;
-      FAILED | SUSPENDED | PREEMPTED | TERMINATED | STOPPED)
+      STOPPED) stopped_by_a_person ;;
+      FAILED | SUSPENDED | PREEMPTED | TERMINATED)
         fail "$name is $STATE; launch/tpu_pod.sh resume makes it anew" ;;
       NOT_FOUND) fail "$name is $STATE; launch/tpu_pod.sh create asks for it" ;;
     esac
@@ -171,17 +190,19 @@ $busy
 rm -rf deit_jax && mkdir deit_jax && tar -xzf deit_jax.tar.gz -C deit_jax && cd deit_jax
 [ -x ~/.local/bin/uv ] || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
 ~/.local/bin/uv venv --quiet --python 3.12 .venv
-~/.local/bin/uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[tpu,gcs]'
+~/.local/bin/uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[$extras]'
 touch .venv/ready"
 }
 
 train() { # [FIRST]: on all workers, after the command FIRST
-  local word command='.venv/bin/python -m deit_jax.main'
-  for word in "${training[@]}"; do command+=" $(quote "$word")"; done
+  local word command=''
+  for word in ${environment[@]+env "${environment[@]}"} .venv/bin/python -m "$module" "${training[@]}"; do
+    command+=" $(quote "$word")"
+  done
   everywhere ssh "$name" --command="cd deit_jax 2>/dev/null && [ -e .venv/ready ] || { echo \"\$(hostname): not set up\"; exit 3; }
 $busy
 ${1:+$1
-}nohup setsid bash launch/supervise.sh --log=\"\$HOME/train.log\" -- $command </dev/null >/dev/null 2>&1 &"
+}nohup setsid bash launch/supervise.sh --log=\"\$HOME/train.log\" --$command </dev/null >/dev/null 2>&1 &"
 }
 
 # shellcheck disable=SC2088 # for the worker's shell
@@ -210,7 +231,8 @@ do_resume() {
       [[ -e $wanted ]] || failure=2 fail "$name is $STATE; create, setup and start make it anew"
       [[ $STATE == NOT_FOUND ]] || fail "$name is $STATE; the next look asks for another"
       do_create ;;
-    FAILED | SUSPENDED | PREEMPTED | TERMINATED | STOPPED)
+    STOPPED) failure=2 stopped_by_a_person ;;
+    FAILED | SUSPENDED | PREEMPTED | TERMINATED)
       tell "is $STATE; made anew"
       [[ $dry_run ]] || { mkdir -p "${wanted%/*}" && touch "$wanted"; }
       give_back
@@ -285,6 +307,7 @@ case ${1:-} in
       fail "--type: missing; name the accelerator type, such as --type=v5litepod-256"
     [[ $1 != @(start|resume) || " ${training[*]-} " == *" "?(-)"-config"[=\ ]* ]] ||
       fail "--config: missing; give it with the other flags of deit_jax.main after --"
+    [[ $1 == @(create|delete) ]] || look_for_agent
     "do_$1"
     ;;
   '' | --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;

@@ -18,7 +18,8 @@ SCRIPTS = sorted(
     for pattern in ("launch/*.sh", "launch/*.sbatch", "benchmarks/*.sh", "findings/*.sh")
     for path in ROOT.glob(pattern)
 )
-DOCUMENTS = ["docs/launching.md", "docs/scaling.md"]
+LAUNCHING = ["docs/launching.md", "docs/scaling.md"]
+TRAINING = [*LAUNCHING, "README.md", "docs/planning.md", "docs/storage.md", "docs/training.md"]
 
 
 class Configured(Exception):
@@ -44,8 +45,8 @@ def test_the_quickstart_takes_a_python_and_shows_what_it_would_run(world, monkey
     assert done.stderr.startswith("error: --now: no such program; give a Python")
 
     done = world.run("launch/quickstart_distilled.sh", "--dry-run", sys.executable)
-    commands = [shlex.split(line) for line in done.stderr.splitlines()]
-    assert (done.returncode, done.stdout) == (0, "")
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (0, "")
     assert [(command[2], command[3].partition("configs/")[2]) for command in commands] == [
         ("deit_jax.main", "quickstart_teacher.py"),
         ("deit_jax.precompute", "quickstart_distilled.py"),
@@ -66,7 +67,7 @@ def lines(document):
         yield from block.replace("\\\n", " ").splitlines()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", LAUNCHING)
 def test_documented_commands_are_taken(world, document):
     """By what the programs document, and the launchers by their dry run."""
     checked = set()
@@ -101,16 +102,17 @@ def test_documented_commands_are_taken(world, document):
     )
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", TRAINING)
 def test_documented_trainings_have_flags_and_fields_that_exist(monkeypatch, document):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(main.cli, "start_hosts", stop)
     monkeypatch.setattr(main, "_plan", stop)
-    trainings = [found[0] for line in lines(document) if (found := re.search(r"--config=[^<#]*", line))]
+    own = [line for line in lines(document) if not re.search(r"-m deit_jax\.(?!main\b)", line)]
+    trainings = [found[0] for line in own if (found := re.search(r"--config=[^<#]*", line))]
     for flags in trainings:
         with pytest.raises(Configured):
             main.main(shlex.split(flags.replace("$process", "0")))
-    assert len(trainings) > 5
+    assert trainings
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = "launch/tpu_pod.sh"
 PLAIN = "--name=pod --zone=us-west4-a --type=v5litepod-16"
 QUEUED = f"{PLAIN} --project=mine --queued --spot"
-SLICES = f"{PLAIN} --slices=2 --create=--network=inner --create=--labels=for=deit"
+SLICES = f"{PLAIN} --slices=2 --create=--network=inner --create=--labels=for=deit --extra=wandb"
 TRAIN = ["--", "--config=configs/deit_base.py:hardware=tpu", "--workdir=gs://bucket/it's mine/$HOME"]
 
 
@@ -296,6 +296,12 @@ def test_tail_follows_worker_0_or_all(world, flags, lines):
         ("create --name=n --zone=z-a --type=v4-8 --slices=0", "--slices=0: give a number"),
         ("create --name=n --zone=z-a --type=v4-8 --sport", "--sport: unknown flag"),
         ("create --name=n --zone=z-a --type=v4-8 --spot --reserved", "--spot --reserved: give one of the two"),
+        ("setup --name=n --zone=z-a --extra='a b'", "--extra: give a name"),
+        (
+            "start --name=n --zone=z-a --module=a/b.py -- --config=x",
+            "--module=a/b.py: give one such as deit_jax.precompute",
+        ),
+        ("start --name=n --zone=z-a --env=A -- --config=x", "--env=A: give NAME=VALUE"),
         ("start --name=n --zone=z-a", "--config: missing"),
         ("start --name=n --zone=z-a -- --config.seed=1", "--config: missing"),
         ("start --name=n --zone=z-a --config=x", "--config=x: unknown flag; launch/tpu_pod.sh --help names them"),
@@ -310,6 +316,29 @@ def test_mistakes_cost_a_line(world, arguments, message):
     assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
     assert [call[4] for call in world.calls()] in ([], ["describe"])
+
+
+def test_another_module_and_what_is_in_its_environment(pod):
+    more = ["--module=deit_jax.precompute", "--env=FLAGS=--a=1 --b=it's", "--env=KEY="]
+    assert pod.run(SCRIPT, "start", *PLAIN.split(), *more, *TRAIN).returncode == 0
+    wait_for(lambda: len(training(pod)) == 2)
+    home = pod.folder / "workers/0-1"
+    assert (home / "trained").read_text().splitlines() == ["-m", "deit_jax.precompute", *TRAIN[1:]]
+    assert {"FLAGS=--a=1 --b=it's", "KEY="} <= set((home / "environment").read_text().splitlines())
+
+
+def test_a_tpu_that_a_person_stopped_is_left_alone(world):
+    (world.folder / "states").write_text("STOPPING\nSTOPPED\n")
+    resumed = resume(world)
+    assert resumed.returncode == 2
+    assert resumed.stderr == "error: pod is STOPPED; gcloud compute tpus tpu-vm start goes on with it\n"
+    assert [call[4] for call in world.calls()] == ["describe", "describe"]
+
+
+def test_without_a_key_in_an_agent_a_note_says_so(world):
+    (world.folder / "no key").touch()
+    assert world.run(SCRIPT, "setup", *PLAIN.split()).stderr.startswith("note: no ssh agent has a key")
+    assert world.run(SCRIPT, "create", *PLAIN.split()).stderr == ""
 
 
 def test_a_config_may_have_one_dash(world):
