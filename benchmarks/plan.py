@@ -33,15 +33,22 @@ TOPOLOGIES = {
     "v5e-4x4-2-slices": ("v5e:4x4", 2),
     "h100-8": ("h100:8", 1),
 }
+# what does not fit as it is -> for each plan that does: how it is called, and the field that it sets
+ROOM = {
+    ("huge", "v5e-4x4"): {"remat": "model.remat=True"},
+    ("huge", "h100-8"): {"accumulation": "optim.accumulation=2"},
+}
 
 
 def plans() -> Iterator[tuple[str, list[str]]]:
-    """The name of each plan, and its flags: the recipe as it is, whatever the topology."""
+    """The name of each plan, and its flags: the recipe as it is, and where that does not fit what makes room."""
     for config, place in CONFIGS.items():
         for name, (topology, slices) in TOPOLOGIES.items():
             flags = [f"--config=configs/{place}", "--mode=plan", f"--topology={topology}"]
             flags += [f"--slices={slices}"] if slices > 1 else []
             yield f"{config}_{name}", flags
+            for field, value in ROOM.get((config, name), {}).items():
+                yield f"{config}_{name}_{field}", [*flags, f"--config.{value}"]
 
 
 def make(name: str, flags: list[str], folder: Path) -> None:

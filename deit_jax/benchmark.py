@@ -122,6 +122,7 @@ def data(argv: Sequence[str]) -> tuple[Result, str]:
 
     given, tree, name = cli.parse_with_config(inspect.getdoc(data) or "", define, argv)
     _check(given, "batches")
+    _check_output(given.output)
     config = resolve(tree)
     cli.start_jax()
     if given.compare and not (config.data.augment or config.data.color_jitter):
@@ -295,7 +296,8 @@ def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[f
     if not (trains and given.parts == "full"):
         tree.ema.decay = 0.0
     config = resolve(tree)
-    cli.start_hosts(given, config)
+    if cli.start_hosts(given, config):
+        _check_output(given.output)
     config = for_platform(config, cli.start_jax())
     if given.batch_size % jax.device_count():
         raise UserError(f"--batch_size: {given.batch_size} is not divisible by the {jax.device_count()} devices")
@@ -311,7 +313,10 @@ def _check(given: flags.FlagValues, *required: str) -> None:
     for name in required:
         if given[name].value is None:
             raise UserError(f"--{name}: missing; {given[name].help}")
-    if given.output and not (folder := cli.local_path(given.output, "--output").parent).is_dir():
+
+
+def _check_output(output: str) -> None:
+    if output and not (folder := cli.local_path(output, "--output").parent).is_dir():
         raise UserError(f"--output: there is no folder {folder}; make it first")
 
 

@@ -128,8 +128,12 @@ def run(main: Callable[[Sequence[str]], int | None], *, goes_on: bool = False) -
         if hosts := _hosts():
             hosts.close()
     except BaseException as error:
-        # What imports an extension module makes another exception of a signal's.
         hosts = _hosts()
+        for number in (
+            (signal.SIGINT, signal.SIGTERM) if hosts else ()
+        ):  # leaving takes seconds, and a word to the others
+            signal.signal(number, signal.SIG_IGN)
+        # What imports an extension module makes another exception of a signal's.
         if heard and (hosts or heard[0] == 75):  # of several all end, and are to be started again
             status, line = _ending(Interrupted(LINE))
         else:

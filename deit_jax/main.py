@@ -24,7 +24,7 @@ from deit_jax.base.errors import UserError
 from deit_jax.base.storage import Place, place
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
-from deit_jax.run.workdir import Workdir, own
+from deit_jax.run.workdir import own
 
 FLAGS_OF = {"replay": ("step",), "plan": ("topology", "slices", "utilisation")}  # of one mode alone
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         first = cli.start_hosts(given, config)
         workdir = None
         if given.mode == "train":
-            workdir = stack.enter_context(own(root)) if first else Workdir(root)
+            workdir = stack.enter_context(own(root, first=first))
         platform = cli.start_jax()
         if given.mode == "replay":
             from deit_jax.run.replay import replay

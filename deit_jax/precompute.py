@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from deit_jax import cli, parallel
@@ -97,6 +96,7 @@ class Recording:
         parallel.check_batch(mesh, batch_size, config.optim.accumulation)
         run = build(config, mesh, source)  # what training would refuse is refused before hours of recording
         teacher = open_teacher(config, source.class_names)
+        teaching.require_same_teacher(teacher)
         rows = run.total * batch_size if views == "stream" else len(source)
         self.header = Header(
             classes=classes,
@@ -164,9 +164,8 @@ class Recording:
         writer = Writer(folder, header)
         require_shared(folder, "--output")
         # Each process looks at the chunks that it writes, and all hear of it: whole recordings take long to read.
-        left = np.zeros(header.chunks, np.uint8)
-        left[writer.missing(_own_chunks(header))] = 1
-        todo = np.flatnonzero(multihost_utils.process_allgather(left).reshape(-1, header.chunks).any(axis=0)).tolist()
+        told = hosts.gather(json.dumps(writer.missing(_own_chunks(header))))
+        todo = sorted(chunk for missing in told for chunk in json.loads(missing))
         there = (header.chunks - len(todo)) * header.chunk
         if main_process:
             print(f"{header.rows:,} rows of {header.classes} classes, {header.nbytes / 1e6:,.1f} MB, in {folder}")

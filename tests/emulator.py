@@ -46,13 +46,15 @@ def new_bucket(name: str) -> str:
 
 
 class Proxy(http.server.ThreadingHTTPServer):
-    """Passes requests on to the emulator; while `refuses` is set it answers writes by 503, while `silent` nothing."""
+    """Passes requests on to the emulator; while `refuses` is set it answers writes by 503, while `forbids` is set by
+    403, while `silent` nothing."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.refuses, self.silent, self.refused = threading.Event(), threading.Event(), 0
+        self.refuses, self.forbids, self.silent = (threading.Event() for _ in range(3))
+        self.refused = 0
         self.address = emulator().removeprefix("http://")
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -74,6 +76,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "GET" and self.server.refuses.is_set():
             self.server.refused += 1
             self._answer(503, [], b"{}")
+            return
+        if self.command != "GET" and self.server.forbids.is_set():
+            self._answer(403, [], b'{"error": {"code": 403, "message": "Permission denied"}}')
             return
         with contextlib.closing(http.client.HTTPConnection(self.server.address, timeout=60)) as there:
             there.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() != "host"})

@@ -200,6 +200,18 @@ def test_bad_input(argv, message):
         benchmark.main(argv)
 
 
+def test_the_first_process_alone_looks_for_the_folder_of_the_result(monkeypatch):
+    """It alone writes, and the others need not have it."""
+
+    def started(*given):
+        raise UserError("it went on")
+
+    monkeypatch.setattr(benchmark.cli, "start_hosts", lambda *given: False)
+    monkeypatch.setattr(benchmark.cli, "start_jax", started)
+    with pytest.raises(UserError, match="it went on"):
+        benchmark.main(["infer", *MODEL, "--batches=1", "--output=no/such/file.json"])
+
+
 def test_help(capsys):
     assert benchmark.main(["--help"]) == 0
     assert "benchmark data --config" in capsys.readouterr().out

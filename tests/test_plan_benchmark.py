@@ -1,5 +1,5 @@
-"""The plans in `benchmarks/results/plan`, however many are made yet: what each has to tell, that only gradients move,
-and what `docs/scaling.md` has of them."""
+"""The plans in `benchmarks/results/plan`: what each has to tell, that only gradients move, and what `docs/scaling.md`
+has of them."""
 
 import json
 import runpy
@@ -26,6 +26,10 @@ ROWS = {
     "DeiT-III-H at 154 px, 800 epochs": "huge",
 }
 SUMS = {"all-reduce", "dcn all-reduce", "reduce-scatter"}
+
+
+def test_all_plans_are_there():
+    assert PLANS.keys() == FLAGS.keys()
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -19,7 +19,7 @@ from deit_jax.data import eval_batches
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.index import example_index
 from deit_jax.data.memory import MemorySource
-from deit_jax.distill import Store, Writer, read_header
+from deit_jax.distill import Store, Writer, read_header, teaching
 from deit_jax.distill.open import open_teacher
 from deit_jax.distill.teaching import open_store
 from deit_jax.run.interrupt import Interrupted
@@ -238,6 +238,16 @@ def test_what_cannot_be_recorded_is_refused_before_anything_is_written(command, 
     output = [] if not flags else [f"--output={tmp_path / 'store'}"]
     with pytest.raises(UserError, match=message):
         command(*output, *flags)
+    assert not (tmp_path / "store").exists()
+
+
+def test_teachers_that_differ_between_processes_are_not_recorded(command, tmp_path, monkeypatch):
+    def differs(teacher):
+        raise UserError("the teachers differ")
+
+    monkeypatch.setattr(teaching, "require_same_teacher", differs)
+    with pytest.raises(UserError, match="the teachers differ"):
+        command(f"--output={tmp_path / 'store'}")
     assert not (tmp_path / "store").exists()
 
 

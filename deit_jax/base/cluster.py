@@ -16,6 +16,7 @@ LOCAL_DEVICES = "--local_devices"
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _OPEN_MPI = ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")
 _ODD = f"start the processes by srun or mpirun, or give {', '.join(FLAGS)}"
+IN_A_JOB = "JOB_COMPLETION_INDEX"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -51,7 +52,7 @@ def find(
         UserError: of three values that belong together one is missing, or is none; or so it is with the devices; or
             there may be others, and nothing to find them by.
     """
-    found = _found(given, environment, gpus)
+    found = _found(given, environment, 0 if local_devices else gpus)
     if not local_devices:
         return found
     devices = _numbers(local_devices, gpus)
@@ -63,11 +64,14 @@ def find(
     return dataclasses.replace(found, devices=devices)
 
 
-def own_name(argv: Sequence[str], environment: Mapping[str, str]) -> str:
+def own_name(argv: Sequence[str], environment: Mapping[str, str], devices: Path = Path("/dev")) -> str:
     """What people call this process before it has met the others: its number and its host; "" where it is alone.
+
+    On TPUs and in an Indexed job, where nothing tells the number, it is the host.
 
     Args:
         argv: the command line, of which nothing else need be right.
+        devices: where the system has those of this machine.
     """
     given = dict.fromkeys(FLAGS, "")
     for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
@@ -75,12 +79,17 @@ def own_name(argv: Sequence[str], environment: Mapping[str, str]) -> str:
         name = f"--{name.lstrip('-')}"
         if argument.startswith("-") and name in given:
             given[name] = value if equals else following
+    host, found = printable(socket.gethostname()), None
     try:
         found = _found(given, environment, 0)
-        number = "" if found is None or found.process is None else str(found.process)  # a TPU's, which may be alone
+        number = "" if found is None or found.process is None else str(found.process)
     except (UserError, KeyError, ValueError):  # of an environment that is none
         number = given["--process"] if given["--process"].isdecimal() else ""
-    return number and f"process {number} ({printable(socket.gethostname())})"
+    if number:
+        return f"process {number} ({host})"
+    # libtpu may be there to plan for TPUs alone.
+    on_tpus = found is not None and any(any(devices.glob(chips)) for chips in ("accel[0-9]*", "vfio/[0-9]*"))
+    return host if on_tpus or (IN_A_JOB in environment and (found is None or found.process is None)) else ""
 
 
 def _found(given: Mapping[str, str], environment: Mapping[str, str], gpus: int) -> Cluster | None:
@@ -95,15 +104,18 @@ def _found(given: Mapping[str, str], environment: Mapping[str, str], gpus: int) 
             return None
         processes, process = _numbered(environment, size, number)
         on_host, rank = _numbered(environment, size_of_host, rank_on_host)
-        return Cluster("Open MPI", None, processes, process, _share(rank, on_host, gpus))
+        return Cluster("Open MPI", None, processes, process, _share("Open MPI", rank, on_host, gpus))
     if all(name in environment for name in _SLURM):
         if _number(environment, "SLURM_NTASKS") == 1:
             return None
         processes, process = _numbered(environment, "SLURM_NTASKS", "SLURM_PROCID")
         bound = "SLURM_GPUS_PER_TASK" in environment or "gres/gpu" in environment.get("SLURM_TRES_PER_TASK", "")
+        bound = bound or gpus < _number(
+            {"SLURM_GPUS_ON_NODE": "0", **environment}, "SLURM_GPUS_ON_NODE"
+        )  # by a mask, or by who wraps the tasks
         rank, on_host = (0, 1) if bound else (_number(environment, "SLURM_LOCALID"), _slurm_tasks(environment))
-        return Cluster("SLURM", None, processes, process, _share(rank, on_host, gpus))
-    of_job = "JOB_COMPLETION_INDEX" in environment  # which only the pods of an Indexed job have
+        return Cluster("SLURM", None, processes, process, _share("SLURM", rank, on_host, gpus))
+    of_job = IN_A_JOB in environment  # which only the pods of an Indexed job have
     # Where there are no TPUs libtpu may be there to plan for them; a pod that has some is told of their hosts.
     on_tpus = not of_job or not {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"}.isdisjoint(environment)
     platforms = environment.get("JAX_PLATFORMS") or ("tpu" if on_tpus else "")
@@ -173,13 +185,18 @@ def _numbers(listed: str, gpus: int) -> tuple[int, ...]:
     return numbers
 
 
-def _share(rank: int, on_host: int, gpus: int) -> tuple[int, ...] | None:
+def _share(source: str, rank: int, on_host: int, gpus: int) -> tuple[int, ...] | None:
     """The GPUs of one of several processes on a host: JAX would give each a single one, whatever there are.
 
-    Where they do not divide, what starts the processes has shared them out already.
+    Where there are fewer, what starts the processes has shared them out already.
     """
-    if gpus < on_host or gpus % on_host:
-        return None if not gpus else tuple(range(gpus))
+    if gpus < on_host:
+        return tuple(range(gpus)) or None
+    if gpus % on_host:
+        raise UserError(
+            f"{source}: {gpus} GPUs are not shared out evenly among {on_host} processes of a host; start fewer, or "
+            f"give each its own by {LOCAL_DEVICES}"
+        )
     each = gpus // on_host
     return tuple(range(rank * each, (rank + 1) * each))
 

@@ -30,6 +30,7 @@ from deit_jax.parallel import hosts
 # of `stream_fields` but these.
 CENTRE_CROPS = ("data.name", "data.image_size", "data.crop_ratio", "data.exif")
 NOT_SHOWN = ("data.train_split", "mixing.label_smoothing")
+OF_TEACHER = ("image_size", "mean", "std", "function")  # what decides, beside its weights, what a teacher says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def open_teaching(config: Config, source: Source, mesh: Mesh, *, rows: int) -> T
         notes = _notes(store.header, config)
         return Teaching(from_recorded(classes), store=store, notes=notes)
     teacher = open_teacher(config, source.class_names).on(mesh)
-    hosts.require_equal("the weights of config.distillation.teacher", teacher.variables)
+    require_same_teacher(teacher)
     return Teaching(
         lambda variables, images, recorded: teacher(variables, images),
         parallel.place(teacher.variables, mesh),
@@ -113,6 +114,12 @@ def open_store(config: Config, source: Source, rows: int) -> Store:
     )
 
 
+def require_same_teacher(teacher: Teacher) -> None:
+    """Raises `UserError`, in all processes, unless they have opened the same one."""
+    hosts.require_same({f"config.distillation.teacher, its {name}": getattr(teacher, name) for name in OF_TEACHER})
+    hosts.require_equal("the weights of config.distillation.teacher", teacher.variables)
+
+
 def require_same_store(store: Store) -> None:
     """Raises `UserError`, in all processes, unless the first chunk of what they have opened is the same."""
     if hosts.several():
@@ -138,7 +145,7 @@ def fingerprint(config: Config, source: Source, teacher: Teacher | None, views: 
         leaves = jax.tree_util.tree_leaves_with_path(teacher.variables)
         parts = (part for path, leaf in leaves for part in (jax.tree_util.keystr(path), leaf.tobytes()))
         chosen["distillation.teacher.weights"] = digest(parts)
-        for field in ("image_size", "mean", "std", "function"):
+        for field in OF_TEACHER:
             chosen[f"distillation.teacher.{field}"] = getattr(teacher, field)
     return json.loads(json.dumps(chosen))  # as it comes back from a file
 

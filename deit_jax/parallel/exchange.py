@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from deit_jax.parallel import hosts
 from deit_jax.parallel.mesh import replicated
 
 
@@ -20,7 +21,8 @@ class Exchange:
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
         processes = [device.process_index for device in mesh.devices.flat]
-        self._rows = np.array([processes.index(process) for process in range(jax.process_count())])
+        # A device tells its process by a number of its platform's, which need not be that of JAX's service.
+        self._rows = np.array([processes.index(int(told)) for told in hosts.gather(str(jax.process_index()))])
         self._gather = jax.jit(lambda rows: rows, out_shardings=replicated(mesh))
 
     def __call__(self, values: Sequence[float]) -> Float[Array, "devices numbers"] | Float[np.ndarray, "1 numbers"]:
@@ -33,5 +35,5 @@ class Exchange:
         return self._gather(rows)
 
     def read(self, rows: Array | np.ndarray) -> Float[np.ndarray, "processes numbers"]:
-        """The numbers of each process, in their order; waits until they are there."""
+        """The numbers of each process, in the order of `hosts.index`; waits until they are there."""
         return np.asarray(rows)[self._rows]

@@ -113,11 +113,6 @@ def of_first(read: Callable[[], Any]) -> Any:
     return json.loads(gather("" if index() else json.dumps(read()))[0])
 
 
-def all_agree(yes: bool) -> bool:
-    """Whether the answer of every process is yes; all have to ask."""
-    return all(answer == "yes" for answer in gather("yes" if yes else "no"))
-
-
 def objections(reason: str) -> list[str]:
     """What the processes object, by their names, and once what all do; "" is no objection; all have to ask."""
     told = gather(reason)

@@ -107,16 +107,17 @@ class Peers:
         number = next(self._rounds)
         limit = max(self._timeout, COMPILING)  # as one may be at that, and a watchdog ends who hangs
         place = f"{_ROOT}/round/{number}"
-        self._client.key_value_set(f"{place}/{self.index}", value)
-        gathered = []
-        for peer in range(self.count):
-            try:
-                gathered.append(self._client.blocking_key_value_get(f"{place}/{peer}", int(1000 * limit)))
-            except jax.errors.JaxRuntimeError as error:
-                self.blame()
-                raise TryAgain(f"{self.name(peer)} has not come within {limit:g} seconds") from error
-        if number:  # what all have read, since they have come to this round
-            self._client.key_value_delete(f"{_ROOT}/round/{number - 1}/{self.index}")
+        gathered: list[str] = []
+        try:
+            self._client.key_value_set(f"{place}/{self.index}", value)
+            while len(gathered) < self.count:
+                gathered.append(self._client.blocking_key_value_get(f"{place}/{len(gathered)}", int(1000 * limit)))
+            if number:  # what all have read, since they have come to this round
+                self._client.key_value_delete(f"{_ROOT}/round/{number - 1}/{self.index}")
+        except jax.errors.JaxRuntimeError as error:
+            self.blame()
+            missing = self.name(len(gathered) % self.count)  # process 0, where its service failed before or after
+            raise TryAgain(f"{missing} has not come within {limit:g} seconds") from error
         return gathered
 
     def together(self, work: Callable[[], T], place: str) -> T:
@@ -254,8 +255,9 @@ class Peers:
             self.leave(75, f"no sign of life for {self._silent:g} seconds: {told}; here was {self._at(self.index)}")
 
     def _hung(self, line: str) -> None:
-        others = [f"{self.name(peer)} is at {self._at(peer)}" for peer in range(self.count) if peer != self.index]
-        self.leave(75, "; ".join([line, *others[:8]]))
+        others = [peer for peer in range(self.count) if peer != self.index]
+        others.sort(key=lambda peer: self._at(peer) == self._at(self.index))  # who is somewhere else is who is missing
+        self.leave(75, "; ".join([line, *(f"{self.name(peer)} is at {self._at(peer)}" for peer in others[:8])]))
 
     def _at(self, peer: int) -> str:
         return (self.watchdog.doing if peer == self.index else self._signs[peer][1]) or "its start"

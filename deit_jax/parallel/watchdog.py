@@ -37,13 +37,13 @@ class Watchdog(threading.Thread):
     ):
         super().__init__(daemon=True, name="watchdog")
         self.limit, self._end, self._tick, self._about = limit, end, tick, about
-        self._doing, self._since, self._most = "", math.inf, limit
+        self._task = "", math.inf, limit  # what is done, since when, and for how long at most; replaced as a whole
         self._now = 0.0  # seconds that this thread has seen
 
     @property
     def doing(self) -> str:
         """What is done now, and what is known of it."""
-        return self._doing + self._about()
+        return self._task[0] + self._about()
 
     def at(self, doing: str, *, compiling: bool = False) -> None:
         """Says what is begun now, and so that what was done before is over.
@@ -51,12 +51,12 @@ class Watchdog(threading.Thread):
         Args:
             compiling: at first, which takes minutes whatever the limit.
         """
-        self._most = max(self.limit, COMPILING) if compiling else self.limit
-        self._doing, self._since = doing, self._now
+        self._task = doing, self._now, max(self.limit, COMPILING) if compiling else self.limit
 
     def rest(self) -> None:
         """From now on nothing has a limit, until something else is begun."""
-        self._since = math.inf
+        doing, _, most = self._task
+        self._task = doing, math.inf, most
 
     def run(self) -> None:
         pause, last = min(1.0, self.limit / 10), time.monotonic()
@@ -66,6 +66,7 @@ class Watchdog(threading.Thread):
             passed, last = min(now - last, 2 * pause), now
             self._now += passed
             self._tick(passed)
-            if self._now - self._since > self._most:
+            _, since, most = self._task
+            if self._now - since > most:
                 faulthandler.dump_traceback(sys.stderr)
-                self._end(f"{self.doing} has taken {self._most:g} seconds, as long as --step_timeout allows")
+                self._end(f"{self.doing} has taken {most:g} seconds, as long as --step_timeout allows")

@@ -56,8 +56,11 @@ class Checkpoints(CheckpointDirectory):
         """
         if not self.finish():
             logging.warning("the checkpoint before step %d could not be written", state.step)
-        for _ in range(2 if last else self._failures < FAILURES):
+        tries = 2 if last else 1 if self._failures < FAILURES else 0
+        for _ in range(tries):
             if self._begin(state, meta) and (not last or self.finish()):
+                return
+            if last and hosts.of_first(self.latest) == int(state.step):  # what failed came after its end
                 return
         if last or self._failures >= FAILURES:
             remote = is_bucket(self.directory)
@@ -140,14 +143,15 @@ class Checkpoints(CheckpointDirectory):
             state, reason = None, ""
             try:
                 self.top1(step)
-                check(self.meta(step))
-                state = self.read(step, target)
+                meta = self.meta(step)
+                check(meta)
+                state = self.read(step, target, meta)
             except CorruptCheckpoint as error:
                 reason = str(error)
             objections = hosts.objections(reason)
             if state is not None and not objections:
                 try:
-                    self.require_whole(step, state)
+                    self.require_whole(step, state, meta)
                     self._collect()  # which a kill may have kept from it
                     return state
                 except CorruptCheckpoint as error:

@@ -22,7 +22,6 @@ import dataclasses
 import io
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from typing import Any
 
 import jax
@@ -37,7 +36,7 @@ from deit_jax.parallel import hosts
 from deit_jax.run.build import Run
 from deit_jax.run.monitor import Monitor
 from deit_jax.run.workdir import Workdir
-from deit_jax.step.state import MAX_STEP, TrainState
+from deit_jax.step.state import TrainState
 from deit_jax.step.step import Batch
 from deit_jax.weights.meta import Meta
 from deit_jax.weights.orbax import CheckpointDirectory
@@ -84,11 +83,10 @@ class Failures:
         # What all processes do together comes first: after it each may fail by itself.
         examples = parallel.all_rows(self._recent[failed]["index"], self._run.mesh).tolist()
         parts = (
-            lambda: self._keep_weights(folder, failed, state),
             lambda: self._keep_rows(folder, self._recent[failed], len(examples)),
             lambda: self._keep_facts(folder, failed, examples, updates),
         )
-        if not all(self._done(failed, part) for part in parts):
+        if not (self._keep_weights(folder, failed, state) and all(self._done(failed, part) for part in parts)):
             if hosts.index() == 0:
                 remove(folder)
             return
@@ -108,10 +106,13 @@ class Failures:
             logging.warning("step %d: is not kept: %.300s", failed, objection)
         return not objections
 
-    def _keep_weights(self, folder: Place, failed: int, state: TrainState) -> None:
+    def _keep_weights(self, folder: Place, failed: int, state: TrainState) -> bool:
         step = jax.device_put(np.int32(failed - 1), state.step.sharding)
-        with closing(CheckpointDirectory(folder)) as weights:
-            weights.save(dataclasses.replace(state, step=step, opt_state=(), ema={}), self._meta)
+        weights, kept = CheckpointDirectory(folder), dataclasses.replace(state, step=step, opt_state=(), ema={})
+        if self._done(failed, lambda: weights.save(kept, self._meta)) and self._done(failed, weights.close):
+            return True
+        weights.give_up()  # in all alike, where that of one alone has failed
+        return False
 
     def _keep_rows(self, folder: Place, batch: Batch, count: int) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(batch)
@@ -160,9 +161,7 @@ class Failure:
     """A step that was kept.
 
     Attributes:
-        step: it ended as that.
         updates_since: by so many updates, 0 or 1, the parameters are later than those that failed.
-        seed: the run's.
         split: examples in the training split.
         examples, names: of each row of the batch, the index in the split and what it is called.
         batch: what the step was given of it, on the host.
@@ -170,9 +169,7 @@ class Failure:
         meta: as of the run's checkpoints.
     """
 
-    step: int
     updates_since: int
-    seed: int
     split: int
     examples: list[int]
     names: list[str]
@@ -193,7 +190,8 @@ def read_failure(folder: Place, step: int) -> Failure:
     place = folder / f"step_{step}"
     facts = read_json(place / FACTS, dict, mend="bring it back from a copy")
     try:
-        for name, most in (("step", MAX_STEP), ("updates_since", 1), ("seed", 2**63), ("split", 2**63)):
+        require(facts["step"] == step, f"is of step {facts['step']}")
+        for name, most in (("updates_since", 1), ("split", 2**63)):
             require(whole(facts.get(name), 0, most), f"{name} is no number of its kind")
         examples, names = facts["examples"], facts["names"]
         require(isinstance(examples, list) and all(whole(x, 0, facts["split"] - 1) for x in examples), "no examples")
@@ -203,7 +201,7 @@ def read_failure(folder: Place, step: int) -> Failure:
     except (ValueError, KeyError) as error:
         raise UserError(f"{place}: is not what was kept: {error}; bring it back from a copy") from error
     weights = CheckpointDirectory(place)
-    given = {name: facts[name] for name in ("step", "updates_since", "seed", "split")}
+    given = {name: facts[name] for name in ("updates_since", "split")}
     return Failure(**given, examples=examples, names=names, batch=batch, weights=weights, meta=weights.meta(step - 1))
 
 

@@ -11,7 +11,7 @@ import logging
 import jax
 import numpy as np
 
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.base.storage import Place, told
 from deit_jax.parallel import hosts
@@ -78,7 +78,8 @@ class Rollbacks:
             return
         self._jumps = jumps
         if hosts.index() == 0:
-            self._workdir.keep()  # the rows before the jump: a start that knows of it goes on behind them
+            if not self._workdir.keep():  # the rows before the jump: a start that knows of it goes on behind them
+                raise TryAgain(f"{self._workdir.root}: the rows before a rollback cannot be kept; see to the bucket")
             self._workdir.write_json(self._workdir.rollbacks.name, jumps)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import jax
@@ -52,8 +52,8 @@ class Unsaved(UserError):
 
 
 def train(config: Config, workdir: Place) -> dict[str, Any]:
-    """As `train_in`, in a folder that need not exist, and that no other run has; the first process owns it for all."""
-    with own(workdir) if hosts.index() == 0 else nullcontext(Workdir(workdir)) as owned:
+    """As `train_in`, in a folder that need not exist, and that no other run has."""
+    with own(workdir, first=hosts.index() == 0) as owned:
         return train_in(config, owned)
 
 

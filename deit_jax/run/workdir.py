@@ -88,16 +88,18 @@ class Workdir:
         return drawn
 
 
-def own(root: Place) -> contextlib.AbstractContextManager[Workdir]:
+def own(root: Place, *, first: bool = True) -> contextlib.AbstractContextManager[Workdir]:
     """Makes the folder if it is missing, and keeps all other runs out of it; the system lets go at a kill.
 
-    A folder that was made and got nothing is removed in the end.
+    A folder that was made and got nothing is removed in the end. Of several processes the `first` owns it for all.
 
     Raises:
         TryAgain: another run has it, or a bucket does not answer.
         UserError: it cannot be written to; or what a run writes into is a link, which may lead anywhere, or a folder in
             the place of a file.
     """
+    if not first:
+        return contextlib.nullcontext(Workdir(root))
     return _own_in_bucket(root) if is_bucket(root) else _own_folder(root)
 
 

@@ -187,20 +187,20 @@ class CheckpointDirectory:
             UserError: the checkpoint holds other arrays than `target` has.
             CorruptCheckpoint: the arrays cannot be read, or differ from what was saved.
         """
-        state = self.read(step, target)
-        self.require_whole(step, state)
+        meta = self.meta(step)
+        state = self.read(step, target, meta)
+        self.require_whole(step, state, meta)
         return state
 
-    def read(self, step: int, target: TrainState) -> TrainState:
+    def read(self, step: int, target: TrainState, meta: Meta) -> TrainState:
         """The same without a look at what was read; each process reads its own part, and waits for no other."""
-        check_fit(self.meta(step)["arrays"], target, self.directory / str(step))
-        return self._read(step, ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target))
+        check_fit(meta["arrays"], target, self.directory / str(step))
+        return self._read(step, ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(target), meta)
 
-    def require_whole(self, step: int, state: TrainState) -> None:
+    def require_whole(self, step: int, state: TrainState, meta: Meta) -> None:
         """Raises `CorruptCheckpoint`, in all processes alike, where what they have read is not what was saved."""
-        saved = self.meta(step)["arrays"]
         for path, entry in describe(state).items():
-            if entry["checksum"] != saved[path]["checksum"]:
+            if entry["checksum"] != meta["arrays"][path]["checksum"]:
                 raise CorruptCheckpoint(f"{self.directory / str(step)}: {path} is not what was saved")
         if int(state.step) != step:
             raise CorruptCheckpoint(f"{self.directory / str(step)}: is of step {state.step}, by another name")
@@ -229,14 +229,14 @@ class CheckpointDirectory:
             restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), groups),
             partial_restore=True,
         )
-        read = self._read(step, ocp.PyTreeCheckpointHandler(), arguments)
+        read = self._read(step, ocp.PyTreeCheckpointHandler(), arguments, meta)
         for name, group in read.items():
             for path, value in group.items():
                 if checksum(value) != meta["arrays"][f".{name}['{path}']"]["checksum"]:
                     raise CorruptCheckpoint(f"{self.directory / str(step)}: {path} is not what was saved")
         return {path: value for group in read.values() for path, value in group.items()}, meta
 
-    def _read(self, step: int, handler: Any, arguments: Any) -> Any:
+    def _read(self, step: int, handler: Any, arguments: Any, meta: Meta) -> Any:
         """The state, by a handler of Orbax's: its `Checkpointer` would wait for the other processes afterwards."""
         where = self.directory / str(step)
         read = functools.partial(handler.restore, where / "state", args=arguments)
@@ -250,7 +250,7 @@ class CheckpointDirectory:
         except Exception as error:  # Orbax raises ValueError, JSONDecodeError, FileNotFoundError and bare Exception.
             raise_machines(error, where)
             # Of the same arrays: `check_fit` has looked.
-            if "tree structures do not match" in str(error) and self.meta(step).get("form") != form_of(arguments.item):
+            if "tree structures do not match" in str(error) and meta.get("form") != form_of(arguments.item):
                 raise UserError(
                     f"{where}: holds the state of an optimizer of another form; go on with the config and the versions "
                     f"of optax and deit_jax that wrote it, or begin from its weights by config.init_from"
@@ -273,7 +273,10 @@ def _committed(step: Place) -> bool:
     about = step / "_CHECKPOINT_METADATA"  # tells when the saving began, and when it ended
     if is_bucket(step) or not about.is_file():
         return not is_bucket(step)
-    return b'"commit_timestamp_nsecs": null' not in about.read_bytes()
+    try:
+        return b'"commit_timestamp_nsecs": null' not in about.read_bytes()
+    except FileNotFoundError:  # removed meanwhile, by the first process
+        return False
 
 
 def _nbytes(tree: Any) -> int:

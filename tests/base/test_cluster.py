@@ -50,7 +50,7 @@ def test_pods_of_an_indexed_job_find_each_other_or_say_what_is_missing(packages)
     """Each by itself they would all train the same run, into the same workdir."""
     with pytest.raises(UserError, match=r"^JOB_COMPLETION_INDEX: is 3, .*; pip install kubernetes, or give --coord"):
         found(INDEXED)
-    assert own_name([], NO_TPU | INDEXED) == ""
+    assert own_name([], NO_TPU | INDEXED) == socket.gethostname()
     assert found(INDEXED, flags=given("a:1", "4", "3")) == Cluster("--coordinator", "a:1", 4, 3)
     assert found(INDEXED | dict(zip(VARIABLES, ("a:1", "4", "3"), strict=True))) == Cluster(VARIABLES[0], "a:1", 4, 3)
     packages.add("kubernetes")
@@ -76,8 +76,19 @@ def test_a_host_shares_its_gpus_out():
     assert found(OPEN_MPI, gpus=8).devices == (4, 5)
     assert found(SLURM).devices is None  # there are none
     assert found(SLURM, gpus=1).devices == (0,)  # shared out already, one each
-    for bound in ({"SLURM_GPUS_PER_TASK": "4"}, {"SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=4"}):
-        assert found(SLURM | bound, gpus=4).devices == (0, 1, 2, 3)  # those of the task, which sees no others
+    bound = {"SLURM_GPUS_PER_TASK": "4"}, {"SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=4"}, {"SLURM_GPUS_ON_NODE": "8"}
+    for variables in bound:
+        assert found(SLURM | variables, gpus=4).devices == (0, 1, 2, 3)  # those of the task, which sees no others
+    assert found(SLURM | {"SLURM_GPUS_ON_NODE": "8"}, gpus=8).devices == (4, 5, 6, 7)
+
+
+@pytest.mark.parametrize(("environment", "source", "count"), [(SLURM, "SLURM", 2), (OPEN_MPI, "Open MPI", 4)])
+def test_gpus_that_do_not_divide_are_nobodys(environment, source, count):
+    with pytest.raises(
+        UserError, match=rf"^{source}: 7 GPUs are not shared out evenly among {count} processes .*local_d"
+    ):
+        found(environment, gpus=7)
+    assert found(environment, 7, local_devices="0,6").devices == (0, 6)
 
 
 def test_gpus_that_a_flag_gives():
@@ -104,8 +115,19 @@ def test_what_a_process_is_called_before_it_has_met_others():
     assert own_name(["--config=x.py"], NO_TPU) == ""
     assert own_name(["-process=1"], NO_TPU) == f"process 1 ({host})"  # as flags may be written
     assert own_name(["--process", "--x"], NO_TPU) == ""
+    assert own_name(["--process=3"], NO_TPU | INDEXED) == f"process 3 ({host})"
     broken = {"OMPI_MCA_orte_hnp_uri": "x"}, SLURM | {"SLURM_NTASKS": ""}
     assert [own_name([], NO_TPU | environment) for environment in broken] == ["", ""]
+
+
+@pytest.mark.parametrize("chip", ["accel0", "vfio/1"])
+def test_a_host_of_tpus_is_called_by_its_name_and_a_planner_of_them_is_not(packages, tmp_path, chip):
+    packages.add("libtpu")
+    (tmp_path / "vfio").mkdir()
+    assert own_name([], {}, tmp_path) == ""
+    (tmp_path / chip).touch()
+    assert own_name([], {}, tmp_path) == socket.gethostname()
+    assert own_name([], NO_TPU, tmp_path) == ""
 
 
 def test_gpus_that_a_process_sees():

@@ -16,9 +16,10 @@ from tiny import TEACHER, distilled_config, replace, tiny_config, tiny_run, writ
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
 from deit_jax.distill.open import open_teacher
-from deit_jax.distill.teaching import fingerprint
+from deit_jax.distill.teaching import OF_TEACHER, fingerprint, require_same_teacher
 from deit_jax.export import describe, export_model
 from deit_jax.models import Preprocessing, abstract_model, flatten
+from deit_jax.parallel import hosts
 from deit_jax.run.stream import train_source
 from deit_jax.trained import Trained
 from deit_jax.weights import Card, open_model
@@ -479,6 +480,40 @@ def test_a_fingerprint_tells_teachers_apart(workdir, exported, module):
     described.write_bytes(exported.read_bytes() + b"\0")
     again = printed(with_teacher(config, name=str(described), weights=""))
     assert program[f"{teacher}function"] != again[f"{teacher}function"]
+
+
+class Two:
+    """This process, and another one that has told so much."""
+
+    def __init__(self, told=()):
+        self.heard, self._told = [], iter(told)
+
+    def gather(self, value):
+        self.heard.append(value)
+        return [value, next(self._told, value)]
+
+    def name(self, process):
+        return f"process {process}"
+
+
+def test_processes_with_different_teachers_are_told(workdir, monkeypatch):
+    def compared(teacher, told=()):
+        two = Two(told)
+        monkeypatch.setattr(hosts, "_peers", two)
+        require_same_teacher(teacher)
+        return two.heard
+
+    teacher = open_teacher(distilled_config(workdir), NAMES)
+    compared(teacher, compared(teacher))
+    others = {"image_size": (9, 9), "mean": (0.0,) * 3, "std": (2.0,) * 3, "function": "another"}
+    assert others.keys() == set(OF_TEACHER)
+    for name, value in others.items():
+        told = compared(dataclasses.replace(teacher, **{name: value}))
+        with pytest.raises(UserError, match=f"^config.distillation.teacher, its {name}: is .* in process 0 and .* 1;"):
+            compared(teacher, told)
+    changed = jax.tree.map(lambda leaf: leaf + 1, teacher.variables)
+    with pytest.raises(UserError, match=r"^the weights of config.distillation.teacher: is 'of checksum "):
+        compared(teacher, compared(dataclasses.replace(teacher, variables=changed)))
 
 
 def test_a_fingerprint_tells_networks_of_the_same_variables_apart(workdir, tmp_path):

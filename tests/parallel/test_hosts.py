@@ -7,14 +7,19 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 from processes import FLAGS, NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, a_port, end, start
 
 from deit_jax.base.cluster import VARIABLES, Cluster
 from deit_jax.base.errors import TryAgain
-from deit_jax.parallel import hosts
+from deit_jax.parallel import exchange, hosts
+from deit_jax.parallel.peers import SILENT, Peers
 
 
 @pytest.mark.parametrize("coordinator", ["127.0.0.1:0", None])
@@ -25,6 +30,9 @@ def test_what_is_known_of_them_reaches_jax(coordinator, monkeypatch):
     hosts.start(Cluster("SLURM", coordinator, 4, 0, (4, 5)), start_timeout=5, step_timeout=0)
     assert told["args"] == (coordinator, 4, 0, (4, 5))
     assert told["cluster_detection_method"] == ("deactivate" if coordinator else None)
+    assert told["initialization_timeout"] > 5  # ours comes first
+    assert told["heartbeat_timeout_seconds"] > SILENT
+    assert 0 < told["shutdown_timeout_seconds"] < 60
 
 
 def test_a_network_that_does_not_tell_of_the_others_is_tried_again(monkeypatch):
@@ -39,8 +47,7 @@ def test_a_network_that_does_not_tell_of_the_others_is_tried_again(monkeypatch):
 
 
 def test_they_meet_and_gather():
-    do = "assert hosts.gather(str(hosts.index())) == ['0', '1', '2'] and hosts.all_agree(True) is True"
-    do += "; assert hosts.all_agree(hosts.index() != 1) is False; hosts.require_same({'x': 1, 'y': [2]})"
+    do = "assert hosts.gather(str(hosts.index())) == ['0', '1', '2']; hosts.require_same({'x': 1, 'y': [2]})"
     do += "; print([hosts.notes(note) for note in ('old', '', 'own' * (hosts.index() == 1))])"
     # What all note is said once, and by the first.
     noted = [["old"], [], [f"process 1 ({socket.gethostname()}): own"]]
@@ -164,14 +171,50 @@ def test_one_that_is_lost_is_named_in_time(number, lost):
 
 
 def test_one_that_hangs_is_named_with_its_stacks():
-    """While it still gives signs of life: in what it does, and in the words of those that wait for it."""
-    do = ["hosts.gather('x')", "hosts.at('the data of step 7')\ndef hang(): time.sleep(100)\nhang()"]
-    (first, _, heard), (second, _, said) = end(start(do, step_timeout=4))
+    """While it still gives signs of life."""
+    goes_on = "for _ in range(100): hosts.at('step 7'); time.sleep(0.5)"
+    hangs = "hosts.at('the data of step 7')\ndef hang(): time.sleep(100)\nhang()"
+    (first, _, heard), (second, _, said) = end(start([goes_on, hangs], step_timeout=4))
     assert (first, second) == (75, 75)
-    both = heard + said
-    assert "in hang" in said or "the data of step 7" in heard
-    assert "has taken 4 seconds, as long as --step_timeout allows" in both
-    assert "the data of step 7" in both
+    assert "in hang" in said
+    line = "the data of step 7 has taken 4 seconds, as long as --step_timeout allows; process 0 "
+    assert line in said.splitlines()[-1]
+    assert line in heard.splitlines()[-1]
+
+
+def test_of_many_those_are_named_that_are_somewhere_else(monkeypatch):
+    peers = Peers(None, "a:1", 3, 64, step_timeout=30)
+    peers._signs = [("7", "the data of step 7" if peer in (20, 63) else "step 7") for peer in range(64)]
+    peers.watchdog.at("step 7")
+    told = []
+    monkeypatch.setattr(peers, "leave", lambda status, line: told.append((status, line)))
+    peers._hung("step 7 has taken long")
+    ((status, line),) = told
+    assert status == 75
+    assert line.startswith(
+        "step 7 has taken long; process 20 is at the data of step 7; process 63 is at the data of step 7; process 0 is"
+    )
+    assert line.count(" is at ") == 8
+
+
+def test_a_service_that_is_gone_is_process_0s(monkeypatch):
+    class Gone:
+        def key_value_set(self, *given, **options):
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+    peers = Peers(Gone(), "a:1", 1, 2, step_timeout=30)
+    monkeypatch.setattr(peers, "blame", lambda: None)
+    with pytest.raises(TryAgain, match=r"^process 0 has not come within"):
+        peers.gather("x")
+
+
+def test_the_numbers_of_processes_are_in_the_order_of_the_service(monkeypatch):
+    """Which a platform need not have."""
+    monkeypatch.setattr(hosts, "gather", lambda told: ["1", "0"])
+    monkeypatch.setattr(exchange, "replicated", lambda mesh: None)
+    devices = [SimpleNamespace(process_index=process) for process in (0, 0, 1, 1)]
+    rows = exchange.Exchange(Mock(Mesh, devices=np.array(devices))).read(np.arange(4.0)[:, None])
+    assert rows.tolist() == [[2.0], [0.0]]
 
 
 # What compiles has minutes, until something hangs: a busy machine takes long for what comes before.
@@ -179,7 +222,8 @@ HANG = """
 import time
 from deit_jax.parallel import hosts, watchdog
 def hang(*given, **options):
-    watchdog.COMPILING, hosts._watchdog._most = 0, hosts._watchdog.limit
+    watchdog.COMPILING = 0
+    hosts._watchdog.at(hosts._watchdog._task[0])
     time.sleep(1000)
 """
 # A command of one process in which something does.
@@ -279,16 +323,18 @@ def test_a_port_that_is_taken():
 def test_one_that_is_told_to_end_where_it_saves_nothing_ends_all_to_be_started_again(where):
     """The other one waits for it in vain otherwise."""
     stopped = f"""
-import contextlib
+import contextlib, threading
 from deit_jax.run.interrupt import Interrupt
 where = {where}
 with contextlib.nullcontext() if where is True else where:
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()  # a second one, while it leaves
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 """
-    (other, _, _), (told, _, err) = end(start(["hosts.gather('in vain')", stopped]))
+    (told, _, err), (other, _, _) = end(start([stopped, "hosts.gather('in vain')"]))
     assert (other, told) == (75, 75)
     assert "interrupted; the same command goes on" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.long

@@ -283,14 +283,20 @@ def test_an_owner_that_stood_still_and_lost_the_workdir_writes_no_more(bucket, m
         first.__exit__(None, None, None)
 
 
-def test_rows_before_a_jump_are_there_before_it(bucket):
+def test_a_jump_is_written_after_the_rows_before_it_or_not_at_all(bucket, monkeypatch):
     """A start that knows of the jump goes on behind them."""
-    root = place(bucket, "")
+    root, jumps = place(bucket, ""), [{"from": 1, "to": 3, "skipped": 2}]
     with own(root) as workdir:
         workdir.metrics.write_text('{"step": 3}\n')
-        Rollbacks(workdir, total=9, limit=1, batch_size=1)._store([{"from": 1, "to": 3, "skipped": 2}])
+        rollbacks = Rollbacks(workdir, total=9, limit=1, batch_size=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(workdir), "keep", lambda workdir: False)
+            with pytest.raises(TryAgain, match="the rows before a rollback cannot be kept"):
+                rollbacks._store(jumps)
+        assert not (root / "rollbacks.json").exists()
+        Rollbacks(workdir, total=9, limit=1, batch_size=1)._store(jumps)
         assert (root / "metrics.jsonl").read_bytes() == b'{"step": 3}\n'
-        assert (root / "rollbacks.json").exists()
+        assert json.loads((root / "rollbacks.json").read_bytes()) == jumps
 
 
 def test_rows_that_the_bucket_did_not_take_outlive_the_next_start(bucket, monkeypatch, tmp_path, caplog):
@@ -339,6 +345,16 @@ def test_places_that_are_none(bucket, workdir, line, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=f"^{line}"):
         main.main([*FLAGS, f"--workdir={workdir}"])
+
+
+def test_a_bucket_that_may_not_be_written_is_named(bucket):
+    with proxy() as server:
+        server.forbids.set()
+        with start(f"{bucket}/run", url=server.url) as process:
+            out, err = process.communicate(timeout=120)
+    line = f"error: --workdir: cannot write to {bucket}/run: "
+    assert (process.returncode, out, err.count("\n"), err[: len(line)]) == (2, "", 1, line)
+    assert "permission" in err
 
 
 @pytest.mark.long

@@ -527,6 +527,22 @@ def test_a_disk_that_is_full_while_saving_leaves_the_checkpoint_before(tmp_path,
         equal(jax.device_get(again.restore(step, target())), jax.device_get(a_state(step)))
 
 
+def test_a_last_save_that_is_told_too_late_to_have_failed_is_there(tmp_path):
+    """As of a bucket that has all of it when its answer is lost; to save it again would be refused."""
+    checkpoints = saved(tmp_path / "checkpoints")
+    wait = checkpoints.wait
+
+    def late():
+        wait()
+        raise TimeoutError("no answer")
+
+    checkpoints.wait = late
+    checkpoints.save(a_state(2), META, last=True)
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.wait = wait
+    assert int(checkpoints.restore_latest(target(), lambda meta: None).step) == 2
+
+
 def test_a_disk_that_stays_full_ends_the_run(tmp_path):
     checkpoints = opened(tmp_path / "checkpoints")
     checkpoints.save(a_state(1), META)
