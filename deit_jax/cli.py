@@ -129,10 +129,8 @@ def run(main: Callable[[Sequence[str]], int | None], *, goes_on: bool = False) -
             hosts.close()
     except BaseException as error:
         hosts = _hosts()
-        for number in (
-            (signal.SIGINT, signal.SIGTERM) if hosts else ()
-        ):  # leaving takes seconds, and a word to the others
-            signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM) if hosts else ():
+            signal.signal(number, signal.SIG_IGN)  # to leave takes seconds, and a word to the others
         # What imports an extension module makes another exception of a signal's.
         if heard and (hosts or heard[0] == 75):  # of several all end, and are to be started again
             status, line = _ending(Interrupted(LINE))
