@@ -29,8 +29,8 @@ from deit_jax.base.text import printable
 from deit_jax.config.given import check_overrides, keep_given_units, load_config, take_config
 from deit_jax.config.resolve import flatten, to_dict
 from deit_jax.config.schema import Config
-from deit_jax.run.interrupt import LINE, Interrupted, Stopped
-from deit_jax.run.versions import versions
+from deit_jax.run.interrupt import LINE, Interrupted
+from deit_jax.run.versions import settings, versions
 
 Define = Callable[[flags.FlagValues], None]
 WEEK = 604_800  # seconds
@@ -137,7 +137,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, goes_on: bool = False) -
         else:
             status, line = (heard[0], "") if heard else _ending(error)
         line = printable(" ".join(line.split()))
-        if hosts and isinstance(error, Stopped):  # so that each has written its last before the first one leaves
+        if hosts and getattr(error, "alike", False):  # each writes its last before the first one leaves
             line = "" if hosts.index() else line
             with contextlib.suppress(TryAgain):  # of one that was lost, for which the status is the same
                 hosts.close()
@@ -245,7 +245,7 @@ def start_hosts(given: flags.FlagValues, config: Config) -> bool:
     hosts.start(find_cluster(given), **limits, about=slow_reads)
     flags_told = {f"--{name}": given[name].value for name in given if name.partition(".")[0] not in OWN}
     fields = {f"config.{path}": value for path, value in flatten(to_dict(config))}
-    hosts.require_same(flags_told | fields | {"the code of deit_jax": _code()} | versions())
+    hosts.require_same(flags_told | fields | {"the code of deit_jax": _code()} | versions() | settings())
     if hosts.index():  # the first one speaks, but for the images and chunks that only the others read
         logging.basicConfig(format=f"{hosts.name(hosts.index())}: %(message)s")
         logging.getLogger().setLevel(logging.ERROR)

@@ -47,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         WRITERS[kind](destination, weights)
     except OSError as error:
-        reason = told(error, destination)
-        raise UserError(f"{destination}: cannot be written: {reason}; choose another place") from error
+        reason = told(error, destination, "choose another place")
+        raise UserError(f"{destination}: cannot be written: {reason}") from error
     report(source, destination, kind, weights)
     return 0
 

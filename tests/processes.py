@@ -157,6 +157,20 @@ cli.run(main)
 """
 
 
+class Two:
+    """This process, and another one that has told so much."""
+
+    def __init__(self, told=()):
+        self.heard, self._told = [], iter(told)
+
+    def gather(self, value):
+        self.heard.append(value)
+        return [value, next(self._told, value)]
+
+    def name(self, process):
+        return f"process {process}"
+
+
 def a_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

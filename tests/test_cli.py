@@ -245,7 +245,8 @@ def test_what_processes_compare(monkeypatch):
         "--views": "stream",
     }
     assert told["config.seed"] == 7
-    assert {"the code of deit_jax", "jax", "config.data.name"} <= told.keys()
+    assert {"the code of deit_jax", "jax", "Pillow", "config.data.name"} <= told.keys()
+    assert (told["JAX_DEFAULT_PRNG_IMPL"], told["JAX_ENABLE_X64"]) == ("threefry2x32", False)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ methods, but without links, locks, appending and replacing in one stroke.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -81,11 +82,14 @@ def _in_bucket(given: str, flag: str) -> Place:
     return BucketPath(given)
 
 
-def told(error: OSError, place: Any) -> str:
-    """Why a place cannot be read or written, and for one in a bucket the mend."""
+def told(error: OSError, place: Any, mend: str = "") -> str:
+    """Why a place cannot be read or written, and the mend: that which is given is for one that is neither full nor in a
+    bucket."""
     reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{reason}; make room"
     if not is_bucket(place):
-        return reason
+        return f"{reason}; {mend}" if mend else reason
     match error:
         case FileNotFoundError() if not place.has_bucket():
             bucket = f"{SCHEME}{place.bucket}"

@@ -103,7 +103,7 @@ _RANGES = [
 _LIMITS = [
     (r"^seed$", 2**32 - 1),
     (r"_steps$|^guard\.", 2**31 - 1),  # the state counts in int32
-    (r"_epochs$", 1e6),
+    (r"_epochs$", 10**6),
     (r"_examples$", 2**53),
     (r"^model\.depth$", 256),
     (r"_count$", 64),
@@ -111,7 +111,7 @@ _LIMITS = [
     (r"^model\.width$", 16_384),
     (r"image_size$", LARGEST),
     (r"^data\.(threads|prefetch)$", 4096),
-    (r"", 1e6),
+    (r"", 10**6),
 ]
 
 

@@ -112,8 +112,8 @@ class Writer:
                 refuse_links(folder.rglob("*"), flag="--output", folder="the store", writer="a recording")
             (folder / DONE).mkdir(exist_ok=True)
         except OSError as error:
-            mend = "" if is_bucket(folder) else "; name a folder of yours"
-            raise UserError(f"--output: cannot write to {folder}: {told(error, folder)}{mend}") from error
+            reason = told(error, folder, "name a folder of yours")
+            raise UserError(f"--output: cannot write to {folder}: {reason}") from error
         self._arrays = {name: _open(folder, name, header, create=True) for name in header.arrays()}
 
     def missing(self, chunks: Collection[int] | None = None) -> list[int]:

@@ -118,7 +118,9 @@ def objections(reason: str) -> list[str]:
     told = gather(reason)
     if set(told) == {reason}:
         return [reason] if reason else []
-    return [f"{name(process)}: {each}" for process, each in enumerate(told) if each]
+    named = [f"{name(process)}: {each}" for process, each in enumerate(told) if each]
+    heard = {each for each in told if each in named}  # what one tells of another, which tells it, too
+    return [line for line, each in zip(named, filter(None, told), strict=True) if each not in heard]
 
 
 def notes(note: str) -> list[str]:
@@ -135,17 +137,16 @@ def together(work: Callable[[], T], place: str) -> T:
     return _peers.together(work, place) if _peers else work()
 
 
-def require_same(facts: Mapping[str, Any]) -> None:
+def require_same(
+    facts: Mapping[str, Any], *, mend: str = "start all of a run with the same command, code and data"
+) -> None:
     """Raises `UserError` in all processes where the facts, by name, of one are not those of process 0."""
     first, *rest = (json.loads(told) for told in gather(json.dumps(facts, default=str)))
     for peer, other in enumerate(rest, 1):
         for name in sorted(first.keys() | other.keys()):
             here, there = first.get(name, "missing"), other.get(name, "missing")
             if here != there and _peers:
-                raise UserError(
-                    f"{name}: is {here!r} in {_peers.name(0)} and {there!r} in {_peers.name(peer)}; start all of a run "
-                    f"with the same command, code and data"
-                )
+                raise UserError(f"{name}: is {here!r} in {_peers.name(0)} and {there!r} in {_peers.name(peer)}; {mend}")
 
 
 def require_equal(name: str, tree: Any) -> None:

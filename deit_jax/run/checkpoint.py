@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.errors import TryAgain, UserError, alike
 from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, remove, told
 from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
@@ -64,11 +64,12 @@ class Checkpoints(CheckpointDirectory):
                 return
         if last or self._failures >= FAILURES:
             remote = is_bucket(self.directory)
-            raise (TryAgain if remote else UserError)(
+            line = (
                 f"{self.directory}: step {state.step} could not be saved, see above; "
                 f"{'see to the bucket' if remote else 'make room'}, and the same command goes on from step "
                 f"{self.latest() or 0}"
             )
+            raise alike(TryAgain(line) if remote else UserError(line))
 
     def _begin(self, state: TrainState, meta: Meta) -> bool:
         """Begins to save; False where that fails at once, since there is no room for a folder."""

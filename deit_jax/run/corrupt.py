@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import UserError, alike
 from deit_jax.parallel import hosts
 
 EVERY = 50  # steps, after which all processes hear what the others have found
@@ -39,7 +39,8 @@ class Corrupt:
             self._known.update(json.loads(told))
         self._new.clear()
         if too_many(len(self._known), self._images, self._allowed):
-            raise UserError(
+            line = (
                 f"config.data.max_corrupt: {len(self._known)} of {self._images} images could not be decoded, "
                 f"{self._allowed:.2%} are allowed; mend the files that the log names, or raise it"
             )
+            raise alike(UserError(line))

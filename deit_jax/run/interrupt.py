@@ -19,6 +19,8 @@ class Interrupted(BaseException):
 class Stopped(Interrupted):
     """The same, of all processes of a run: they have agreed on it."""
 
+    alike = True  # see `base.errors`
+
 
 class Interrupt:
     """While entered, the first SIGTERM or SIGINT raises `Interrupted`, wherever the main thread is.

@@ -16,7 +16,7 @@ import numpy as np
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import parse_json, read_regular, require, whole
-from deit_jax.base.storage import Place
+from deit_jax.base.storage import Place, told
 from deit_jax.run.tensorboard import Events
 from deit_jax.run.workdir import Workdir
 from deit_jax.step.state import MAX_STEP
@@ -46,8 +46,9 @@ class Writer:
                 fresh.write_text("".join(json.dumps(row) + "\n" for row in read_rows(self.path) if row["step"] <= step))
             self._file = self.path.open("ab", buffering=0)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"--workdir: cannot write {self.path}: {reason}; make it a file of yours") from error
+            mend = "make it a file of yours"
+            reason = told(error, self.path, mend) if isinstance(error, OSError) else f"{error}; {mend}"
+            raise UserError(f"--workdir: cannot write {self.path}: {reason}") from error
 
     def write(self, row: Row) -> None:
         """Writes one row, `step` and metrics by name, through to the disk; what is not finite becomes null."""
@@ -112,11 +113,11 @@ def _start_wandb(workdir: Workdir, config: Mapping[str, Any]) -> Any:
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is not finite becomes None, since JSON has no NaN; groups within are treated alike."""
 
-    def told(value: Any) -> Any:
+    def known(value: Any) -> Any:
         number = isinstance(value, float | np.floating)  # and no list or text
         return None if number and not math.isfinite(value) else value
 
-    return {name: finite(value) if isinstance(value, Mapping) else told(value) for name, value in values.items()}
+    return {name: finite(value) if isinstance(value, Mapping) else known(value) for name, value in values.items()}
 
 
 def read_rows(path: Place) -> list[Row]:

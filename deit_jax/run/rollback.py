@@ -11,7 +11,7 @@ import logging
 import jax
 import numpy as np
 
-from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.errors import TryAgain, UserError, alike
 from deit_jax.base.forms import parse_json, read_regular, require, whole
 from deit_jax.base.storage import Place, told
 from deit_jax.parallel import hosts
@@ -60,11 +60,12 @@ class Rollbacks:
             restored = checkpoints.restore_latest(target, check=lambda meta: None)
         if restored is None:
             first, last = (step - burst) * self._batch_size, step * self._batch_size - 1
-            raise UserError(
+            line = (
                 f"the loss or its gradient is not finite, {burst} steps in a row up to step {step} (stream positions "
                 f"{first} to {last}), after {len(self._jumps)} rollbacks; lower config.optim.learning_rate or set "
                 f"config.optim.clip_norm; --mode=replay tells which layer it begins in"
             )
+            raise alike(UserError(line))
         jump = {"from": int(restored.step), "to": step, "skipped": int(state.skipped)}
         logging.warning(
             "losses or gradients are not finite: at step %d the state of step %d goes on; %d updates skipped in all",

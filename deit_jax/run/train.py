@@ -46,6 +46,8 @@ from deit_jax.weights.meta import CorruptCheckpoint, Meta
 class Unsaved(UserError):
     """The run came to its end, and its last state could not be saved; `result` is what it would have returned."""
 
+    alike = True
+
     def __init__(self, error: UserError, result: dict[str, Any]):
         super().__init__(str(error))
         self.result = result

@@ -1,13 +1,30 @@
-"""The versions that a run's numbers depend on."""
+"""The versions that a run's numbers depend on, and settings of JAX that a user may have changed."""
 
 import contextlib
 from importlib import metadata
+from typing import Any
 
 from deit_jax import __version__
 
 COMPUTING = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "tensorstore")
 IMAGES = ("grain", "tensorflow-datasets", "array-record", "scikit-learn", "Pillow", "simplejpeg")
 WHERE_THERE = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
+
+
+SETTINGS = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+)
+
+
+def settings() -> dict[str, Any]:
+    """Of JAX, by the names of their environment variables."""
+    import jax  # not at the top: commands tell mistakes before
+
+    return {name.upper(): getattr(jax.config, name) for name in SETTINGS}
 
 
 def versions() -> dict[str, str]:

@@ -72,8 +72,7 @@ class Workdir:
             with replacing(self.root / name) as fresh:
                 fresh.write_text(json.dumps(content, indent=2) + "\n")
         except OSError as error:
-            mend = "; make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            raise UserError(f"--workdir: cannot write {self.root / name}: {told(error, self.root)}{mend}") from error
+            raise UserError(f"--workdir: cannot write {self.root / name}: {told(error, self.root)}") from error
 
     def wandb_id(self) -> str:
         """The run's name at Weights & Biases: drawn once, since workdirs of other places may be called the same."""
@@ -142,9 +141,8 @@ def _own_folder(root: Path) -> Iterator[Workdir]:
             _refuse_others(root)
             lock = _lock(root / LOCK)
         except OSError as error:
-            raise UserError(
-                f"--workdir: cannot write to {root}: {error.strerror}; name a folder that is yours"
-            ) from error
+            reason = told(error, root, "name a folder that is yours")
+            raise UserError(f"--workdir: cannot write to {root}: {reason}") from error
         yield Workdir(root)
     finally:
         if lock is not None:

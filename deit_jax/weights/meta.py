@@ -103,8 +103,7 @@ def raise_machines(error: Exception, where: Place) -> None:
         return
     systems = error if isinstance(error, OSError) else OSError(number, os.strerror(number))
     if isinstance(systems, PermissionError):
-        mend = "" if is_bucket(where) else "; make it yours to read"
-        raise UserError(f"{where}: cannot be read: {told(systems, where)}{mend}") from error
+        raise UserError(f"{where}: cannot be read: {told(systems, where, 'make it yours to read')}") from error
     kind = "bucket" if is_bucket(where) else "disk"
     raise TryAgain(
         f"{where}: cannot be read: {systems.strerror}; the same command goes on when the {kind} is well again"

@@ -55,8 +55,9 @@ def find(spec: str, model: str, ema: bool | None) -> Found:
         raise UserError(f"{spec}: does not fit into this machine's memory; take a larger one") from error
     except OSError as error:  # a folder of somebody else's, a name that is too long
         where = named(spec.removeprefix(hub.PREFIX), spec)
-        mend = "" if is_bucket(where) else "; name a place that is yours to read"
-        raise UserError(f"{spec}: cannot be read: {told(error, where)}{mend}") from error
+        raise UserError(
+            f"{spec}: cannot be read: {told(error, where, 'name a place that is yours to read')}"
+        ) from error
 
 
 def _find(spec: str, model: str, ema: bool | None) -> Found:

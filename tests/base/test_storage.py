@@ -210,3 +210,10 @@ def test_errors_of_the_libraries_are_told_apart(error, kind):
     if kind is not OutOfReach and kind is not ValueError:
         assert known.value.strerror
     assert "\n" not in str(known.value)
+
+
+def test_a_full_disk_has_a_mend_of_its_own(tmp_path):
+    full, foreign = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EACCES, "Permission denied")
+    assert told(full, tmp_path, "name another") == "No space left on device; make room"
+    assert told(foreign, tmp_path, "name another") == "Permission denied; name another"
+    assert told(foreign, tmp_path) == "Permission denied"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from processes import Two
 from tiny import TEACHER, distilled_config, replace, tiny_config, tiny_run, write_teacher, write_weights
 
 from deit_jax import parallel
@@ -480,20 +481,6 @@ def test_a_fingerprint_tells_teachers_apart(workdir, exported, module):
     described.write_bytes(exported.read_bytes() + b"\0")
     again = printed(with_teacher(config, name=str(described), weights=""))
     assert program[f"{teacher}function"] != again[f"{teacher}function"]
-
-
-class Two:
-    """This process, and another one that has told so much."""
-
-    def __init__(self, told=()):
-        self.heard, self._told = [], iter(told)
-
-    def gather(self, value):
-        self.heard.append(value)
-        return [value, next(self._told, value)]
-
-    def name(self, process):
-        return f"process {process}"
 
 
 def test_processes_with_different_teachers_are_told(workdir, monkeypatch):

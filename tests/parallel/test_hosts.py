@@ -14,12 +14,14 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from processes import FLAGS, NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, a_port, end, start
+from processes import FLAGS, NO_TPU, OPEN_MPI, PATIENCE, PROGRAM, ROOT, SLURM, Two, a_port, end, start
+from tiny import tiny_config
 
 from deit_jax.base.cluster import VARIABLES, Cluster
-from deit_jax.base.errors import TryAgain
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.parallel import exchange, hosts
 from deit_jax.parallel.peers import SILENT, Peers
+from deit_jax.run.build import open_mesh
 
 
 @pytest.mark.parametrize("coordinator", ["127.0.0.1:0", None])
@@ -337,20 +339,45 @@ with contextlib.nullcontext() if where is True else where:
     assert "Traceback" not in err
 
 
-@pytest.mark.long
-def test_who_agrees_to_stop_waits_for_those_that_clean_up():
-    text = """
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        ("alike(UserError('no room'))", 2, "error: no room\n"),
+        pytest.param("Stopped('stopped at step 7')", 75, "stopped at step 7\n", marks=pytest.mark.long),
+    ],
+)
+def test_what_all_end_with_waits_for_those_that_clean_up(error, status, line):
+    """Such as a result that is still to be told, or the rows of a run in a bucket."""
+    text = f"""
+from deit_jax.base.errors import alike
 from deit_jax.run.interrupt import Stopped
 try:
-    raise Stopped("stopped at step 7")
+    raise {error}
 finally:
     time.sleep(4 * (hosts.index() == 0))
     print("cleaned", flush=True)
 """
     (first, *said), (other, *silent) = end(start(text))
-    assert (first, other) == (75, 75)
-    assert said == ["cleaned\n", "stopped at step 7\n"]
+    assert (first, other) == (status, status)
+    assert said == ["cleaned\n", line]
     assert silent == ["cleaned\n", ""]
+
+
+def test_what_one_has_heard_of_another_is_told_once(monkeypatch):
+    monkeypatch.setattr(hosts, "_peers", Two(["process 0: no room", "another", "no room"]))
+    assert [hosts.objections("no room") for _ in range(3)] == [
+        ["process 0: no room"],
+        ["process 0: no room", "process 1: another"],
+        ["no room"],
+    ]
+
+
+def test_processes_of_different_numbers_of_devices_are_told(monkeypatch):
+    """They would train, and could save nothing."""
+    monkeypatch.setattr(hosts, "_peers", Two(['{"the number of devices": 7}']))
+    line = r"^the number of devices: is 8 in process 0 and 7 in process 1; see what ails the one, or leave it out$"
+    with pytest.raises(UserError, match=line):
+        open_mesh(tiny_config())
 
 
 @pytest.mark.long

@@ -143,8 +143,11 @@ def test_more_photos_that_are_none_than_are_allowed_end_the_run(photos, monkeypa
     run = tiny_run(tiny_config(**photos, data__max_corrupt=0.019))
     monkeypatch.setattr(stream, "EVERY", 2)
     came = []
-    with pytest.raises(UserError, match=r"config\.data\.max_corrupt: 2 of 100 images could not .* 1\.90% are allowed"):
+    with pytest.raises(
+        UserError, match=r"config\.data\.max_corrupt: 2 of 100 images could not .* 1\.90% are allowed"
+    ) as told:
         came.extend(run.batches(1, 9))
+    assert told.value.alike
     assert 0 < len(came) < 7  # they come again in steps 3 to 5, and it is not the last step that tells
 
 
