@@ -119,8 +119,9 @@ def objections(reason: str) -> list[str]:
     if set(told) == {reason}:
         return [reason] if reason else []
     named = [f"{name(process)}: {each}" for process, each in enumerate(told) if each]
-    heard = {each for each in told if each in named}  # what one tells of another, which tells it, too
-    return [line for line, each in zip(named, filter(None, told), strict=True) if each not in heard]
+    # But for what one has heard of another, cut or whole, which tells it, too.
+    own = [not any(line.startswith(each) for line in named) for each in told if each]
+    return [line for line, is_own in zip(named, own, strict=True) if is_own]
 
 
 def notes(note: str) -> list[str]:

@@ -364,7 +364,7 @@ finally:
 
 
 def test_what_one_has_heard_of_another_is_told_once(monkeypatch):
-    monkeypatch.setattr(hosts, "_peers", Two(["process 0: no room", "another", "no room"]))
+    monkeypatch.setattr(hosts, "_peers", Two(["process 0: no ro", "another", "no room"]))
     assert [hosts.objections("no room") for _ in range(3)] == [
         ["process 0: no room"],
         ["process 0: no room", "process 1: another"],
