@@ -139,7 +139,9 @@ def run(main: Callable[[Sequence[str]], int | None], *, goes_on: bool = False) -
         line = printable(" ".join(line.split()))
         if hosts and getattr(error, "alike", False):  # each writes its last before the first one leaves
             line = "" if hosts.index() else line
-            with contextlib.suppress(TryAgain):  # of one that was lost, for which the status is the same
+            for number in (signal.SIGINT, signal.SIGTERM):  # who asks again does not wait for the others
+                signal.signal(number, lambda *given: os._exit(status))
+            with contextlib.suppress(TryAgain):  # of one that was lost meanwhile
                 hosts.close()
         elif hosts:
             hosts.end(status, line or f"ended with status {status}")

@@ -26,7 +26,7 @@
 #   --queued           a queued resource: the request waits until there is room
 #   --slices=N         N TPUs of this type as one machine; always queued
 #   --create=FLAG      passed on to gcloud's create, such as --create=--network=NAME; again for more
-#   --extra=NAME       setup: another extra of this package, such as wandb; again for more
+#   --extra=NAME       setup and resume: another extra of this package, such as wandb; again for more
 #   --module=NAME      start and resume: what is started instead of deit_jax.main, such as deit_jax.precompute
 #   --env=NAME=VALUE   start and resume: a variable of the workers' environment; again for more
 #   --all              tail: all workers
@@ -35,6 +35,7 @@
 # Flags that stay the same can be in the variable TPU_POD. On the workers launch/supervise.sh keeps the training running
 # when this connection is gone, and starts it again on exit status 75 and 134.
 set -euo pipefail
+shopt -s extglob # which the bash of macOS wants to be told before it reads on
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 failure=2
@@ -71,14 +72,14 @@ parse() {
       --queued) kind=queued-resources ;;
       --slices=*) slices=${1#*=} ;;
       --create=*) create+=("${1#*=}") ;;
-      --extra=*) extras+=,${1#*=} ;;
+      --extra=?*) extras+=,${1#*=} ;;
       --module=*) module=${1#*=} ;;
       --env=*) environment+=("${1#*=}") ;;
       --all) all=1 ;;
       --dry-run) dry_run=1 ;;
       --) shift && training=("$@") && break ;;
-      --name | --zone | --project | --type | --runtime | --slices | --create | --extra | --module | --env)
-        fail "$1: no value; give it as $1=VALUE" ;;
+      --name | --zone | --project | --type | --runtime | --slices | --create | --extra?(=) | --module | --env)
+        fail "${1%=}: no value; give it as ${1%=}=VALUE" ;;
       *) fail "$1: unknown flag; launch/tpu_pod.sh --help names them, deit_jax.main's come after --" ;;
     esac
     shift
@@ -162,7 +163,7 @@ do_create() {
   tpu create "$name" --accelerator-type="$type" "${flags[@]}" ${capacity:+"$capacity"} ${create[@]+"${create[@]}"}
 }
 
-stopped_by_a_person() { fail "$name is $STATE; gcloud compute tpus tpu-vm start goes on with it"; }
+stopped_by_a_person() { fail "$name is $STATE; gcloud compute tpus tpu-vm start $name --zone=$zone, and this again"; }
 
 await() { # until the TPU is there
   while state ACTIVE; do
@@ -195,14 +196,13 @@ touch .venv/ready"
 }
 
 train() { # [FIRST]: on all workers, after the command FIRST
-  local word command=''
-  for word in ${environment[@]+env "${environment[@]}"} .venv/bin/python -m "$module" "${training[@]}"; do
-    command+=" $(quote "$word")"
-  done
+  local word command='' variables='' # which the supervisor has, and does not write into the log
+  for word in .venv/bin/python -m "$module" "${training[@]}"; do command+=" $(quote "$word")"; done
+  for word in ${environment[@]+"${environment[@]}"}; do variables+="$(quote "$word") "; done
   everywhere ssh "$name" --command="cd deit_jax 2>/dev/null && [ -e .venv/ready ] || { echo \"\$(hostname): not set up\"; exit 3; }
 $busy
 ${1:+$1
-}nohup setsid bash launch/supervise.sh --log=\"\$HOME/train.log\" --$command </dev/null >/dev/null 2>&1 &"
+}nohup setsid ${variables:+env $variables}bash launch/supervise.sh --log=\"\$HOME/train.log\" --$command </dev/null >/dev/null 2>&1 &"
 }
 
 # shellcheck disable=SC2088 # for the worker's shell
@@ -307,7 +307,7 @@ case ${1:-} in
       fail "--type: missing; name the accelerator type, such as --type=v5litepod-256"
     [[ $1 != @(start|resume) || " ${training[*]-} " == *" "?(-)"-config"[=\ ]* ]] ||
       fail "--config: missing; give it with the other flags of deit_jax.main after --"
-    [[ $1 == @(create|delete) ]] || look_for_agent
+    [[ $1 == @(create|delete) || ($1 == tail && ! $all) ]] || look_for_agent
     "do_$1"
     ;;
   '' | --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;

@@ -67,7 +67,7 @@ def find(
 def own_name(argv: Sequence[str], environment: Mapping[str, str], devices: Path = Path("/dev")) -> str:
     """What people call this process before it has met the others: its number and its host; "" where it is alone.
 
-    On TPUs and in an Indexed job, where nothing tells the number, it is the host.
+    On TPUs and in an Indexed job it is the host, where nothing tells the number, nor whether it is alone.
 
     Args:
         argv: the command line, of which nothing else need be right.
@@ -89,7 +89,8 @@ def own_name(argv: Sequence[str], environment: Mapping[str, str], devices: Path 
         return f"process {number} ({host})"
     # libtpu may be there to plan for TPUs alone.
     on_tpus = found is not None and any(any(devices.glob(chips)) for chips in ("accel[0-9]*", "vfio/[0-9]*"))
-    return host if on_tpus or (IN_A_JOB in environment and (found is None or found.process is None)) else ""
+    told = any(given.values()) or any(environment.get(name) for name in VARIABLES[1:])
+    return host if on_tpus or (IN_A_JOB in environment and not told) else ""
 
 
 def _found(given: Mapping[str, str], environment: Mapping[str, str], gpus: int) -> Cluster | None:
@@ -110,9 +111,9 @@ def _found(given: Mapping[str, str], environment: Mapping[str, str], gpus: int) 
             return None
         processes, process = _numbered(environment, "SLURM_NTASKS", "SLURM_PROCID")
         bound = "SLURM_GPUS_PER_TASK" in environment or "gres/gpu" in environment.get("SLURM_TRES_PER_TASK", "")
-        bound = bound or gpus < _number(
-            {"SLURM_GPUS_ON_NODE": "0", **environment}, "SLURM_GPUS_ON_NODE"
-        )  # by a mask, or by who wraps the tasks
+        listed = environment.get("SLURM_GPUS_ON_NODE", "")
+        # Or by a mask, or by who wraps the tasks.
+        bound = bound or gpus < (int(listed) if listed.isdecimal() else 0)
         rank, on_host = (0, 1) if bound else (_number(environment, "SLURM_LOCALID"), _slurm_tasks(environment))
         return Cluster("SLURM", None, processes, process, _share("SLURM", rank, on_host, gpus))
     of_job = IN_A_JOB in environment  # which only the pods of an Indexed job have

@@ -19,7 +19,7 @@ import numpy as np
 from jax._src import distributed
 
 from deit_jax.base.cluster import FLAGS, Cluster
-from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.errors import TryAgain, UserError, alike
 from deit_jax.base.text import printable
 from deit_jax.parallel.peers import SILENT, Peers
 from deit_jax.parallel.watchdog import Watchdog
@@ -121,7 +121,7 @@ def objections(reason: str) -> list[str]:
     named = [f"{name(process)}: {each}" for process, each in enumerate(told) if each]
     # But for what one has heard of another, cut or whole, which tells it, too.
     own = [not any(line.startswith(each) for line in named) for each in told if each]
-    return [line for line, is_own in zip(named, own, strict=True) if is_own]
+    return [line for line, is_own in zip(named, own, strict=True) if is_own] or named
 
 
 def notes(note: str) -> list[str]:
@@ -147,7 +147,8 @@ def require_same(
         for name in sorted(first.keys() | other.keys()):
             here, there = first.get(name, "missing"), other.get(name, "missing")
             if here != there and _peers:
-                raise UserError(f"{name}: is {here!r} in {_peers.name(0)} and {there!r} in {_peers.name(peer)}; {mend}")
+                line = f"{name}: is {here!r} in {_peers.name(0)} and {there!r} in {_peers.name(peer)}; {mend}"
+                raise alike(UserError(line))
 
 
 def require_equal(name: str, tree: Any) -> None:

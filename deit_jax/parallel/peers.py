@@ -117,7 +117,9 @@ class Peers:
         except jax.errors.JaxRuntimeError as error:
             self.blame()
             missing = self.name(len(gathered) % self.count)  # process 0, where its service failed before or after
-            raise TryAgain(f"{missing} has not come within {limit:g} seconds") from error
+            late = "DEADLINE_EXCEEDED" in str(error)
+            reason = f" has not come within {limit:g} seconds" if late else f": {str(error).partition(chr(10))[0]}"
+            raise TryAgain(f"{missing}{reason}") from error
         return gathered
 
     def together(self, work: Callable[[], T], place: str) -> T:

@@ -60,16 +60,26 @@ class Checkpoints(CheckpointDirectory):
         for _ in range(tries):
             if self._begin(state, meta) and (not last or self.finish()):
                 return
-            if last and hosts.of_first(self.latest) == int(state.step):  # what failed came after its end
+            if last and self._newest() == int(state.step):  # what failed came after its end
                 return
         if last or self._failures >= FAILURES:
             remote = is_bucket(self.directory)
             line = (
                 f"{self.directory}: step {state.step} could not be saved, see above; "
                 f"{'see to the bucket' if remote else 'make room'}, and the same command goes on from step "
-                f"{self.latest() or 0}"
+                f"{self._newest() or 0}"
             )
             raise alike(TryAgain(line) if remote else UserError(line))
+
+    def _newest(self) -> int | None:
+        """As the first process sees it; None where a bucket does not answer now."""
+
+        def look() -> int | None:
+            with contextlib.suppress(OSError, TryAgain):
+                return self.latest()
+            return None
+
+        return hosts.of_first(look)
 
     def _begin(self, state: TrainState, meta: Meta) -> bool:
         """Begins to save; False where that fails at once, since there is no room for a folder."""
@@ -161,10 +171,11 @@ class Checkpoints(CheckpointDirectory):
             self._set_aside(step)
             moved = True
         if moved or has_steps(self._aside):  # also at the next start, which is not to begin anew without a word
-            raise UserError(
+            line = (
                 f"{self.directory}: no checkpoint is whole; they were moved to {self._aside}; "
                 f"bring one back from a copy, or start anew with another --workdir"
             )
+            raise alike(UserError(line))
         return None
 
     def _failed(self, reason: str) -> None:

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import UserError, alike
 from deit_jax.base.storage import Place
 from deit_jax.base.threads import map_in_threads
 from deit_jax.data import Source, checksum
@@ -41,9 +41,8 @@ def require_seen(path: Place, flag: str) -> None:
     answers = hosts.gather(str(seen))
     if "False" in answers:
         stranger = hosts.name(answers.index("False"))
-        raise UserError(
-            f"{flag}: {stranger} does not see what {hosts.name(0)} has in {path.parent}; name a place that all share"
-        )
+        line = f"{flag}: {stranger} does not see what {hosts.name(0)} has in {path.parent}; name a place that all share"
+        raise alike(UserError(line))
 
 
 def require_same_data(**splits: Source) -> None:

@@ -6,11 +6,9 @@ from typing import Any
 
 from deit_jax import __version__
 
-COMPUTING = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "tensorstore")
-IMAGES = ("grain", "tensorflow-datasets", "array-record", "scikit-learn", "Pillow", "simplejpeg")
-WHERE_THERE = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
-
-
+PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "optax", "numpy")
+STORES = ("orbax-checkpoint", "tensorstore", "grain", "tensorflow-datasets", "array-record", "scikit-learn")
+PIXELS = ("Pillow", "simplejpeg")
 SETTINGS = (
     "jax_default_matmul_precision",
     "jax_default_prng_impl",
@@ -24,13 +22,13 @@ def settings() -> dict[str, Any]:
     """Of JAX, by the names of their environment variables."""
     import jax  # not at the top: commands tell mistakes before
 
-    return {name.upper(): getattr(jax.config, name) for name in SETTINGS}
+    return {name.upper(): getattr(jax.config, name, None) for name in SETTINGS}
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those that it computes with, by name."""
-    found = {"deit_jax": __version__} | {name: metadata.version(name) for name in (*COMPUTING, *IMAGES)}
-    for name in WHERE_THERE:
+    """Of this package and of those that it computes with, by name; but for what is not there."""
+    found = {"deit_jax": __version__}
+    for name in (*PACKAGES, *STORES, *PIXELS):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -122,10 +122,14 @@ class CheckpointDirectory:
             raise RuntimeError(f"step {step} was not saved: {self.directory} has step {newest}")
         if self._saver is None:
             handlers = {"state": _state_handler(), "meta": ocp.JsonCheckpointHandler()}
-            # Of its own, since the one before may wait for another process for a while.
-            barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"saver_{next(_SAVERS)}")
+            # Of its own, since the one before may wait for another process for a while; and by JAX's service, which
+            # all processes have to be named for: else by the devices, where what still waits would meet other things.
+            barriers = ocp.options.MultiprocessingOptions(
+                active_processes=set(range(jax.process_count())), barrier_sync_key_prefix=f"saver_{next(_SAVERS)}"
+            )
+            options = ocp.CompositeOptions(multiprocessing_options=barriers)
             self._saver = ocp.AsyncCheckpointer(
-                ocp.CompositeCheckpointHandler(**handlers), multiprocessing_options=barriers
+                ocp.CompositeCheckpointHandler(composite_options=options, **handlers), multiprocessing_options=barriers
             )
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(complete(meta, state)))
         self._nbytes = _nbytes(state)

@@ -79,7 +79,8 @@ def test_a_host_shares_its_gpus_out():
     bound = {"SLURM_GPUS_PER_TASK": "4"}, {"SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=4"}, {"SLURM_GPUS_ON_NODE": "8"}
     for variables in bound:
         assert found(SLURM | variables, gpus=4).devices == (0, 1, 2, 3)  # those of the task, which sees no others
-    assert found(SLURM | {"SLURM_GPUS_ON_NODE": "8"}, gpus=8).devices == (4, 5, 6, 7)
+    for of_node in ("8", "", "(null)"):
+        assert found(SLURM | {"SLURM_GPUS_ON_NODE": of_node}, gpus=8).devices == (4, 5, 6, 7)
 
 
 @pytest.mark.parametrize(("environment", "source", "count"), [(SLURM, "SLURM", 2), (OPEN_MPI, "Open MPI", 4)])
@@ -116,6 +117,7 @@ def test_what_a_process_is_called_before_it_has_met_others():
     assert own_name(["-process=1"], NO_TPU) == f"process 1 ({host})"  # as flags may be written
     assert own_name(["--process", "--x"], NO_TPU) == ""
     assert own_name(["--process=3"], NO_TPU | INDEXED) == f"process 3 ({host})"
+    assert own_name(["--coordinator=a:1", "--processes=1", "--process=0"], NO_TPU | INDEXED) == ""
     broken = {"OMPI_MCA_orte_hnp_uri": "x"}, SLURM | {"SLURM_NTASKS": ""}
     assert [own_name([], NO_TPU | environment) for environment in broken] == ["", ""]
 

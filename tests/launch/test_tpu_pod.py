@@ -293,6 +293,7 @@ def test_tail_follows_worker_0_or_all(world, flags, lines):
         ("create --name='a pod' --zone=z-a", "--name=a pod: give small letters"),
         ("create --name=n --zone='z a'", "--zone=z a: no zone"),
         ("create --name=n --zone=z-a", "--type: missing"),
+        ("setup --name=n --zone=z-a --extra=", "--extra: no value; give it as --extra=VALUE"),
         ("create --name=n --zone=z-a --type=v4-8 --slices=0", "--slices=0: give a number"),
         ("create --name=n --zone=z-a --type=v4-8 --sport", "--sport: unknown flag"),
         ("create --name=n --zone=z-a --type=v4-8 --spot --reserved", "--spot --reserved: give one of the two"),
@@ -325,13 +326,17 @@ def test_another_module_and_what_is_in_its_environment(pod):
     home = pod.folder / "workers/0-1"
     assert (home / "trained").read_text().splitlines() == ["-m", "deit_jax.precompute", *TRAIN[1:]]
     assert {"FLAGS=--a=1 --b=it's", "KEY="} <= set((home / "environment").read_text().splitlines())
+    assert "FLAGS" not in (home / "train.log").read_text()  # it may be a secret
 
 
 def test_a_tpu_that_a_person_stopped_is_left_alone(world):
     (world.folder / "states").write_text("STOPPING\nSTOPPED\n")
     resumed = resume(world)
     assert resumed.returncode == 2
-    assert resumed.stderr == "error: pod is STOPPED; gcloud compute tpus tpu-vm start goes on with it\n"
+    assert (
+        resumed.stderr
+        == "error: pod is STOPPED; gcloud compute tpus tpu-vm start pod --zone=us-west4-a, and this again\n"
+    )
     assert [call[4] for call in world.calls()] == ["describe", "describe"]
 
 

@@ -166,6 +166,26 @@ print(checkpoints.steps())
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("early", [0, 1])
+def test_a_save_that_one_process_does_not_wait_for_may_go_on_beside_the_next(early, tmp_path):
+    """As where a bucket took too long: what waits there for the others is not met by what comes after."""
+    text = f"""{SAVED}
+wait = checkpoints.wait
+def tired():
+    checkpoints.give_up()
+    raise TimeoutError("no answer")
+for step in (3, 5):
+    checkpoints.save(state(step), meta)
+    if hosts.index() == {early}: checkpoints.wait = tired
+    checkpoints.save(state(step + 1), meta)
+    checkpoints.wait = wait
+print(checkpoints.finish(), 6 in checkpoints.steps())
+""".replace("ROOT", str(tmp_path))
+    for i, (status, out, err) in enumerate(end(start(text, step_timeout=120))):
+        assert (status, out.splitlines()) == (0, ["True True", f"done {i}"]), err
+
+
+@pytest.mark.long
 def test_a_save_that_one_process_alone_sees_fail_costs_all_one_checkpoint(tmp_path):
     """As of a bucket that has all of it, and answers one of them too late."""
     text = f"""{BEGIN}

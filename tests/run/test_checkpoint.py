@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from deit_jax import parallel
-from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.base.errors import OutOfReach, TryAgain, UserError
 from deit_jax.base.storage import place
 from deit_jax.run.checkpoint import Checkpoints
 from deit_jax.step.optim import adamw
@@ -541,6 +541,20 @@ def test_a_last_save_that_is_told_too_late_to_have_failed_is_there(tmp_path):
     assert checkpoints.steps() == [1, 2]
     checkpoints.wait = wait
     assert int(checkpoints.restore_latest(target(), lambda meta: None).step) == 2
+
+
+def test_a_last_save_is_tried_twice_while_a_bucket_does_not_answer(tmp_path, monkeypatch):
+    """Nor tells what it has."""
+    checkpoints, tries = saved(tmp_path / "checkpoints"), []
+
+    def silent():
+        raise OutOfReach("gs://a/b", "no answer")
+
+    monkeypatch.setattr(checkpoints, "latest", silent)
+    monkeypatch.setattr(checkpoints, "_begin", lambda *given: tries.append(given))
+    with pytest.raises(UserError, match=r"step 2 could not be saved") as told:
+        checkpoints.save(a_state(2), META, last=True)
+    assert (len(tries), told.value.alike) == (2, True)
 
 
 def test_a_disk_that_stays_full_ends_the_run(tmp_path):
