@@ -71,7 +71,9 @@ def test_a_data_parallel_step_moves_its_gradients_once_and_nothing_else(name):
     assert gradients.keys() <= SUMS | ({"all-gather"} if in_parts else set())
     summed = gradients.get("all-reduce", 0) + inside * gradients.get("reduce-scatter", 0)
     losses = 8 if plan["teacher"] else 4  # and that of the labels alone
-    assert whole <= summed <= (1.001 * whole if in_parts else whole + losses)
+    most = 1.001 * whole if in_parts else whole + losses
+    # Of micro-batches the compiler for GPUs sums some gradients one by one.
+    assert whole <= summed <= (2 * most if "--config.optim.accumulation=2" in plan["command"] else most)
     assert gradients.get("all-gather", 0) <= 1.001 * whole
     assert ("dcn all-reduce" in gradients) == (plan["slices"] > 1)
     assert gradients.get("dcn all-reduce", 0) <= 2 * whole / inside

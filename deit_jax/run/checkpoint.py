@@ -14,7 +14,7 @@ from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, remov
 from deit_jax.parallel import hosts
 from deit_jax.step.state import TrainState
 from deit_jax.weights.meta import CorruptCheckpoint, Meta
-from deit_jax.weights.orbax import CheckpointDirectory
+from deit_jax.weights.orbax import AlreadyThere, CheckpointDirectory
 
 FAILURES = 3  # of checkpoints in a row, after which a run has nothing to hope for
 
@@ -88,6 +88,10 @@ class Checkpoints(CheckpointDirectory):
             failed = ""
             try:
                 super().save(state, meta)
+            except AlreadyThere as error:
+                if not self._failures:
+                    raise
+                failed = _reason(error)  # since a save that was given up went on
             except (OSError, ValueError, TryAgain) as error:
                 failed = _reason(error)
             objections = hosts.objections(failed)

@@ -43,6 +43,10 @@ _SAVERS, _SAVES = itertools.count(), itertools.count()  # of this process, in st
 SLICE = 2**14  # bytes of an array that a replica writes at least
 
 
+class AlreadyThere(RuntimeError):
+    """There is such a step, or a later one."""
+
+
 class CheckpointDirectory:
     """The steps in an absolute directory, which need not exist until one is saved."""
 
@@ -114,12 +118,12 @@ class CheckpointDirectory:
         Raises:
             OSError: there is no room for a folder, or `TryAgain`: the bucket does not answer; in all processes alike,
                 none of which has begun anything.
-            RuntimeError: there is such a step, or a later one.
+            AlreadyThere: in all processes alike, too.
         """
         step = int(state.step)
         newest = max(self._saving, self._make_room())
         if step <= newest:
-            raise RuntimeError(f"step {step} was not saved: {self.directory} has step {newest}")
+            raise AlreadyThere(f"step {step} was not saved: {self.directory} has step {newest}")
         if self._saver is None:
             handlers = {"state": _state_handler(), "meta": ocp.JsonCheckpointHandler()}
             # Of its own, since the one before may wait for another process for a while; and by JAX's service, which
