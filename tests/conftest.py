@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -34,6 +35,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # the other is writing, and JAX's warning of that is an error here. What they have in common compiles in seconds.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
+
+# As commands have it: where a save fails, Orbax leaves what asyncio tells of in the midst of some later test.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 # Bytecode is kept, wherever the environment says otherwise: some hundred processes import the package.
 sys.dont_write_bytecode = False
