@@ -258,8 +258,16 @@ class Peers:
 
     def _hung(self, line: str) -> None:
         others = [peer for peer in range(self.count) if peer != self.index]
-        others.sort(key=lambda peer: self._at(peer) == self._at(self.index))  # who is somewhere else is who is missing
-        self.leave(75, "; ".join([line, *(f"{self.name(peer)} is at {self._at(peer)}" for peer in others[:8])]))
+        # Who is silent is missing, and then who is somewhere else.
+        others.sort(key=lambda peer: (not self._is_silent(peer), self._at(peer) == self._at(self.index)))
+        self.leave(75, "; ".join([line, *map(self._where, others[:8])]))
+
+    def _is_silent(self, peer: int) -> bool:
+        return self._quiet[peer] > 3 * self._beat_every
+
+    def _where(self, peer: int) -> str:
+        told = f", silent for {self._quiet[peer]:.0f} seconds, was" if self._is_silent(peer) else " is"
+        return f"{self.name(peer)}{told} at {self._at(peer)}"
 
     def _at(self, peer: int) -> str:
         return (self.watchdog.doing if peer == self.index else self._signs[peer][1]) or "its start"

@@ -186,6 +186,7 @@ def test_one_that_hangs_is_named_with_its_stacks():
 def test_of_many_those_are_named_that_are_somewhere_else(monkeypatch):
     peers = Peers(None, "a:1", 3, 64, step_timeout=30)
     peers._signs = [("7", "the data of step 7" if peer in (20, 63) else "step 7") for peer in range(64)]
+    peers._quiet[41] = 18.4
     peers.watchdog.at("step 7")
     told = []
     monkeypatch.setattr(peers, "leave", lambda status, line: told.append((status, line)))
@@ -193,9 +194,10 @@ def test_of_many_those_are_named_that_are_somewhere_else(monkeypatch):
     ((status, line),) = told
     assert status == 75
     assert line.startswith(
-        "step 7 has taken long; process 20 is at the data of step 7; process 63 is at the data of step 7; process 0 is"
+        "step 7 has taken long; process 41, silent for 18 seconds, was at step 7; process 20 is at the data of step 7; "
+        "process 63 is at the data of step 7; process 0 is at step 7; "
     )
-    assert line.count(" is at ") == 8
+    assert line.count(" at ") == 8
 
 
 def test_a_service_that_is_gone_is_process_0s(monkeypatch):
