@@ -233,6 +233,7 @@ def test_a_model_without_prefix_tokens(photos, monkeypatch, refused) -> None:
     assert refused(*photos).startswith("--weights: this model has no class token")
 
 
+@pytest.mark.long
 def test_a_network_without_attention(photos, monkeypatch, refused) -> None:
     stand_in(monkeypatch, small_convnet(), Card(CONVNET, {}, NAMES, PREPROCESSING))
     assert refused(*photos).startswith("--weights: x is of regnety_002, which has no attention; name a ViT's")

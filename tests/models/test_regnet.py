@@ -72,6 +72,7 @@ def test_parameters_have_timms_names():
     assert len(flatten(net, nnx.Param)) + len(flatten(net, nnx.BatchStat)) == len(shapes)
 
 
+@pytest.mark.long
 def test_every_block_starts_as_its_shortcut():
     net = RegNet(**SHALLOW | {"num_classes": 13}, rngs=nnx.Rngs(0))
     assert not any(value.any() for path, value in flatten(net).items() if path.endswith("conv3.bn.scale"))

@@ -355,7 +355,7 @@ from deit_jax.run.interrupt import Stopped
 try:
     raise {error}
 finally:
-    time.sleep(4 * (hosts.index() == 0))
+    time.sleep(2 * (hosts.index() == 0))
     print("cleaned", flush=True)
 """
     (first, *said), (other, *silent) = end(start(text))

@@ -347,6 +347,7 @@ def test_places_that_are_none(bucket, workdir, line, monkeypatch):
         main.main([*FLAGS, f"--workdir={workdir}"])
 
 
+@pytest.mark.long
 def test_a_bucket_that_may_not_be_written_is_named(bucket):
     with proxy() as server:
         server.forbids.set()

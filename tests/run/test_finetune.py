@@ -70,6 +70,7 @@ def test_the_run_begins_with_the_weights_bit_for_bit(before, photos):
     assert int(state.step) == 0
 
 
+@pytest.mark.long
 def test_a_linear_probe_moves_the_heads_alone(before, photos, tmp_path, capsys):
     config = finetuning(before, photos, optim__trainable="head", total_steps=3)
     train.train(config, tmp_path / "run")

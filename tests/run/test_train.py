@@ -264,6 +264,7 @@ def test_weights_alone_are_no_run_to_go_on_with(tmp_path):
         train.train(CONFIG, tmp_path)
 
 
+@pytest.mark.long
 def test_utilisation_is_told_where_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(peak, "MATMULS_CPU", (64, 2))
     run = tiny_run(replace(CONFIG, "log", utilisation="on"))
@@ -396,6 +397,7 @@ def test_a_stream_that_fails_costs_no_step(finished, tmp_path, monkeypatch):
     assert final_state(tmp_path) == final_state(finished[0])
 
 
+@pytest.mark.long
 def test_a_run_that_waits_for_its_data_saves_and_ends(finished, tmp_path, monkeypatch):
     def hang():
         signal.raise_signal(signal.SIGTERM)

@@ -64,6 +64,7 @@ def test_muon_takes_no_convolution(name):
     assert not any(match_all(optim.MUON_RULES, flatten(abstract_model(name), nnx.Param)).values())
 
 
+@pytest.mark.long
 def test_lamb_has_one_form_with_and_without_decay():
     """So that a resume may change it; without decay nothing has a trust ratio."""
     params = {name: jax.device_put(value) for name, value in make_optimizers.parameters().items()}

@@ -367,6 +367,7 @@ def test_a_checkpoint_with_values_that_are_no_weights(tmp_path):
 # Convolutional networks
 
 
+@pytest.mark.long
 def test_convolutional_networks_by_their_names(tmp_path):
     """With torch's counters, which are no weights."""
     weights = convolutional("regnety_002", num_classes=7)
