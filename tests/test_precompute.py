@@ -2,9 +2,14 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +147,40 @@ def test_an_interrupted_recording_keeps_its_chunks(command, recorded, tmp_path, 
     assert sorted(path.name for path in (tmp_path / "store" / "done").iterdir()) == ["0", "1"]
     command(f"--output={tmp_path / 'store'}")
     assert content(tmp_path / "store") == content(recorded)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_a_killed_recording_goes_on(teacher, command, tmp_path, where, request):
+    """Six kills while it writes, each after another whole chunk; the seventh start ends it."""
+    whole = tmp_path / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precompute, "CHUNKS", 50)  # of a batch each
+        command(f"--output={whole}")
+    output = str(tmp_path / "store") if where == "folder" else f"{request.getfixturevalue('bucket')}/store"
+    store = place(output, "")
+    start = [sys.executable, "-m", "deit_jax.precompute", f"--config={tmp_path / 'config.py'}", f"--output={output}"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+
+    def chunks():
+        return {path.name for path in (store / "done").iterdir()} if (store / "done").is_dir() else set()
+
+    kept, killed = chunks(), 0
+    for pause in np.random.default_rng(0).uniform(0, 0.05, size=6):
+        with subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            while process.poll() is None and chunks() == kept:
+                time.sleep(0.005)
+            time.sleep(pause)
+            process.kill()
+        killed += process.returncode == -signal.SIGKILL
+        assert kept < chunks() or process.returncode == 0, process.stderr.read()
+        kept = chunks()
+    assert killed > 2
+    done = subprocess.run(start, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["recorded"] == ROWS - 32 * len(kept)
+    with here(store) as copy:
+        assert content(copy) == content(whole)
 
 
 @pytest.mark.long
