@@ -109,10 +109,7 @@ class Failures:
     def _keep_weights(self, folder: Place, failed: int, state: TrainState) -> bool:
         step = jax.device_put(np.int32(failed - 1), state.step.sharding)
         weights, kept = CheckpointDirectory(folder), dataclasses.replace(state, step=step, opt_state=(), ema={})
-        if self._done(failed, lambda: weights.save(kept, self._meta)) and self._done(failed, weights.close):
-            return True
-        weights.give_up()  # in all alike, where that of one alone has failed
-        return False
+        return self._done(failed, lambda: weights.save(kept, self._meta)) and self._done(failed, weights.close)
 
     def _keep_rows(self, folder: Place, batch: Batch, count: int) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(batch)
