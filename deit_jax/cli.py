@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,7 +27,9 @@ from deit_jax.base.cluster import own_name
 from deit_jax.base.errors import TryAgain, UserError, nearest
 from deit_jax.base.storage import place
 from deit_jax.base.text import printable
+from deit_jax.config.fields import known_as
 from deit_jax.config.given import check_overrides, keep_given_units, load_config, take_config
+from deit_jax.config.reference import in_a_terminal
 from deit_jax.config.resolve import flatten, to_dict
 from deit_jax.config.schema import Config
 from deit_jax.run.interrupt import LINE, Interrupted
@@ -47,15 +50,19 @@ def parse(usage: str, define: Define, argv: Sequence[str]) -> tuple[flags.FlagVa
     Raises:
         UserError: an unknown flag, or a value that its flag does not take.
     """
+    values, beside = _parsed(define, argv)
+    if HELP & set(argv):
+        _help(usage, values)
+    return values, beside
+
+
+def _parsed(define: Define, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     values = flags.FlagValues()
     try:
         define(values)  # which for a config parses its overrides
-        if HELP & set(argv):
-            print(f"{usage.strip()}\n\n{values.get_help()}")
-            raise SystemExit(0)
-        return values, values(["deit_jax", *argv])[1:]
+        return values, values(["deit_jax", *(argument for argument in argv if argument not in HELP)])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"--{error.flagname}: unknown flag{nearest(error.flagname, _names(values))}") from error
+        raise UserError(f"--{error.flagname}: unknown flag{_nearest_flag(error.flagname, values)}") from error
     except (flags.Error, ValueError) as error:  # the latter of --noFLAG=VALUE
         raise UserError(" ".join(str(error).split())) from error
 
@@ -81,13 +88,20 @@ def parse_with_config(usage: str, define: Define, argv: Sequence[str]) -> tuple[
     def define_all(values: flags.FlagValues) -> None:
         define(values)
         config_flags.DEFINE_config_dict(
-            "config", config, "FILE[:ARGUMENT]: the run; --config.field=value changes it", values, sys_argv=rest
+            "config",
+            config,
+            "FILE[:ARGUMENT]: the run; --config.field=value changes it, --config=FILE --help tells the fields",
+            values,
+            sys_argv=rest,
         )
 
-    values, beside = parse(usage, define_all, rest)
+    values, beside = _parsed(define_all, rest)
     if beside:
         raise UserError(f"{beside[0]}: not a flag; fields are set as --config.field=value")
     keep_given_units(config, config_flags.get_override_values(values["config"]))
+    if HELP & set(rest):
+        fields = f"\n\nThe fields of {source}, each with its value here:\n\n{in_a_terminal(config.to_dict())}"
+        _help(usage, values, fields if source else "")
     return values, config, Path(source.partition(":")[0]).stem
 
 
@@ -303,5 +317,22 @@ def start_jax() -> str:
     return platform
 
 
-def _names(values: flags.FlagValues) -> list[str]:
-    return [name for name in values if len(name) > 1 and not name.startswith("no")]
+def _help(usage: str, values: flags.FlagValues, more: str = "") -> NoReturn:
+    """Prints how a command is used, a line a flag, and whatever more there is to say; exits."""
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        if name != flag.name or name.startswith("config."):  # an alias, or a field
+            continue
+        default = f" [{flag.default}]" if flag.default not in (None, "", [], False) and name != "config" else ""
+        shown = f"[no]{name}" if flag.boolean else name
+        lines.append(textwrap.fill(f"--{shown}: {flag.help}{default}", 100, subsequent_indent="    "))
+    print(usage.strip(), "", *lines, sep="\n", end=f"{more}\n")
+    raise SystemExit(0)
+
+
+def _nearest_flag(name: str, values: flags.FlagValues) -> str:
+    """`; did you mean --a?`: where there is a config, it may have a field that goes by this name."""
+    if "config" in values and (fields := known_as(name)):
+        return f"; did you mean {' or '.join(f'--config.{field}' for field in fields)}?"
+    return nearest(name, [name for name in values if len(name) > 1 and not name.startswith("no")])

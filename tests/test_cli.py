@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from deit_jax import cli, main
 from deit_jax.base.errors import TryAgain, UserError
+from deit_jax.config.fields import field_paths
 from deit_jax.config.resolve import resolve
 from deit_jax.config.schema import Duration
 from deit_jax.parallel import hosts
@@ -443,6 +444,16 @@ def test_help_says_how_to_launch_and_which_flags_there_are(capsys):
             assert text in out
 
 
+def test_help_of_a_config_tells_its_fields(capsys):
+    with pytest.raises(SystemExit):
+        main.main([CONFIG, "--config.optim.weight_decay=0.25", "--help"])
+    out = capsys.readouterr().out
+    for path in field_paths():
+        assert f"\n  --config.{re.sub('_(steps|epochs|examples)$', '_', path)}" in out
+    assert "--config.optim.weight_decay=0.25  (a number at least 0)\n      of matrices and kernels" in out
+    assert "--config.total_epochs=80" in out
+
+
 def test_help_and_mistakes_wait_for_no_jax():
     code = "import sys, deit_jax.main; print(sorted({'jax', 'numpy', 'PIL', 'grain'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
@@ -603,7 +614,9 @@ def test_a_config_file_may_look_at_its_own_path(config_file):
         ([CONFIG, "--config.log.progress", "False"], "False: not a flag; "),
         ([CONFIG, "--wrkdir=x"], "--wrkdir: unknown flag; did you mean workdir?"),
         ([CONFIG, "--md", "train"], "--md: unknown flag; did you mean mode?"),
-        ([CONFIG, "--seed=3"], "--seed: unknown flag; did you mean step?"),
+        ([CONFIG, "--seed=3"], "--seed: unknown flag; did you mean --config.seed?"),
+        ([CONFIG, "--lr=3"], "--lr: unknown flag; did you mean --config.optim.learning_rate?"),
+        ([CONFIG, "--config.optim.lr=3"], "config.optim.lr: unknown field; did you mean optim.learning_rate?"),
         ([CONFIG, "--mode=trian"], "flag --mode=trian: value should be one of <train|evaluate|plan|replay>"),
         ([CONFIG, "--workdir"], "Missing value for flag --workdir"),
         ([CONFIG, "--flagfile=nowhere"], "nowhere"),

@@ -7,8 +7,9 @@ from types import ModuleType
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from deit_jax.base.errors import UserError, nearest
-from deit_jax.config.resolve import field_paths, flatten
+from deit_jax.base.errors import UserError
+from deit_jax.config.fields import field_paths, nearest_field
+from deit_jax.config.resolve import flatten
 from deit_jax.config.schema import UNITS
 
 
@@ -65,7 +66,7 @@ def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
             raise UserError(
                 f"config.{override[1]}: missing; start from a recipe (deit_jax.config.recipes), which has it"
             )
-        raise UserError(f"config.{override[1]}: unknown field{nearest(override[1], field_paths())}")
+        raise UserError(f"config.{override[1]}: unknown field{nearest_field(override[1])}")
 
 
 def keep_given_units(config: ConfigDict, overrides: Collection[str]) -> None:

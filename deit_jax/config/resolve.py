@@ -10,11 +10,12 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
-from deit_jax.base.errors import UserError, nearest
+from deit_jax.base.errors import UserError
 from deit_jax.base.rules import first_match
 from deit_jax.config.contradictions import check_contradictions
+from deit_jax.config.fields import nearest_field
+from deit_jax.config.ranges import check_ranges
 from deit_jax.config.schema import UNITS, Config, Duration
-from deit_jax.config.sizes import LARGEST
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
 
@@ -69,57 +70,12 @@ HOW = {
     "tpu": {"dtype": "bfloat16", "attention": "xla", "patch_embedding": "conv"},
 }
 
-_POSITIVE = 1e-12
-
-# Fields (by path) with the values that they admit.
-_RANGES = [
-    (r"^seed$", 0, 2**32 - 1),  # JAX's keys take so much
-    (r"\.(prefetch|mixup|cutmix|min_learning_rate|warmup_learning_rate|weight_decay|clip_norm)$", 0, math.inf),
-    (
-        r"^data\.threads$|teacher\.image_size$|^model\.(patch_size|width|depth|heads)$|^guard\.max_rollbacks$",
-        0,
-        math.inf,
-    ),
-    (r"(_steps|_epochs|_examples)$", 0, math.inf),
-    (
-        r"(batch_size|image_size|repeats|group|min_count|max_count|accumulation|keep|max_skipped|mesh\.(fsdp|tensor|slices))$",
-        1,
-        math.inf,
-    ),
-    (r"\.(learning_rate|eps|tau|std\.\d)$", _POSITIVE, math.inf),
-    (
-        r"\.(probability|switch_probability|flip|color_jitter|max_corrupt|alpha|cutmix_minmax\.\d)$|^cosub\.weight$",
-        0,
-        1,
-    ),
-    (r"\.(label_smoothing|drop_path|decay|b1|b2|momentum|threshold)$", 0, 1 - 1e-9),
-    (r"\.crop_ratio$", 1 / 16, 1),  # below, images become large before they are cut
-    (r"\.(crop_scale\.\d|area\.\d|layer_decay|decay_rate)$", 1e-3, 1),
-    (r"\.(aspect|crop_aspect)\.\d$", 1e-2, 1e2),
-    (r"", -math.inf, math.inf),
-]
-
-# The most that they may be, so that no number takes all memory or time: far beyond what anybody has use for.
-_LIMITS = [
-    (r"^seed$", 2**32 - 1),
-    (r"_steps$|^guard\.", 2**31 - 1),  # the state counts in int32
-    (r"_epochs$", 10**6),
-    (r"_examples$", 2**53),
-    (r"^model\.depth$", 256),
-    (r"_count$", 64),
-    (r"^model\.(heads|patch_size)$", 1024),
-    (r"^model\.width$", 16_384),
-    (r"image_size$", LARGEST),
-    (r"^data\.(threads|prefetch)$", 4096),
-    (r"", 10**6),
-]
-
 
 def resolve(config: Any) -> Config:
     """The frozen `Config` of a ConfigDict (or nested mapping); `UserError` naming the first wrong field."""
     tree = config.to_dict() if hasattr(config, "to_dict") else config
     resolved = _build(Config, tree, "")
-    _check_ranges(resolved)
+    check_ranges(flatten(to_dict(resolved)))
     check_contradictions(resolved)
     return resolved
 
@@ -206,17 +162,6 @@ def check_same(
     return changes
 
 
-def field_paths(cls: type = Config, prefix: str = "") -> Iterator[str]:
-    """Every leaf that a complete config has, as a dotted path."""
-    for name, kind in typing.get_type_hints(cls).items():
-        if kind is Duration:
-            yield from (f"{prefix}{name}_{unit}" for unit in UNITS)
-        elif dataclasses.is_dataclass(kind):
-            yield from field_paths(typing.cast(type, kind), f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
 def _build(cls: type, tree: Any, prefix: str) -> Any:
     if not isinstance(tree, Mapping):
         raise UserError(f"config.{prefix[:-1]}: is {tree!r}, should be a group of fields")
@@ -236,7 +181,7 @@ def _build(cls: type, tree: Any, prefix: str) -> Any:
             values[name] = take(name, kind)
     if left:
         wrong = prefix + next(iter(left))
-        raise UserError(f"config.{wrong}: unknown field{nearest(wrong, field_paths())}")
+        raise UserError(f"config.{wrong}: unknown field{nearest_field(wrong)}")
     return cls(**values)
 
 
@@ -274,19 +219,3 @@ def _plain(value: Any) -> Any:
         else:
             plain[field.name] = _plain(item)
     return plain
-
-
-def _check_ranges(config: Config) -> None:
-    rules = [(pattern, (low, high)) for pattern, low, high in _RANGES]
-    for path, value in flatten(to_dict(config)):
-        entries = {f"{path}.{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {path: value}
-        for entry, number in entries.items():
-            low, high = first_match(rules, entry)
-            if not isinstance(number, int | float):
-                continue
-            if not low <= number <= high:
-                least = "positive" if low == _POSITIVE else f"at least {low:g}"
-                bounds = least if high == math.inf else f"from {low} to {high}"
-                raise UserError(f"config.{path}: is {value!r}, should be {bounds}")
-            if abs(number) > (most := first_match(_LIMITS, entry)):
-                raise UserError(f"config.{path}: is {value!r}, should be at most {most:,}")

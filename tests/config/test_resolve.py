@@ -13,10 +13,10 @@ import deit_jax
 from deit_jax import cli
 from deit_jax.base.errors import UserError, nearest
 from deit_jax.config import recipes
+from deit_jax.config.fields import field_paths
 from deit_jax.config.resolve import (
     LATER,
     check_same,
-    field_paths,
     flatten,
     for_platform,
     resolve,
@@ -244,7 +244,7 @@ BELOW_ONE = ["mixing__label_smoothing", "model__drop_path", "ema__decay", "optim
         *((name, 0, "at least 1") for name in POSITIVE),
         *((name, value, "positive") for name in POSITIVE_REAL for value in (0.0, -1.0)),
         *((name, value, "from 0 to 1") for name in SHARES for value in (-0.01, 1.01)),
-        *((name, value, "from 0 to 0.999999999") for name in BELOW_ONE for value in (-0.01, 1.0)),
+        *((name, value, "from 0 to below 1") for name in BELOW_ONE for value in (-0.01, 1.0)),
         ("seed", -1, "from 0 to 4294967295"),
         ("seed", 2**32, "from 0 to 4294967295"),
         ("data__crop_ratio", 0.06, "from 0.0625 to 1"),
