@@ -28,7 +28,7 @@ from deit_jax.base.errors import TryAgain, UserError, nearest
 from deit_jax.base.storage import place
 from deit_jax.base.text import printable
 from deit_jax.config.fields import known_as
-from deit_jax.config.given import check_overrides, keep_given_units, load_config, take_config
+from deit_jax.config.given import check_overrides, keep_given_units, load_config, name_of, take_flag
 from deit_jax.config.reference import in_a_terminal
 from deit_jax.config.resolve import flatten, to_dict
 from deit_jax.config.schema import Config
@@ -67,17 +67,23 @@ def _parsed(define: Define, argv: Sequence[str]) -> tuple[flags.FlagValues, list
         raise UserError(" ".join(str(error).split())) from error
 
 
-def parse_with_config(usage: str, define: Define, argv: Sequence[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
+def parse_with_config(
+    usage: str, define: Define, argv: Sequence[str], otherwise: str = ""
+) -> tuple[flags.FlagValues, ConfigDict, str]:
     """As `parse`, for a command that takes `--config=FILE[:ARGUMENT]` and `--config.section.field=value`.
 
+    Args:
+        otherwise: the config where none is named.
+
     Returns:
-        The flags, the config with the overrides applied, and the config file's name without folder and suffix.
+        The flags, the config with the overrides applied, and what a run of it is called.
 
     Raises:
         UserError: as `parse`; also a config that is missing, fails or is not one, an override of a field that it does
             not have, or arguments beside the flags.
     """
-    source, rest = take_config(argv)
+    source, rest = take_flag(argv, "config")
+    source = source or otherwise
     if not source:
         if not HELP & set(argv):
             raise UserError("--config: missing; name a file, such as --config=configs/quickstart.py")
@@ -102,7 +108,7 @@ def parse_with_config(usage: str, define: Define, argv: Sequence[str]) -> tuple[
     if HELP & set(rest):
         fields = f"\n\nThe fields of {source}, each with its value here:\n\n{in_a_terminal(config.to_dict())}"
         _help(usage, values, fields if source else "")
-    return values, config, Path(source.partition(":")[0]).stem
+    return values, config, name_of(source)
 
 
 def run(main: Callable[[Sequence[str]], int | None], *, goes_on: bool = False) -> None:

@@ -1,9 +1,13 @@
 """Trains or evaluates what a config describes, tells what training it takes, or looks into a step that failed.
 
-    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR|gs://BUCKET/NAME] [--mode=train|evaluate]
+    python -m deit_jax.main --config=configs/quickstart.py [--workdir=DIR|gs://BUCKET/NAME]
         [--config.section.field=value ...]
-    python -m deit_jax.main --config=... --mode=plan [--topology=v5e:16x16] [--slices=2] [--utilisation=0.4]
-    python -m deit_jax.main --config=... --workdir=... --mode=replay --step=N
+    python -m deit_jax.main --mode=evaluate --workdir=DIR [--config.section.field=value ...]
+    python -m deit_jax.main --mode=replay --workdir=DIR --step=N
+    python -m deit_jax.main --mode=plan --config=... [--topology=v5e:16x16] [--slices=2] [--utilisation=0.4]
+
+A run has its config in its workdir, DIR/config.json, which --config takes as well; to evaluate it or to replay a step
+none has to be named.
 
 A plan allocates nothing of the run, and writes nothing. With --topology it compiles the training step for these chips,
 of which none need be there: docs/planning.md. A replay runs a step again that was not finite: docs/training.md.
@@ -22,6 +26,7 @@ from absl import flags
 from deit_jax import cli
 from deit_jax.base.errors import UserError
 from deit_jax.base.storage import Place, place
+from deit_jax.config.given import take_flag
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
 from deit_jax.run.workdir import own
@@ -43,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_float("utilisation", None, "of the chips' peak, to plan with", flag_values=values)
         cli.define_hosts(values)
 
-    given, config_dict, stem = cli.parse_with_config(__doc__ or "", define, argv)
-    root = place(given.workdir or f"runs/{stem}", "--workdir")
+    given, config_dict, name = cli.parse_with_config(__doc__ or "", define, argv, _config_of_run(argv))
+    root = place(given.workdir or f"runs/{name}", "--workdir")
     config = resolve(config_dict)
     for mode, names in FLAGS_OF.items():
         for name in names if given.mode != mode else ():
@@ -75,6 +80,12 @@ def main(argv: Sequence[str]) -> int:
             _tell(error.result)
             raise
     return 0
+
+
+def _config_of_run(argv: Sequence[str]) -> str:
+    """The config of the run in `--workdir`, for modes that look at what is there; "" for others."""
+    mode, workdir = (take_flag(argv, name)[0] for name in ("mode", "workdir"))
+    return f"{workdir.rstrip('/')}/config.json" if workdir and mode in ("evaluate", "replay") else ""
 
 
 def _plan(config: Config, workdir: Place, given: flags.FlagValues) -> int:

@@ -17,11 +17,13 @@ import jax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
+from tiny import replace
 
 from deit_jax import cli, main
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config.fields import field_paths
-from deit_jax.config.resolve import resolve
+from deit_jax.config.given import name_of
+from deit_jax.config.resolve import resolve, to_dict
 from deit_jax.config.schema import Duration
 from deit_jax.parallel import hosts
 from deit_jax.run import evaluate, train
@@ -583,6 +585,25 @@ def test_a_config_file_is_read_anew_each_time(config_file, monkeypatch):
     assert [entry.name for entry in path.parent.iterdir() if entry.name != "empty"] == ["given.py"]
 
 
+def test_the_config_of_a_run_stands_in_its_workdir(tmp_path, runs):
+    """Of a run to evaluate none has to be named; --config takes it, too, and goes on where it lies."""
+    given = [CONFIG, "--config.data.crop_scale=(0.5, 1)", "--config.optim.weight_decay=0"]
+    main.main([*given, f"--workdir={tmp_path / 'runs' / 'mine'}"])
+    ((_, config, workdir),) = runs
+    workdir.mkdir(parents=True)
+    stored = to_dict(config)
+    del stored["optim"]["decay_rate"], stored["cosub"]["weight"]  # of a time before there were these
+    (workdir / "config.json").write_text(json.dumps(stored))
+    main.main(["--mode", "evaluate", "--workdir", f"{workdir}/"])
+    main.main(["--mode=evaluate", f"--workdir={workdir}", "--config.eval.batch_size=64"])
+    main.main([f"--config={workdir / 'config.json'}", f"--workdir={workdir}"])
+    assert runs[1] == ("evaluate", config, workdir)
+    assert runs[2] == ("evaluate", replace(config, "eval", batch_size=64), workdir)
+    assert runs[3] == ("train", config, workdir)
+    assert name_of(str(workdir / "config.json")) == "mine"
+    assert name_of("configs/deit_tiny.py:hardware=tpu") == "deit_tiny"
+
+
 def test_a_config_file_may_look_at_its_own_path(config_file):
     flag = config_file(
         "from pathlib import Path\nfrom deit_jax import recipes\n"
@@ -606,7 +627,13 @@ def test_a_config_file_may_look_at_its_own_path(config_file):
         (["--config.seed=3"], "--config: missing; "),
         (["--config.seed=3", "--noconfig.log.progress", "--config.what=1"], "--config: missing; "),
         (["--config=nowhere.py"], "--config: nowhere.py is not a Python file that exists"),
-        (["--config=."], "--config: . is not a Python file that exists"),
+        (["--config=."], "--config: . is neither a Python file nor the config.json of a run"),
+        (
+            ["--config=no/config.json"],
+            "no/config.json: cannot be read: No such file or directory; name the config that",
+        ),
+        (["--mode=evaluate"], "--config: missing; name a file"),
+        (["--mode=replay", "--workdir=no"], "no/config.json: cannot be read: "),
         ([CONFIG, CONFIG], "flag --config="),
         ([CONFIG, "stray"], "stray: not a flag; fields are set as --config.field=value"),
         ([CONFIG, "seed=3"], "seed=3: not a flag; "),

@@ -4,21 +4,24 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from deit_jax.base.errors import UserError
+from deit_jax.base.forms import read_json
+from deit_jax.base.storage import Place, place
 from deit_jax.config.fields import field_paths, nearest_field
-from deit_jax.config.resolve import flatten
+from deit_jax.config.resolve import LATER, flatten
 from deit_jax.config.schema import UNITS
 
 
-def take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The value of `--config=...` or `--config ...`, and the other arguments."""
+def take_flag(argv: Sequence[str], flag: str) -> tuple[str, list[str]]:
+    """The value of `--FLAG=...` or `--FLAG ...`, and the other arguments."""
     rest = list(argv)
     for i, argument in enumerate(rest):
         name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
+        if name in (f"--{flag}", f"-{flag}"):
             stop = i + 1 if equals else i + 2
             value = value if equals else "".join(rest[i + 1 : stop])
             return value, rest[:i] + rest[stop:]
@@ -26,10 +29,16 @@ def take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def load_config(source: str) -> ConfigDict:
-    """Runs the `get_config` of `FILE[:ARGUMENT]`; `UserError` where there is no such file, or it fails."""
+    """Runs the `get_config` of `FILE.py[:ARGUMENT]`, or reads the `config.json` of a run.
+
+    Raises:
+        UserError: there is no such file, or it fails.
+    """
+    if source.endswith(".json"):
+        return _config_of_run(place(source, "--config"))
     path, _, argument = source.partition(":")
     if not path.endswith(".py"):
-        raise UserError(f"--config: {path} is not a Python file that exists")
+        raise UserError(f"--config: {path} is neither a Python file nor the config.json of a run")
     try:
         if not Path(path).is_file():  # reading a pipe would wait for ever
             raise ValueError
@@ -53,6 +62,28 @@ def load_config(source: str) -> ConfigDict:
     except BaseException as error:  # whatever a file raises that ends itself, RecursionError of a config in itself
         raise UserError(f"--config: {path} failed with {type(error).__name__}: {error}") from error
     return config
+
+
+def name_of(source: str) -> str:
+    """What the run of a config is called: as the file, or for the `config.json` of a run as its folder."""
+    if source.endswith(".json"):
+        return place(source, "--config").parent.name
+    return Path(source.partition(":")[0]).stem
+
+
+def _config_of_run(path: Place) -> ConfigDict:
+    def typed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: typed(field) for name, field in value.items()}
+        return tuple(value) if isinstance(value, list) else value  # JSON has no tuples, and a config no lists
+
+    content = typed(read_json(path, dict, mend="name the config that the run was started with by --config"))
+    for name, value in LATER.items():  # of fields that came later than the run
+        section, _, field = name.rpartition(".")
+        group = content.get(section, {}) if section else content
+        if isinstance(group, dict):
+            group.setdefault(field, value)
+    return ConfigDict(content)
 
 
 def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:

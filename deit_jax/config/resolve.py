@@ -18,15 +18,23 @@ from deit_jax.config.ranges import check_ranges
 from deit_jax.config.schema import UNITS, Config, Duration
 
 STREAM, SHAPE, BEGINNING = "the data stream", "the state's shape", "the weights that the run began with"
+TRAINING = "how the run was trained"
 
-# What a resume may not change, and why. Everything else may change, and is announced.
+# What decides what. A resume may not change the first three; a change of the fourth is announced, unless there is
+# nothing left to train. The rest is how things are computed, read, told and kept.
 _FIXED = [
     (r"^(seed|batch_size)$|^data\.(name|train_split|image_size|crop_scale|flip)$|^(mixing|erasing)\.", STREAM),
     (r"^data\.(image_size_schedule|crop|crop_aspect|interpolation|augment|color_jitter|repeats|exif)$", STREAM),
     (r"^model\.(name|patch_size|width|depth|heads|global_pool|stem)$", SHAPE),
     (r"^optim\.(trainable|name)$|^ema\.decay$", SHAPE),  # the average: on or off, that is
     (r"^init_from$", BEGINNING),
-    (r"", None),
+    (
+        r"^total_|^(guard|log|checkpoint|eval|mesh)\.|^data\.(dir|eval_split|crop_ratio|threads|prefetch|max_corrupt)$",
+        None,
+    ),
+    (r"^model\.(num_classes|dtype|attention|patch_embedding|remat)$|^optim\.(accumulation|gradient_dtype)$", None),
+    (r"^distillation\.(top_k|store|teacher\.evaluate)$", None),
+    (r"", TRAINING),
 ]
 
 # Fields that came later than some run, with the value that means "as it was before there was the field": so that
@@ -138,7 +146,7 @@ def check_same(
     A field of `LATER` that `stored` lacks had its value of before.
 
     Args:
-        fixed: what must be the same, of `STREAM`, `SHAPE` and `BEGINNING`.
+        fixed: what must be the same, of `STREAM`, `SHAPE`, `BEGINNING` and `TRAINING`.
 
     Raises:
         UserError: a field that decides something fixed differs.

@@ -351,7 +351,7 @@ class Checkpoint:
     """What is kept of the state.
 
     Attributes:
-        every: how long from one to the next.
+        every: how long from one to the next; if given in epochs, at least 10 steps.
         keep: number of the newest that are kept, beside the best.
     """
 
@@ -364,7 +364,7 @@ class Eval:
     """Evaluation while training.
 
     Attributes:
-        every: how long from one to the next.
+        every: how long from one to the next; if given in epochs, at least 10 steps.
         batch_size: number of images at once, on all devices together.
         published_curve: published accuracies that are drawn behind the run's own in curves.png: deit3_small, ...
             (config/curves.py); "": none.

@@ -38,6 +38,8 @@ from deit_jax.step.state import MAX_STEP, TrainState, Variables, init_state
 from deit_jax.step.step import Batch, Normalization, train_step
 from deit_jax.weights import Card, Weights, adapt, read_weights
 
+LEAST_APART = 10  # steps between evaluations, and checkpoints, that are so many epochs apart
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
@@ -230,6 +232,10 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
     def in_steps(duration: schema.Duration) -> int:
         return duration.in_steps(config.batch_size, epoch_steps)
 
+    def apart(duration: schema.Duration) -> int:
+        # An epoch of a small data set takes less time than to evaluate or to save.
+        return max(in_steps(duration), LEAST_APART if duration.unit == "epochs" else 1)
+
     total, warmup = in_steps(config.total), in_steps(config.optim.warmup)
     if total > MAX_STEP:
         raise UserError(
@@ -261,8 +267,8 @@ def build(config: Config, mesh: Mesh, source: Source) -> Run:
         total=total,
         warmup=warmup,
         log_every=in_steps(config.log.every),
-        eval_every=in_steps(config.eval.every),
-        save_every=in_steps(config.checkpoint.every),
+        eval_every=apart(config.eval.every),
+        save_every=apart(config.checkpoint.every),
         epoch_steps=epoch_steps,
         unmixed_from=in_steps(config.mixing.off) or None,
         sizes=image_sizes(config, source),

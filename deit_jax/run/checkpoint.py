@@ -155,22 +155,10 @@ class Checkpoints(CheckpointDirectory):
         self.finish()
         moved = False
         while (step := hosts.of_first(self.latest)) is not None:
-            state, reason = None, ""
-            try:
-                self.top1(step)
-                meta = self.meta(step)
-                check(meta)
-                state = self.read(step, target, meta)
-            except CorruptCheckpoint as error:
-                reason = str(error)
-            objections = hosts.objections(reason)
-            if state is not None and not objections:
-                try:
-                    self.require_whole(step, state, meta)
-                    self._collect()  # which a kill may have kept from it
-                    return state
-                except CorruptCheckpoint as error:
-                    objections = [str(error)]
+            state, objections = self.restored(step, target, check)
+            if state is not None:
+                self._collect()  # which a kill may have kept from it
+                return state
             logging.warning("%s; moved to %s, the one before is taken", "; ".join(objections), self._aside)
             self._set_aside(step)
             moved = True
@@ -181,6 +169,27 @@ class Checkpoints(CheckpointDirectory):
             )
             raise alike(UserError(line))
         return None
+
+    def restored(
+        self, step: int, target: TrainState, check: Callable[[Meta], None] = lambda meta: None
+    ) -> tuple[TrainState | None, Sequence[str]]:
+        """The state of a step, or None and why it is not whole, in all processes alike; `check` as above."""
+        state, reason = None, ""
+        try:
+            self.top1(step)
+            meta = self.meta(step)
+            check(meta)
+            state = self.read(step, target, meta)
+        except CorruptCheckpoint as error:
+            reason = str(error)
+        objections = hosts.objections(reason)
+        if state is not None and not objections:
+            try:
+                self.require_whole(step, state, meta)
+                return state, []
+            except CorruptCheckpoint as error:
+                objections = [str(error)]
+        return None, objections
 
     def _failed(self, reason: str) -> None:
         self._failures += 1

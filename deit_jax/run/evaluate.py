@@ -193,13 +193,21 @@ def json_of(results: Mapping[str, Result]) -> dict[str, Any]:
     return {**results["eval"].summary(), **ema}
 
 
-def report(results: Mapping[str, Result], source: Source, workdir: Place) -> None:
-    """Writes the last evaluation, of the weights that are handed on: the average where there is one.
+def handed_on(results: Mapping[str, Result]) -> Result:
+    """That of the weights which predict, export and convert take: the average where there is one."""
+    return results.get("eval_ema", results["eval"])
+
+
+def report(results: Mapping[str, Result], source: Source, workdir: Place) -> list[str]:
+    """Writes an evaluation, of the weights that are handed on.
 
     Files: `confusion.png`, `per_class.csv` and, a row an image, `predictions.csv`, each whole or not at all. One that
     cannot be made costs a warning: the evaluation is done, and nothing that comes of it may be lost.
+
+    Returns:
+        The names of those that were written.
     """
-    best, names = results.get("eval_ema", results["eval"]), source.class_names
+    best, names = handed_on(results), source.class_names
 
     def confusion(path: Place) -> None:
         plots.save_confusion(best.folded(plots.classes_a_row(len(names))), names, path)
@@ -212,12 +220,15 @@ def report(results: Mapping[str, Result], source: Source, workdir: Place) -> Non
         images = ((source.name(i), names[true], names[said], f"{p:.4f}") for i, true, said, p in best.predictions)
         _write_table(path, ("image", "class", "predicted", "probability"), images)
 
+    written = []
     for name, write in {"confusion.png": confusion, "per_class.csv": per_class, "predictions.csv": predictions}.items():
         try:
             write(workdir / name)
+            written.append(name)
         except Exception as error:  # whatever a library makes of others' names
             reason = getattr(error, "strerror", None) or " ".join(f"{type(error).__name__}: {error}".split())
             logging.warning("%s is not written: %s", workdir / name, reason)
+    return written
 
 
 def _write_table(path: Place, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -269,7 +280,8 @@ def _evaluate_step(
     )
     run = build(config, mesh, eval_source(config, class_names))
     hosts.at(f"step {step} of --workdir", compiling=True)
-    return _evaluate_weights(run, workdir, weights_of(checkpoints.restore(step, run.target)))
+    weights = weights_of(checkpoints.restore(step, run.target))
+    return _evaluate_weights(run, workdir, weights, f"step {step}, the best") | {"step": step}
 
 
 def _evaluate_init(config: Config, workdir: Place, mesh: Mesh) -> dict[str, Any]:
@@ -291,15 +303,17 @@ def _evaluate_init(config: Config, workdir: Place, mesh: Mesh) -> dict[str, Any]
     variables, notes = run.fit(weights, refuse)
     for note in notes if hosts.index() == 0 else ():
         print(f"{config.init_from}: {note}")
-    return _evaluate_weights(run, workdir, {"eval": parallel.place(variables, mesh)})
+    return _evaluate_weights(run, workdir, {"eval": parallel.place(variables, mesh)}, config.init_from)
 
 
-def _evaluate_weights(run: Run, workdir: Place, weights: Mapping[str, Variables]) -> dict[str, Any]:
+def _evaluate_weights(run: Run, workdir: Place, weights: Mapping[str, Variables], what: str) -> dict[str, Any]:
     require_same_data(eval_split=run.source)
     evaluator = Evaluator(run.config, run.predict, run.source, run.mesh)
     results = evaluator(weights)
     if hosts.index() == 0:
-        report(results, run.source, workdir)
+        average = " (moving average)" if "eval_ema" in results else ""
+        print(f"{what}{average}: {handed_on(results).summary()['top1']:.2f} % top-1 of {len(run.source):,} images")
+        print(f"written anew in {workdir}: {', '.join(report(results, run.source, workdir))}", flush=True)
     return json_of(results)
 
 

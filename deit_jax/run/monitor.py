@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from deit_jax.parallel import Exchange, hosts
 from deit_jax.run.interrupt import LINE, Interrupt, Stopped
+from deit_jax.run.judged import Judged
 from deit_jax.run.metrics import Progress, Row, Writer
 
 Batch = dict[str, Any]
@@ -47,6 +48,7 @@ class Monitor:
         show: draw a bar.
         image_seconds: what an image of a step would take at the speed of large matrix products; 0 where utilisation is
             not told.
+        judged: what is said of the evaluations beside the bar.
 
     Attributes:
         burst: most skipped updates in a row so far; set back by who has dealt with them.
@@ -67,6 +69,7 @@ class Monitor:
         progress: Progress | None = None,
         show: bool = False,
         image_seconds: Callable[[int], float] = lambda step: 0.0,
+        judged: Judged | None = None,
     ):
         self._writer, self._exchange, self._interrupt = writer, exchange, interrupt
         self._log_every, self._batch_size = log_every, batch_size
@@ -87,6 +90,7 @@ class Monitor:
         self.progress = progress or Progress()
         self.burst = self._newest_burst = 0
         self.failed = (0, 0)
+        self._judged = judged or Judged(None)
         self._compiling = True  # the first step's time is the compiler's
         self._skipped = False
         self._restart_clock(time.perf_counter())
@@ -179,7 +183,7 @@ class Monitor:
         text += f" of {hosts.name(slowest)}" if several else ""
         used = {"train/utilisation": self._needed / elapsed} if self._needed else {}
         text += "".join(f", utilisation {share:.1%}" for share in used.values())
-        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.set_postfix_str(_in_short(self._judged) + text, refresh=False)
         row = {"step": step, **{f"train/{name}": value for name, value in values.items()}}
         row |= {
             "train/images_per_second": speed,
@@ -199,3 +203,11 @@ class Monitor:
         self._bar.close()
         if self._writer:
             self._writer.close()
+
+
+def _in_short(judged: Judged) -> str:
+    """The last evaluation, and the best where that was another: `top-1 88.9 (best 90.1 at 40), `."""
+    if not judged.last or not judged.best:
+        return ""
+    (step, last), (best_step, best) = judged.last, judged.best
+    return f"top-1 {last:.1f}{f' (best {best:.1f} at {best_step})' if best_step != step else ''}, "

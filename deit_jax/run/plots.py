@@ -38,7 +38,8 @@ def save_curves(
 ) -> None:
     """Draws the losses and the top-1 accuracies over the steps from the rows of a `metrics.jsonl`.
 
-    Only what is a number and finite is drawn, whatever else the rows hold.
+    Behind the losses is the learning rate, dotted; on the accuracies a star marks the best of the weights that are
+    handed on, of equals the newest. Only what is a number and finite is drawn, whatever else the rows hold.
 
     Args:
         published: steps and top-1 (percent) of another run, in order. They are drawn in grey, up to the first that lies
@@ -55,8 +56,12 @@ def save_curves(
         (accuracy, "eval_ema/top1", "EMA"),
     ]
     for axes, metric, name in curves:
-        points = [(row.get("step"), row.get(metric)) for row in rows if isinstance(row, Mapping)]
-        _draw(axes, [point for point in points if all(map(_drawable, point))], name)
+        _draw(axes, _points(rows, metric), name)
+    _draw_rate(loss, _points(rows, "train/learning_rate"))
+    if judged := _points(rows, "eval_ema/top1") or _points(rows, "eval/top1"):
+        top1, step = max((top1, step) for step, top1 in judged)
+        label = f"best: {top1:.2f} at step {step}"
+        accuracy.plot(step, top1, "*", color="black", markersize=9, label=label, zorder=3)
     steps: list[Any] = [row.get("step") for row in rows if isinstance(row, Mapping)]
     reached = max(filter(_drawable, steps), default=0)
     before = [-1, *(step for step, _ in published)]
@@ -103,6 +108,22 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
     from matplotlib.figure import Figure  # half a second, which no run waits for at its start
 
     return Figure(figsize=(width, height), layout=layout)
+
+
+def _points(rows: Sequence[Any], metric: str) -> list[tuple[Any, Any]]:
+    """(step, value) of the rows that have a metric."""
+    points = [(row.get("step"), row.get(metric)) for row in rows if isinstance(row, Mapping)]
+    return [point for point in points if all(map(_drawable, point))]
+
+
+def _draw_rate(axes: "Axes", points: Sequence[tuple[Any, Any]]) -> None:
+    """With a scale of its own, on the right."""
+    if points:
+        right = axes.twinx()
+        right.plot(*zip(*points, strict=True), color="0.65", linewidth=1, linestyle=":")
+        right.set(ylim=(0, None))
+        right.tick_params(axis="y", labelsize="x-small", colors="0.5")
+        right.set_ylabel("learning rate (dotted)", fontsize="x-small", color="0.5")
 
 
 def _draw(axes: "Axes", points: Sequence[tuple[Any, Any]], label: str, **look: Any) -> None:

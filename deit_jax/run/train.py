@@ -1,7 +1,7 @@
 """The whole story of a run, read top to bottom."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
 
@@ -13,26 +13,18 @@ from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json
 from deit_jax.base.storage import Place
 from deit_jax.config.curves import published_curve
-from deit_jax.config.resolve import check_same, to_dict
+from deit_jax.config.resolve import TRAINING, check_same, to_dict
 from deit_jax.config.schema import Config
 from deit_jax.distill.teaching import open_teaching
 from deit_jax.parallel import hosts
 from deit_jax.run import plots
 from deit_jax.run.build import Run, build, open_mesh
 from deit_jax.run.checkpoint import Checkpoints, has_steps
-from deit_jax.run.describe import describe_run
-from deit_jax.run.evaluate import (
-    Evaluator,
-    Result,
-    json_of,
-    report,
-    require_readable,
-    rows_of,
-    teacher_note,
-    weights_of,
-)
+from deit_jax.run.describe import describe_end, describe_run
+from deit_jax.run.evaluate import Evaluator, json_of, report, require_readable, rows_of, teacher_note, weights_of
 from deit_jax.run.failures import Failures
 from deit_jax.run.interrupt import Interrupt, Interrupted, Stopped
+from deit_jax.run.judged import Judged, Results, best_of
 from deit_jax.run.metrics import Progress, Writer, read_rows, require_wandb
 from deit_jax.run.monitor import Monitor
 from deit_jax.run.rollback import Rollbacks
@@ -63,8 +55,9 @@ def train_in(config: Config, workdir: Workdir) -> dict[str, Any]:
     """Trains to the end of `config.total`, from the newest checkpoint in `workdir` if there is one.
 
     Returns:
-        The last evaluation: `top1`, `top5` (percent), `loss` (nats), `examples`, and the same under `ema`; and of the
-        whole run the updates that were `skipped`, the `rollbacks`, and the `corrupt_images` that others stood in for.
+        Of the weights that are handed on, those of the best `step`: `top1`, `top5` (percent), `loss` (nats),
+        `examples`, and the same under `ema`; the step and top-1 of the `last` evaluation; and of the whole run the
+        updates that were `skipped`, the `rollbacks`, and the `corrupt_images` that others stood in for.
 
     Raises:
         UserError: the config, the data and the workdir do not go together.
@@ -105,8 +98,9 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     rollbacks = Rollbacks(workdir, total=total, limit=config.guard.max_rollbacks, batch_size=config.batch_size)
     meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
     hosts.at("the state to begin with", compiling=True)
-    state, progress, notes = _begin(run, workdir, checkpoints, rollbacks, meta)
+    state, progress, notes, changes = _begin(run, workdir, checkpoints, rollbacks, meta)
     start, seed = int(state.step), np.uint32(config.seed)
+    judged = Judged(hosts.of_first(checkpoints.best_top1))
     unjudged = progress.row is not None  # the run ended before the evaluation did
 
     # 4. The steps, compiled over the mesh, and the batches from where the state is.
@@ -117,20 +111,19 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         require_readable(held_out, config)
     if teaching.predict and config.distillation.teacher.evaluate and start == 0:
         notes.append(teacher_note(config, teaching.predict, teaching.variables, held_out, mesh))
-    describe_run(run, held_out, workdir, state, [*teaching.notes, *notes])
-    monitor = _monitor(run, workdir, interrupt, start, image_seconds, progress, again=unjudged)
+    describe_run(run, held_out, workdir, state, [*teaching.notes, *notes], changes)
+    monitor = _monitor(run, workdir, interrupt, start, image_seconds, progress, judged, again=unjudged)
     failures = Failures(workdir, run, meta)
-    results: dict[str, Result] = {}
     unsaved: UserError | None = None
 
     def evaluate(step: int) -> None:
         with interrupt.at_once():  # if it is left, the run begins with it next time
-            results.update(evaluator(weights_of(state), monitor.evaluating))
+            results = evaluator(weights_of(state), monitor.evaluating)
+        judged.add(step, results)
         monitor.add_evaluation(rows_of(results))
         if hosts.of_first(workdir.keep):  # the row before the word that it was written
             checkpoints.judge(step, best_of(results))
-        if config.eval.published_curve:
-            _draw_curves(run, workdir)
+        _draw_curves(run, workdir)
 
     def save(*, last: bool) -> None:
         hosts.at(f"saving step {state.step}")
@@ -182,44 +175,72 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     if interrupt.stops:
         line = f"interrupted; the same command goes on from step {checkpoints.latest() or 0} of {total}"
         raise unsaved or Stopped(line)
-    if not results:
-        results.update(evaluator(weights_of(state), monitor.evaluating))
+    best, results = _best(run, checkpoints, judged, lambda of: evaluator(weights_of(of), monitor.evaluating), state)
+    last = judged.last or (total, hosts.of_first(lambda: checkpoints.top1(total)))
+    if not judged.last:  # there was nothing left to do, but maybe this
+        _draw_curves(run, workdir)
     if hosts.index() == 0:
         workdir.require()
-        report(results, held_out, workdir.root)
-    _draw_curves(run, workdir)
+        describe_end(run, workdir, best, results, last, report(results, held_out, workdir.root))
     counts = {"skipped": int(state.skipped), "rollbacks": len(rollbacks), "corrupt_images": monitor.progress.corrupt}
+    told = json_of(results) | {"step": best, "last": {"step": last[0], "top1": last[1]}} | counts
     if unsaved:
-        raise Unsaved(unsaved, json_of(results) | counts)
-    return json_of(results) | counts
+        raise Unsaved(unsaved, told)
+    return told
 
 
 def _begin(
     run: Run, workdir: Workdir, checkpoints: Checkpoints, rollbacks: Rollbacks, meta: Meta
-) -> tuple[TrainState, Progress, list[str]]:
-    """The state that the run goes on from, what was counted and not yet written until it, and notes on its origin."""
+) -> tuple[TrainState, Progress, list[str], list[str]]:
+    """The state that the run goes on from, what was counted and not yet written until it, notes on its origin, and how
+    the config differs from that of before."""
     given: Variables = {}
     notes: list[str] = []
     if run.config.init_from and not has_steps(workdir.checkpoints):
         given, notes = run.given_variables()
-    progress = Progress()
+    progress, changes, before = Progress(), [], Meta()
 
     def check(stored: Meta) -> None:
-        nonlocal progress
-        progress = _progress_of(stored)
-        _check_same_run(run.config, meta, workdir, stored)
+        nonlocal progress, changes, before
+        progress, before = _progress_of(stored), stored
+        changes = _check_same_run(run.config, meta, workdir, stored)
 
     saved = checkpoints.restore_latest(run.target, check)
     state = rollbacks.resume(saved or run.first_state(given))
     start = int(state.step)
+    if saved and start >= run.total:
+        _require_finished(run, before, start)
     if progress.row and (progress.row["step"] != start or hosts.of_first(lambda: checkpoints.top1(start)) is not None):
         progress.row = None  # it was written
-    return state, progress, notes
+    return state, progress, notes, changes
 
 
-def best_of(results: Mapping[str, Result]) -> float:
-    """The top-1 by which the best checkpoint is known: of the weights handed on, the average where there is one."""
-    return results.get("eval_ema", results["eval"]).summary()["top1"]
+def _require_finished(run: Run, stored: Meta, step: int) -> None:
+    """Refuses to call a run done that is shorter than the one in the workdir, or trained otherwise."""
+    unit = run.config.total.unit
+    mend = f"for another run take another --workdir, to train on raise config.total_{unit}"
+    if step > run.total:
+        raise UserError(f"config.total_{unit}: is {run.total} steps, and the run in this workdir has {step}; {mend}")
+    try:
+        check_same(stored["config"], run.config, [TRAINING])
+    except UserError as error:
+        line = str(error).partition("; ")[0]
+        raise UserError(f"{line}; it is finished, at step {step}: {mend}") from error
+
+
+def _best(
+    run: Run, checkpoints: Checkpoints, judged: Judged, evaluate: Callable[[TrainState], Results], state: TrainState
+) -> tuple[int, Results]:
+    """The step whose weights are handed on, and what is said of it: evaluated again if that was before this start."""
+    step, here = hosts.of_first(checkpoints.best), int(state.step)
+    if results := judged.of(step):
+        return step, results
+    if step is not None and step != here:
+        other, reasons = checkpoints.restored(step, run.target)
+        if other is not None:
+            return step, evaluate(other)
+        logging.warning("%s; the last step is told of", "; ".join(reasons))
+    return here, judged.of(here) or evaluate(state)
 
 
 def _progress_of(stored: Meta) -> Progress:
@@ -240,8 +261,8 @@ def _draw_curves(run: Run, workdir: Workdir) -> None:
         logging.warning("curves.png is not drawn: %s", error)
 
 
-def _check_same_run(config: Config, meta: Meta, workdir: Workdir, stored: Meta) -> None:
-    """Refuses a checkpoint of another run; says what has changed otherwise."""
+def _check_same_run(config: Config, meta: Meta, workdir: Workdir, stored: Meta) -> list[str]:
+    """Refuses a checkpoint of another run; what has changed otherwise."""
     if "config" not in stored:
         raise UserError(
             "--workdir: its checkpoint has weights alone, as deit_jax.convert writes them; take another --workdir, and "
@@ -256,8 +277,7 @@ def _check_same_run(config: Config, meta: Meta, workdir: Workdir, stored: Meta) 
     before = stored.get("jax") or _last_jax(workdir)
     if before != meta["jax"]:
         changes.append(f"jax: {before} -> {meta['jax']}, which may draw other drop-path masks and sum otherwise")
-    for change in changes if hosts.index() == 0 else ():
-        print(f"changed since the checkpoint: {change}")
+    return changes
 
 
 def _last_jax(workdir: Workdir) -> str:
@@ -274,6 +294,7 @@ def _monitor(
     start: int,
     image_seconds: Callable[[int], float],
     progress: Progress,
+    judged: Judged,
     *,
     again: bool,
 ) -> Monitor:
@@ -293,4 +314,5 @@ def _monitor(
         progress=progress,
         show=log.progress,
         image_seconds=image_seconds,
+        judged=judged,
     )

@@ -88,6 +88,12 @@ class CheckpointDirectory:
             judged.append((-1.0 if top1 is None else top1, step))
         return max(judged)[1] if judged else None
 
+    def best_top1(self) -> tuple[int, float] | None:
+        """The best step and the top-1 of its evaluation; None where none was evaluated."""
+        step = self.best()
+        top1 = None if step is None else self.top1(step)
+        return None if step is None or top1 is None else (step, top1)
+
     def top1(self, step: int) -> float | None:
         """Of the evaluation of `step`, in percent; None where there was none.
 

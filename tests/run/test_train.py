@@ -116,11 +116,14 @@ def test_what_a_run_leaves(finished):
     rows = read_rows(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert [row["step"] for row in rows if "eval/top1" in row] == [6, 12]
-    last = rows[-1]
-    assert result.keys() == {"top1", "top5", "loss", "examples", "top1_cls", "top1_dist", "ema"} | WHOLE.keys()
+    last, best = rows[-1], max((row["eval_ema/top1"], row["step"]) for row in rows if "eval/top1" in row)[1]
+    told = {"top1", "top5", "loss", "examples", "top1_cls", "top1_dist", "ema", "step", "last"}
+    assert result.keys() == told | WHOLE.keys()
     assert {name: result[name] for name in WHOLE} == WHOLE
     assert result["examples"] == result["ema"]["examples"] == last["eval/examples"] == 360
-    assert (result["top1"], result["ema"]["loss"]) == (last["eval/top1"], last["eval_ema/loss"])
+    assert result["last"] == {"step": 12, "top1": last["eval_ema/top1"]}
+    assert result["step"] == best
+    assert (result["top1"], result["ema"]["loss"]) == (rows[best - 1]["eval/top1"], rows[best - 1]["eval_ema/loss"])
     assert {"train/images_per_second", "train/data_wait", "train/corrupt"} <= last.keys()
     assert json.loads((workdir / "config.json").read_text())["model"] == json.loads(
         json.dumps(to_dict(CONFIG)["model"])
@@ -136,7 +139,7 @@ def test_what_a_run_leaves(finished):
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())[-2:] == [8, 12]
 
 
-def test_evaluate_gives_what_the_run_gave(finished, monkeypatch):
+def test_evaluate_gives_what_the_run_gave(finished, monkeypatch, capsys):
     workdir, result = finished
     opened = stream.open_source
 
@@ -148,9 +151,11 @@ def test_evaluate_gives_what_the_run_gave(finished, monkeypatch):
     top1 = {row["step"]: row["eval_ema/top1"] for row in read_rows(workdir / "metrics.jsonl") if "eval/top1" in row}
     best = max(top1, key=lambda step: (top1[step], step))
     ours = evaluate(CONFIG, workdir)
-    assert ours["ema"]["top1"] == top1[best]
-    if best == 12:
-        assert ours | WHOLE == result
+    assert (ours["step"], ours["ema"]["top1"]) == (best, top1[best])
+    assert ours | WHOLE | {"last": result["last"]} == result
+    assert (
+        f"step {best}, the best (moving average): {top1[best]:.2f} % top-1 of 360 images\n" in capsys.readouterr().out
+    )
 
 
 def test_a_finished_run_only_tells_its_result(finished):
@@ -158,6 +163,69 @@ def test_a_finished_run_only_tells_its_result(finished):
     before = (workdir / "metrics.jsonl").read_text()
     assert train.train(CONFIG, workdir) == result
     assert (workdir / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [((0, 1.0, 0), 10), ((0, 20.0, 0), 20), ((1, 0.0, 0), 1), ((0, 0.0, 64), 2)]
+)
+def test_small_data_are_neither_evaluated_nor_saved_at_every_step(every, steps):
+    """Unless that is asked for. An epoch has one batch."""
+    config = replace(CONFIG, "eval", every=Duration(*every))
+    run = tiny_run(replace(config, "checkpoint", every=Duration(*every)), list("0123456789"))
+    assert (run.eval_every, run.save_every) == (steps, steps)
+
+
+def test_what_is_told_in_the_end_is_of_the_step_that_is_handed_on(tmp_path, monkeypatch, capsys):
+    """The best, be it of this start or of one before, for which it is evaluated again."""
+    call = Evaluator.__call__
+
+    def flattered(self, *given):
+        results = call(self, *given)
+        monkeypatch.setattr(Evaluator, "__call__", call)  # of step 6 alone
+        results["eval_ema"].right = results["eval_ema"].seen.copy()
+        return results
+
+    monkeypatch.setattr(Evaluator, "__call__", flattered)
+    result = train.train(CONFIG, tmp_path)
+    last = read_rows(tmp_path / "metrics.jsonl")[-1]["eval_ema/top1"]
+    assert (result["step"], result["ema"]["top1"], result["last"]) == (6, 100.0, {"step": 12, "top1": last})
+    *_, best, of_best, of_run, after = capsys.readouterr().out.splitlines()
+    assert best == f"best          100.00 % top-1 at step 6, moving average; the last, step 12, has {last:.2f} %"
+    assert of_best.startswith("of the best   confusion.png, per_class.csv, predictions.csv, and what predict")
+    assert str(tmp_path) in of_run
+    assert after.endswith(f"python -m deit_jax.predict --weights={tmp_path} PHOTO")
+    tables = [(tmp_path / name).read_bytes() for name in ("per_class.csv", "predictions.csv")]
+
+    again = train.train(CONFIG, tmp_path)
+    assert "this run is finished; to train on, raise config.total" in capsys.readouterr().out
+    assert [(tmp_path / name).read_bytes() for name in ("per_class.csv", "predictions.csv")] != tables  # unflattered
+    evaluated = evaluate(CONFIG, tmp_path)
+    assert evaluated["step"] == 6
+    assert evaluated | WHOLE | {"last": result["last"]} == again
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            replace(CONFIG, "optim", learning_rate=1e-5),
+            r"config\.optim\.learning_rate: is 1e-05, the run in this workdir has 0\.01, and it decides how the "
+            r"run was trained; it is finished, at step 12: .* another --workdir, to train on raise config\.total_steps",
+        ),
+        (dataclasses.replace(CONFIG, total=Duration(7, 0.0, 0)), r"config\.total_steps: is 7 steps, .* has 12; "),
+    ],
+)
+def test_a_finished_run_is_not_silently_another(finished, changed, message):
+    before = (finished[0] / "config.json").read_bytes()
+    with pytest.raises(UserError, match=message):
+        train.train(changed, finished[0])
+    assert (finished[0] / "config.json").read_bytes() == before
+
+
+def test_what_trains_nothing_is_not_the_config_of_the_run(finished):
+    before = (finished[0] / "config.json").read_bytes()
+    assert train.train(replace(CONFIG, "checkpoint", keep=7), finished[0]) == finished[1]
+    assert (finished[0] / "config.json").read_bytes() == before
 
 
 def test_interrupted_run_goes_on_exactly(finished, tmp_path, monkeypatch):
@@ -215,32 +283,39 @@ def test_changed_data_is_refused(finished, monkeypatch):
         train.train(CONFIG, finished[0])
 
 
-def test_what_may_change_is_announced(finished, tmp_path, capsys):
-    train._check_same_run(
+def test_what_may_change_is_announced(tmp_path, capsys):
+    told = train._check_same_run(
         replace(CONFIG, "optim", learning_rate=0.5),
         {"data": 1, "card": {"class_names": []}, "jax": "0.12.0"},
         Workdir(tmp_path),
         {"data": 1, "card": {"class_names": []}, "jax": "0.10.2", "config": to_dict(CONFIG)},
     )
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "changed since the checkpoint: optim.learning_rate: 0.01 -> 0.5"
-    assert told[1].startswith(
-        "changed since the checkpoint: jax: 0.10.2 -> 0.12.0, which may draw other drop-path masks"
-    )
+    assert told[0] == "optim.learning_rate: 0.01 -> 0.5"
+    assert told[1].startswith("jax: 0.10.2 -> 0.12.0, which may draw other drop-path masks")
     assert len(told) == 2
+
+    run, workdir = tiny_run(CONFIG), Workdir(tmp_path)
+    state = run.first_state()
+    for step, changes in ((0, []), (3, ["a"]), (5, ["b"]), (5, ["c"]), (8, [])):
+        at = dataclasses.replace(state, step=np.int32(step))
+        describe_run(run, run.source, workdir, at, [], changes)
+        printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed since")]
+        assert printed == [f"changed since the checkpoint: {change}" for change in changes]
+    kept = json.loads((tmp_path / "run.json").read_text())["changes"]
+    assert kept == [{"step": 3, "changes": ["a"]}, {"step": 5, "changes": ["c"]}]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_for_accelerators_is_told_where_there_is_none(tmp_path, capsys, dtype):
     """As of `:hardware=tpu` where JAX has not found the TPU."""
     run = tiny_run(tiny_config(model__dtype=dtype))
-    describe_run(run, run.source, Workdir(tmp_path), run.first_state(), ["another"])
+    describe_run(run, run.source, Workdir(tmp_path), run.first_state(), ["another"], [])
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
     assert notes[0].endswith("another")
     assert [("JAX has found no accelerator" in note) for note in notes[1:]] == [True] * (dtype == "bfloat16")
 
 
-def test_the_jax_of_a_checkpoint_that_does_not_tell_is_that_of_the_last_start(tmp_path, capsys):
+def test_the_jax_of_a_checkpoint_that_does_not_tell_is_that_of_the_last_start(tmp_path):
     card = {"class_names": []}
     check = functools.partial(
         train._check_same_run,
@@ -251,11 +326,9 @@ def test_the_jax_of_a_checkpoint_that_does_not_tell_is_that_of_the_last_start(tm
     )
     for text, told in (("", "jax: unknown -> 0.12.0"), ('{"versions": {"jax": "0.10.2"}}', "jax: 0.10.2 -> 0.12.0")):
         (tmp_path / "run.json").write_text(text)
-        check()
-        assert told in capsys.readouterr().out
+        assert told in check()[0]
     (tmp_path / "run.json").write_text('{"versions": {"jax": "0.12.0"}}')
-    check()
-    assert capsys.readouterr().out == ""
+    assert check() == []
 
 
 def test_weights_alone_are_no_run_to_go_on_with(tmp_path):
@@ -459,19 +532,20 @@ def test_an_evaluation_that_was_done_is_not_done_for_another_step(tmp_path, monk
 
 def test_what_a_report_raises_costs_no_result(finished, tmp_path, monkeypatch, caplog):
     shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "curves.png").unlink()
     monkeypatch.setattr(train.plots, "save_curves", lambda *rest, **options: fail(ValueError("no picture")))
     assert train.train(CONFIG, tmp_path / "run") == finished[1]
     assert "curves.png is not drawn: no picture" in caplog.text
 
 
 @pytest.mark.long
-def test_a_published_curve_is_drawn_with_each_evaluation_over_the_steps_of_its_epochs(tmp_path, monkeypatch):
+def test_curves_are_drawn_with_each_evaluation_and_a_published_one_over_the_steps_of_its_epochs(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         train.plots, "save_curves", lambda rows, path, **published: drawn.append((rows[-1]["step"], published))
     )
     train.train(replace(CONFIG, "eval", published_curve="deit3_small"), tmp_path)
-    assert [step for step, _ in drawn] == [6, 12, 12]
+    assert [step for step, _ in drawn] == [6, 12]
     for _, published in drawn:
         assert published["published"][:2] == [(44, 0.1), (6 * 44, 2.008)]  # 1,437 digits in batches of 32
         assert published["published"][-1] == (800 * 44, 81.376)
@@ -485,7 +559,12 @@ def test_a_full_disk_at_the_end_is_one_line_and_the_result(finished, tmp_path, m
         patch.setattr(CheckpointDirectory, "save", lambda *given: fail(OSError(28, "No space left on device")))
         with pytest.raises(train.Unsaved, match=r"step 12 could not be saved.*goes on from step 8") as caught:
             train.train(CONFIG, tmp_path / "run")
-    assert (caught.value.result, caught.value.alike) == (finished[1], True)
+    told = caught.value.result  # of what the disk has
+    assert (told["step"], told["last"], caught.value.alike) == (
+        8,
+        {"step": 12, "top1": finished[1]["ema"]["top1"]},
+        True,
+    )
     assert train.train(CONFIG, tmp_path / "run") == finished[1]
 
 
