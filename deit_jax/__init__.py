@@ -7,16 +7,38 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deit_jax.base.errors import UserError
+    from deit_jax.classifier import open
     from deit_jax.config import recipes
+    from deit_jax.library import evaluate, train
     from deit_jax.models import list_models
     from deit_jax.weights import create_model, load_weights
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "list_models", "load_weights", "recipes"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load_weights",
+    "open",
+    "recipes",
+    "train",
+]
 
 # Where the names above are. They are imported when they are asked for, and JAX with them: so `deit_jax.main`, which
 # imports this file first, tells its help and a mistake in a flag at once.
-_HOMES = {"create_model": "weights", "list_models": "models", "load_weights": "weights", "recipes": "config.recipes"}
+_HOMES = {
+    "UserError": "base.errors",
+    "create_model": "weights",
+    "evaluate": "library",
+    "list_models": "models",
+    "load_weights": "weights",
+    "open": "classifier",
+    "recipes": "config.recipes",
+    "train": "library",
+}
 
 # While `python -m deit_jax.COMMAND` imports what it needs, for seconds, Ctrl-C ends it without a traceback, and SIGTERM
 # those that schedulers look after with the status by which they are started again. `cli.run` takes over.

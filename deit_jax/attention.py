@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from deit_jax import cli
 from deit_jax.base.errors import UserError
 from deit_jax.base.text import printable
+from deit_jax.classifier import block_of
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.models import VisionTransformer, bind, flatten
@@ -55,7 +56,9 @@ def main(argv: Sequence[str]) -> int:
     model = trained.model
     if not isinstance(model, VisionTransformer):
         raise UserError(f"--weights: {given.weights} is of {trained.name}, which has no attention; name a ViT's")
-    block = _block(model, given.block)
+    block = block_of(model, given.block, "--block")
+    if not model.num_prefix_tokens:
+        raise UserError("--weights: this model has no class token whose attention could be shown; take one that has")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -160,16 +163,6 @@ def _attention_maps(
 ) -> Array:
     """[depth, heads, tokens, tokens] of one uint8 image."""
     return bind(model, variables).attention_maps(normalize(photo[None]))[:, 0]
-
-
-def _block(model: VisionTransformer, given: int) -> int:
-    """The index from 0 of the block that `--block` means; `UserError` where there is nothing to show."""
-    depth = len(model.blocks)
-    if not -depth <= given < depth:
-        raise UserError(f"--block: {given} is none of the model's {depth}; give 0 to {depth - 1}, or -1 for the last")
-    if not model.num_prefix_tokens:
-        raise UserError("--weights: this model has no class token whose attention could be shown; take one that has")
-    return given % depth
 
 
 def _picture_names(paths: Sequence[str]) -> dict[str, str]:

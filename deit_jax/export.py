@@ -27,9 +27,10 @@ from deit_jax import cli
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.text import printable
+from deit_jax.classifier import Classifier
 from deit_jax.distill.open import ABOUT
 from deit_jax.models import bind, flatten
-from deit_jax.trained import Trained, define_flags, open_trained
+from deit_jax.trained import define_flags, open_trained
 from deit_jax.weights.imagenet import words
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def export_model(trained: Trained) -> bytes:
+def export_model(trained: Classifier) -> bytes:
     """The serialised function from uint8 images `[batch, size, size, 3]` to logits; `batch` stays open.
 
     Raises:
@@ -79,7 +80,7 @@ def export_model(trained: Trained) -> bytes:
     return bytes(jax.export.export(jax.jit(forward), platforms=PLATFORMS)(images).serialize())
 
 
-def describe(trained: Trained) -> dict[str, Any]:
+def describe(trained: Classifier) -> dict[str, Any]:
     """What a server has to know beside the program, and preprocessing.json says with the program's checksum."""
     return {
         "model": trained.name,
@@ -89,9 +90,9 @@ def describe(trained: Trained) -> dict[str, Any]:
         "interpolation": "bicubic",
         "crop_size": trained.image_size,
         "normalization": "in the model",
-        "output": {"dtype": "float32", "shape": ["batch", len(trained.class_names)], "values": "logits"},
-        "class_names": trained.class_names,
-        "names": [words(name) for name in trained.class_names],
+        "output": {"dtype": "float32", "shape": ["batch", len(trained.names)], "values": "logits"},
+        "class_names": trained.names,
+        "names": [words(name) for name in trained.names],
     }
 
 

@@ -31,11 +31,12 @@ from deit_jax import cli
 from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.text import printable
+from deit_jax.classifier import Classifier
 from deit_jax.config.resolve import choose
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
-from deit_jax.models import bind, flatten
-from deit_jax.trained import Trained, define_flags, open_trained, report_unreadable
+from deit_jax.models import flatten
+from deit_jax.trained import define_flags, open_trained, report_unreadable
 from deit_jax.weights.imagenet import words
 
 FEW = 4  # photos up to which compiling well takes longer than it saves, of DeiT-Ti, DeiT-S and DeiT-B alike
@@ -45,7 +46,7 @@ Forward = Callable[[Images], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class Outcome:
     """What became of one image.
 
     Attributes:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     names, features, errors = [], [], {}
     start = time.perf_counter()
     for found in predict(trained, forward, paths, batch_size=batch_size, threads=given.threads):
-        _show(found, trained.class_names, given.top, as_json=given.json)
+        _show(found, trained.names, given.top, as_json=given.json)
         if found.error:
             errors[found.path] = found.error
             continue
@@ -95,8 +96,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def predict(
-    trained: Trained, forward: Forward, paths: Sequence[str], *, batch_size: int, threads: int
-) -> Iterator[Prediction]:
+    trained: Classifier, forward: Forward, paths: Sequence[str], *, batch_size: int, threads: int
+) -> Iterator[Outcome]:
     """What becomes of each image, in their order, as soon as its batch is done.
 
     Args:
@@ -110,12 +111,12 @@ def predict(
         UserError: the model's output is not finite.
     """
 
-    def finished(rows: Sequence[tuple[str, str]], out: tuple[Array, Array]) -> Iterator[Prediction]:
+    def finished(rows: Sequence[tuple[str, str]], out: tuple[Array, Array]) -> Iterator[Outcome]:
         probabilities, features = jax.device_get(out)
         for (path, error), *arrays in zip(rows, probabilities, features, strict=False):
             if not np.isfinite(arrays[0]).all():
                 raise UserError(f"--weights: the model's output for {path} is not finite; the weights are damaged")
-            yield Prediction(path, error, *arrays)
+            yield Outcome(path, error, *arrays)
 
     waiting: tuple[Any, ...] = ()
     for rows, images in _batches(trained, paths, batch_size, threads):
@@ -126,7 +127,7 @@ def predict(
     yield from finished(*waiting)
 
 
-def compile_forward(trained: Trained, batch_size: int, *, in_haste: bool = False) -> Forward:
+def compile_forward(trained: Classifier, batch_size: int, *, in_haste: bool = False) -> Forward:
     """The function from uint8 `[batch_size, size, size, 3]` to (probabilities, features) float32, compiled.
 
     Args:
@@ -134,21 +135,14 @@ def compile_forward(trained: Trained, batch_size: int, *, in_haste: bool = False
     """
     variables = flatten(trained.model)
 
-    def forward(variables: dict[str, Array], images: Array) -> tuple[Array, Array]:
-        model = bind(trained.model, variables)
-        features = model.head_features(trained.normalize(images))
-        logits = jnp.mean(jnp.stack(model.classify(features)), axis=0)
-        classes = logits[:, : trained.model.num_classes]  # none where there is no head: then they are the features
-        return jax.nn.softmax(classes), jnp.mean(jnp.stack(features), axis=0)
-
     images = jax.ShapeDtypeStruct((batch_size, trained.image_size, trained.image_size, 3), jnp.uint8)
     options: dict[str, Any] = {"xla_backend_optimization_level": 0} if in_haste else {}
-    compiled = jax.jit(forward).lower(variables, images).compile(compiler_options=options)
+    compiled = jax.jit(trained.forward).lower(variables, images).compile(compiler_options=options)
     return lambda images: compiled(variables, images)
 
 
 def _batches(
-    trained: Trained, paths: Sequence[str], batch_size: int, threads: int
+    trained: Classifier, paths: Sequence[str], batch_size: int, threads: int
 ) -> Iterator[tuple[list[tuple[str, str]], np.ndarray]]:
     """((path, error or "") of each row, uint8 images); rows that could not be read and padding are black."""
 
@@ -175,7 +169,7 @@ def _batches(
             yield [(path, error.result()) for path, error in rows], images
 
 
-def _show(found: Prediction, class_names: Sequence[str], top: int, *, as_json: bool) -> None:
+def _show(found: Outcome, class_names: Sequence[str], top: int, *, as_json: bool) -> None:
     """Prints what there is to say of an image on stdout."""
     # No class where the head tells none, and the features alone are wanted.
     best = np.argsort(-found.probabilities, kind="stable")[: min(top, len(class_names))]

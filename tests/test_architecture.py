@@ -22,14 +22,15 @@ FLOORS = [
     {"weights"},
     {"distill"},
     {"run"},
+    {"classifier"},
     {"cli", "trained"},
-    COMMANDS,
+    COMMANDS | {"library"},
     {"__init__"},
 ]
 FLOOR = {unit: i for i, units in enumerate(FLOORS) for unit in units}
 ROOMS = set.union(*FLOORS[:6])
 # Numeric code takes plain arguments: who reads a config.
-READERS = {"config": {"distill", "run", "cli", "__init__"} | COMMANDS, "cli": COMMANDS}
+READERS = {"config": {"distill", "run", "cli", "library", "__init__"} | COMMANDS, "cli": COMMANDS | {"library"}}
 
 
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:

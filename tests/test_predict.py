@@ -206,7 +206,7 @@ def test_what_is_opened(run, photos, opened) -> None:
 def test_classes_without_names_and_the_registrys_preprocessing(photos, monkeypatch) -> None:
     stand_in(monkeypatch, opened_model(), Card("deit3_small_patch16_224"))
     found = predict.open_trained(predict.cli.parse("", predict._define, ["--weights=x"])[0])
-    assert found.class_names == tuple(map(str, range(CLASSES)))
+    assert found.names == tuple(map(str, range(CLASSES)))
     assert found.preprocessing.crop_ratio == 1.0
 
 

@@ -25,11 +25,11 @@ def card(names=NAMES, **fields):
 
 def test_classes_without_names_are_told_by_number_and_that_is_said(given, monkeypatch, capsys):
     stand_in(monkeypatch, small_model(), card(()))
-    assert open_trained(given).class_names == tuple(map(str, range(11)))
+    assert open_trained(given).names == tuple(map(str, range(11)))
     assert capsys.readouterr().err == "note: w does not name its classes, which are told by their numbers\n"
     open_trained(given, classifies=False)
     stand_in(monkeypatch, small_model(), card())
-    assert open_trained(given).class_names == NAMES
+    assert open_trained(given).names == NAMES
     assert capsys.readouterr().err == ""
 
 
@@ -38,9 +38,9 @@ def test_heads_that_tell_no_class_of_several_give_features_alone(given, monkeypa
     stand_in(monkeypatch, small_model(), card(problem_type=kind))
     with pytest.raises(UserError, match=rf"^--weights: w: its head is for {kind}, .*; fine-tune .* predict --features"):
         open_trained(given)
-    assert open_trained(given, classifies=False).class_names == ()
+    assert open_trained(given, classifies=False).names == ()
     stand_in(monkeypatch, small_model(), card(problem_type="single_label_classification"))
-    assert open_trained(given).class_names == NAMES
+    assert open_trained(given).names == NAMES
 
 
 def test_a_head_of_one_logit_gives_features_alone(given, monkeypatch):
@@ -49,4 +49,4 @@ def test_a_head_of_one_logit_gives_features_alone(given, monkeypatch):
         UserError, match=r"^--weights: w: its head has one logit, and classifiers here have two classes"
     ):
         open_trained(given)
-    assert open_trained(given, classifies=False).class_names == ()
+    assert open_trained(given, classifies=False).names == ()

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from deit_jax import trained
+from deit_jax import classifier
 from deit_jax.models import Preprocessing, bind, create_model, flatten
 from deit_jax.weights import Card
 
@@ -45,7 +45,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, model: nnx.Module, card: Card) -> 
         calls.append({"spec": spec, **options})
         return model, card
 
-    monkeypatch.setattr(trained, "open_model", open_model)
+    monkeypatch.setattr(classifier, "open_model", open_model)
     return calls
 
 

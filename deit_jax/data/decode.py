@@ -98,6 +98,36 @@ def decode(data: bytes | np.ndarray, *, exif: bool = True) -> np.ndarray:
         raise CorruptImage(containers.unread(data) or f"cannot decode {len(data)} bytes: {error}") from error
 
 
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """A Pillow image as uint8 `[height, width, 3]`, turned as its EXIF orientation says.
+
+    Raises:
+        CorruptImage: it cannot be decoded, being one that was opened and not read yet.
+    """
+    try:
+        return _upright(np.asarray(_rgb(image)), _orientation(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `decode`
+        raise CorruptImage(f"cannot decode it: {error}") from error
+
+
+def from_array(array: np.ndarray) -> np.ndarray:
+    """uint8 `[height, width]`, `[height, width, 1]`, `[height, width, 3]` or `[height, width, 4]` as three channels;
+    transparency is dropped.
+
+    Raises:
+        CorruptImage: it has another type or shape, or no pixels.
+    """
+    form = f"is {array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else f"is a {type(array).__name__}"
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+        raise CorruptImage(f"{form}; give a path, a Pillow image, or uint8 of values from 0 to 255")
+    if array.ndim not in (2, 3) or not array.size or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise CorruptImage(f"{form}; give [height, width], or [height, width, channels] of 1, 3 or 4 channels")
+    channels = array[..., :3] if array.ndim == 3 else array[..., None]
+    return np.ascontiguousarray(np.broadcast_to(channels, (*channels.shape[:2], 3)))
+
+
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
     """uint8 [height, width, 3], or of a large picture [height / 4, width / 4, 3], rounded up."""
     reduced = REDUCED if image.width * image.height > LARGE else 1

@@ -5,7 +5,16 @@ from deit_jax.models.flops import forward_flops, product_flops, training_flops
 from deit_jax.models.keys import Keys
 from deit_jax.models.params import abstract_model, bind, check_fit, flatten, retype
 from deit_jax.models.positions import resize_positions, sincos_positions
-from deit_jax.models.registry import Entry, Preprocessing, Pretrained, create_model, entry, list_models, resolve
+from deit_jax.models.registry import (
+    Entry,
+    Preprocessing,
+    Pretrained,
+    create_model,
+    entry,
+    list_models,
+    resolve,
+    untagged,
+)
 from deit_jax.models.vit import VisionTransformer
 
 Network = VisionTransformer | ConvolutionalNetwork
@@ -32,4 +41,5 @@ __all__ = [
     "retype",
     "sincos_positions",
     "training_flops",
+    "untagged",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from deit_jax.models.inputs import check_images
 from deit_jax.models.layers import DType, drop_path_rates, drop_path_scales
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
@@ -280,9 +281,7 @@ class ConvolutionalNetwork(nnx.Module):
     def head_features(self, images: Images, *, key: Array | None = None) -> tuple[Pooled]:
         """What the head classifies, in float32. A `key` means training: batch statistics, which also move the stored
         ones, and stochastic depth drawn from it."""
-        height, width = self.image_size
-        if images.ndim != 4 or images.shape[1:] != (height, width, 3):
-            raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
+        check_images(images, self.image_size)
         scales: Sequence[Scale] = [None] * len(self.drop_path)
         if key is not None and any(self.drop_path):
             scales = list(drop_path_scales(self.drop_path, len(images), key, branches=1)[:, 0])

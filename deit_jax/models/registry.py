@@ -1,5 +1,6 @@
 """Models by timm's names: how each is built, how it wants its images, and where its published weights are."""
 
+import fnmatch
 import inspect
 import math
 from collections.abc import Mapping
@@ -214,9 +215,9 @@ MODELS = {
 }
 
 
-def list_models() -> list[str]:
-    """The names `create_model` knows."""
-    return list(MODELS)
+def list_models(pattern: str = "*") -> list[str]:
+    """The names `create_model` knows, or those of them that match a pattern such as `*distilled*`."""
+    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
 
 
 def entry(name: str) -> Entry:
@@ -224,6 +225,21 @@ def entry(name: str) -> Entry:
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}{nearest(name, MODELS)}")
     return MODELS[name]
+
+
+def untagged(name: str) -> str:
+    """A model's name without the tag of its weights, `deit_tiny_patch16_224.fb_in1k`.
+
+    Raises:
+        UserError: other weights are known under this name.
+    """
+    model, dot, tag = name.partition(".")
+    published = entry(model).pretrained if dot else None
+    known = published.repository.partition(".")[2] if published else ""
+    if dot and tag != known:
+        others = f"those known here are {model}.{known}" if known else "none are known here"
+        raise UserError(f"unknown weights {name!r}; {others}; give the name alone, or the weights as hf://timm/{name}")
+    return model
 
 
 def resolve(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:

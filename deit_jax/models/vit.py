@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from deit_jax.models.attention import Attention
+from deit_jax.models.inputs import check_images
 from deit_jax.models.keys import repeat
 from deit_jax.models.layers import (
     DType,
@@ -260,11 +261,16 @@ class VisionTransformer(nnx.Module):
             x = block(x)
         return jnp.stack(maps)
 
+    def tokens_after(self, images: Images, block: int) -> Tokens:
+        """The tokens after a block, counted from 0, in float32; the class and distillation tokens come first."""
+        x = self._embed(images)
+        for each in self.blocks[: block + 1]:
+            x = each(x)
+        return x.astype(jnp.float32)
+
     def _embed(self, images: Images) -> Tokens:
         """Prefix and patch tokens with their positions, `[batch, tokens, width]`."""
-        if images.ndim != 4 or images.shape[1:] != (*self.image_size, 3):
-            height, width = self.image_size
-            raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
+        check_images(images, self.image_size)
 
         def for_each(tokens: nnx.Param) -> Tokens:
             # Cast last: the gradient is summed over images, on all devices, in the parameter's own type.

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxtyping import Array
 from deit_jax import models
 from deit_jax.base.errors import UserError
 from deit_jax.base.names import ranges
-from deit_jax.models import Network, abstract_model, bind, entry, flatten, resolve
+from deit_jax.models import Network, abstract_model, bind, entry, flatten, resolve, untagged
 from deit_jax.weights import surgery, tables
 from deit_jax.weights.card import Card, Weights, classes_of
 from deit_jax.weights.fits import check_names, fitting, network_of, shapes
@@ -122,8 +122,18 @@ def _class_names(found: Found, card: Card, expected: tables.Shapes) -> tuple[str
     return card.class_names or (WNIDS if found.imagenet and classes == len(WNIDS) else ())
 
 
-def load_weights(model: M, path: str | Path, *, ema: bool | None = None) -> M:
-    """The model with the weights that `path` names, in the model's own dtypes.
+@overload
+def load_weights(model: str | Path, *, ema: bool | None = None) -> Network: ...
+
+
+@overload
+def load_weights(model: M, path: str | Path, *, ema: bool | None = None) -> M: ...
+
+
+def load_weights(model: M | str | Path, path: str | Path = "", *, ema: bool | None = None) -> M | Network:
+    """The model with the weights that `path` names, in the model's own dtypes: `load_weights(model, "runs/mine")`.
+
+    With weights alone, `load_weights("runs/mine")`, the model that they are of, in float32.
 
     Args:
         model: concrete, or abstract as `nnx.eval_shape` gives it.
@@ -133,10 +143,13 @@ def load_weights(model: M, path: str | Path, *, ema: bool | None = None) -> M:
     Raises:
         UserError: as `read_weights`; the weights have to be those of this very architecture.
     """
+    if isinstance(model, str | Path):
+        return open_model(model, ema=ema)[0]
     expected = flatten(model)
     found = _unprefixed(find(str(path), "", ema), expected)
     scheme = found.scheme or tables.best_scheme(found.tensors, expected)
-    check_names(found, scheme, shapes(model), "this model", mend="build the model that it is of")
+    mend = "build the model that it is of, or let load_weights(path) do so"
+    check_names(dataclasses.replace(found, card=Card()), scheme, shapes(model), "this model", mend=mend)
     try:
         notes = surgery.check_function(found.card, model)
     except UserError as error:
@@ -177,12 +190,13 @@ def open_model(spec: str | Path, *, model: str = "", ema: bool | None = None, **
     return bound, complete
 
 
-def create_model(name: str, *, rngs: nnx.Rngs, pretrained: bool = False, **overrides: Any) -> nnx.Module:
+def create_model(name: str, *, rngs: nnx.Rngs | None = None, pretrained: bool = False, **overrides: Any) -> nnx.Module:
     """Builds a model, with fresh or with its published weights.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, also with the tag of its published weights, `deit_tiny_patch16_224.fb_in1k`.
         rngs: draws the weights; of a pretrained model those of the heads, where `num_classes` is not what they have.
+            Default: `nnx.Rngs(0)`.
         pretrained: see `deit_jax.weights.hub.pretrained` for where the weights are looked for. The position embedding
             is resized for another `image_size`.
         **overrides: replace the model's own arguments, e.g. `num_classes=10`; see its class.
@@ -191,6 +205,7 @@ def create_model(name: str, *, rngs: nnx.Rngs, pretrained: bool = False, **overr
         UserError: an unknown model or override; published weights that are not within reach or do not fit.
         ValueError: the arguments contradict each other.
     """
+    name, rngs = untagged(name), nnx.Rngs(0) if rngs is None else rngs
     if not pretrained:
         return models.create_model(name, rngs=rngs, **overrides)
     abstract = abstract_model(name, **overrides)

@@ -16,13 +16,13 @@ from tiny import TEACHER, distilled_config, replace, tiny_config, tiny_run, writ
 
 from deit_jax import parallel
 from deit_jax.base.errors import UserError
+from deit_jax.classifier import Classifier
 from deit_jax.distill.open import open_teacher
 from deit_jax.distill.teaching import OF_TEACHER, fingerprint, require_same_teacher
 from deit_jax.export import describe, export_model
 from deit_jax.models import Preprocessing, abstract_model, flatten
 from deit_jax.parallel import hosts
 from deit_jax.run.stream import train_source
-from deit_jax.trained import Trained
 from deit_jax.weights import Card, open_model
 from deit_jax.weights.orbax import read_variables, write_variables
 
@@ -293,7 +293,7 @@ def exported(workdir, tmp_path_factory):
     """The teacher as `deit_jax.export` writes it."""
     folder = tmp_path_factory.mktemp("exported")
     model, card = open_model(str(workdir))
-    trained = Trained(model, card.model, NAMES, 12, card.preprocessing or Preprocessing())
+    trained = Classifier(model, dataclasses.replace(card, class_names=NAMES))
     (folder / "model.jaxexport").write_bytes(export_model(trained))
     (folder / "preprocessing.json").write_text(json.dumps(describe(trained)))
     return folder / "model.jaxexport"

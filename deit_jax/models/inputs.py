@@ -1,0 +1,25 @@
+"""What a network may be given: mistakes that would be answered wrongly are refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+LARGEST = 30.0  # of a normalised image, by far: (1 - 0.4) / 0.2 is 3
+
+
+def check_images(images: Array | np.ndarray, size: tuple[int, ...]) -> None:
+    """Raises `ValueError` unless these are normalised images of a height and width.
+
+    Values from 0 to 255 are known by their type, and where they are floats by their size, which inside of a jitted
+    function nobody knows.
+    """
+    height, width = size
+    if images.ndim != 4 or images.shape[1:] != (height, width, 3):
+        raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
+    known = not isinstance(images, jax.core.Tracer) and images.size
+    if not jnp.issubdtype(images.dtype, jnp.floating) or (known and float(jnp.max(jnp.abs(images))) > LARGEST):
+        raise ValueError(
+            f"images of {images.dtype}{f', up to {float(jnp.max(images)):g}' if known else ''}: this model takes "
+            f"normalised ones, (pixel / 255 - mean) / std; deit_jax.open(...) prepares photos itself"
+        )
