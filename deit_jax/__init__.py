@@ -40,13 +40,15 @@ _HOMES = {
     "train": "library",
 }
 
-# While `python -m deit_jax.COMMAND` imports what it needs, for seconds, Ctrl-C ends it without a traceback, and SIGTERM
-# those that schedulers look after with the status by which they are started again. `cli.run` takes over.
-if sys.argv[0] == "-m":
-    _module = sys.orig_argv[-len(sys.argv)]
-    if _module.startswith("deit_jax.") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# While `python -m deit_jax.COMMAND` or `deit_jax COMMAND` imports what it needs, for seconds, Ctrl-C ends it without a
+# traceback, and SIGTERM those that schedulers look after with the status by which they are started again. `cli.run`
+# takes over.
+_module = sys.orig_argv[-len(sys.argv)] if sys.argv[0] == "-m" else os.path.basename(sys.argv[0])
+if _module == "deit_jax" or _module.startswith("deit_jax."):
+    _command = _module.partition(".")[2] or "".join(sys.argv[1:2])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if _module in ("deit_jax.main", "deit_jax.precompute") and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if _command in ("main", "train", "precompute") and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(75))
 
 

@@ -1,6 +1,8 @@
 """Shows what a trained model attends to in photos.
 
-    python -m deit_jax.attention [--model=NAME] --weights=SPEC --output=DIR IMAGE...
+    python -m deit_jax.attention [--model=NAME] --output=DIR WEIGHTS IMAGE...
+
+WEIGHTS may stand before the images or be given as --weights.
 
 An IMAGE is a file, a folder (its images, and those of its subfolders) or a quoted pattern such as 'photos/*.jpg'.
 Writes one PNG an image, DIR/<name>_attention.png: the photo as the model sees it, and over it, for the class token and
@@ -36,7 +38,7 @@ from deit_jax.data.files import find_images
 from deit_jax.models import VisionTransformer, bind, flatten
 from deit_jax.run.plots import save_figure
 from deit_jax.step.step import Normalization
-from deit_jax.trained import define_flags, open_trained, report_unreadable
+from deit_jax.trained import define_flags, open_trained, report_unreadable, take_weights
 
 COLUMNS = (3, 6)  # of the grid of heads, at least and at most
 TITLE = 80  # characters that fit over three columns
@@ -47,7 +49,7 @@ NAME = 255 - 10  # bytes of a file's name that file systems hold, without what a
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and draws; returns the exit status."""
     given, arguments = cli.parse(__doc__ or "", _define, argv)
-    paths = find_images(arguments)
+    paths = find_images(take_weights(given, arguments))
     if not given.output:
         raise UserError("--output: missing; name the folder for the pictures")
     output = cli.local_path(given.output, "--output")

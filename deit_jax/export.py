@@ -1,6 +1,8 @@
 """Writes a trained model for serving without deit_jax.
 
-    python -m deit_jax.export [--model=NAME] --weights=SPEC --output=DIR
+    python -m deit_jax.export [--model=NAME] --output=DIR WEIGHTS
+
+WEIGHTS may stand there or be given as --weights.
 
 DIR gets model.jaxexport, a program that `jax.export.deserialize` reads, for CPU, CUDA and TPU and any batch size, with
 the weights inside: from uint8 images [batch, size, size, 3], red, green and blue from 0 to 255, to float32 logits
@@ -30,7 +32,7 @@ from deit_jax.base.text import printable
 from deit_jax.classifier import Classifier
 from deit_jax.distill.open import ABOUT
 from deit_jax.models import bind, flatten
-from deit_jax.trained import define_flags, open_trained
+from deit_jax.trained import define_flags, open_trained, take_weights
 from deit_jax.weights.imagenet import words
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -40,8 +42,8 @@ LARGEST = 2**31 - 2**24  # bytes of weights: the format holds 2 GiB, program inc
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and writes the folder; returns the exit status."""
     given, beside = cli.parse(__doc__ or "", _define, argv)
-    if beside:
-        raise UserError(f"{beside[0]}: not a flag; export takes flags alone")
+    if beside := take_weights(given, beside):
+        raise UserError(f"{beside[0]}: not a flag; export takes one set of weights")
     if not given.output:
         raise UserError("--output: missing; name the folder to write")
     output = cli.local_path(given.output, "--output")

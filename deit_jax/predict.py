@@ -1,6 +1,8 @@
 """Classifies photos with a trained model.
 
-    python -m deit_jax.predict [--model=NAME] --weights=SPEC IMAGE...
+    python -m deit_jax.predict [--model=NAME] WEIGHTS IMAGE...
+
+WEIGHTS may stand before the images or be given as --weights.
 
 An IMAGE is a file, a folder (its images, and those of its subfolders) or a quoted pattern such as 'photos/*.jpg'.
 Prints the best classes of each image, and last a JSON object: images predicted, images that failed, and images per
@@ -36,7 +38,7 @@ from deit_jax.config.resolve import choose
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.models import flatten
-from deit_jax.trained import define_flags, open_trained, report_unreadable
+from deit_jax.trained import define_flags, open_trained, report_unreadable, take_weights
 from deit_jax.weights.imagenet import words
 
 FEW = 4  # photos up to which compiling well takes longer than it saves, of DeiT-Ti, DeiT-S and DeiT-B alike
@@ -65,7 +67,7 @@ class Outcome:
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, predicts and prints; returns the exit status."""
     given, arguments = cli.parse(__doc__ or "", _define, argv)
-    paths = find_images(arguments)
+    paths = find_images(take_weights(given, arguments))
     output = cli.local_path(given.features, "--features") if given.features else None
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise UserError(f"--features: {output} is no file in an existing folder; name one, such as features.npz")

@@ -1,7 +1,7 @@
 """A trained model as flags name it: what predict, attention and export share."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -10,6 +10,7 @@ from deit_jax import classifier
 from deit_jax.base.errors import UserError
 from deit_jax.base.text import printable
 from deit_jax.classifier import Classifier
+from deit_jax.data.decode import SUFFIXES, UNREAD
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -25,6 +26,14 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "ema", None, "the averaged weights, or with --noema the raw ones (default: as the weights have it)", values
     )
+
+
+def take_weights(given: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
+    """Sets `--weights` from the first argument beside the flags, unless it is given or that is a photo; the others."""
+    if given.weights or not arguments or arguments[0].lower().endswith(SUFFIXES + UNREAD):
+        return list(arguments)
+    given["weights"].value = arguments[0]
+    return list(arguments[1:])
 
 
 def open_trained(given: flags.FlagValues, *, classifies: bool = True, **overrides: Any) -> Classifier:

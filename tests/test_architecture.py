@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,13 +25,16 @@ FLOORS = [
     {"run"},
     {"classifier"},
     {"cli", "trained"},
-    COMMANDS | {"library"},
+    COMMANDS | {"__main__", "library"},
     {"__init__"},
 ]
 FLOOR = {unit: i for i, units in enumerate(FLOORS) for unit in units}
 ROOMS = set.union(*FLOORS[:6])
 # Numeric code takes plain arguments: who reads a config.
-READERS = {"config": {"distill", "run", "cli", "library", "__init__"} | COMMANDS, "cli": COMMANDS | {"library"}}
+READERS = {
+    "config": {"distill", "run", "cli", "library", "__init__"} | COMMANDS,
+    "cli": COMMANDS | {"__main__", "library"},
+}
 
 
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
@@ -69,7 +73,10 @@ def test_every_unit_has_a_floor():
     rooms = {path.parent.name for path in FILES} - {PACKAGE.name}
     assert rooms == ROOMS
     assert len(rooms) <= 9
-    assert len(list(PACKAGE.glob("*.py"))) <= len(COMMANDS) + 5
+    assert len(list(PACKAGE.glob("*.py"))) <= len(COMMANDS) + 6
+    with (PACKAGE.parent / "pyproject.toml").open("rb") as file:
+        packaged = tomllib.load(file)["tool"]["setuptools"]["packages"]
+    assert set(packaged) == {"deit_jax", "deit_jax.configs", *(f"deit_jax.{room}" for room in rooms)}
 
 
 def test_imports_point_downwards():

@@ -19,7 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict
 from tiny import replace
 
-from deit_jax import cli, main
+import deit_jax
+from deit_jax import __main__, cli, main
 from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config.fields import field_paths
 from deit_jax.config.given import name_of
@@ -604,6 +605,55 @@ def test_the_config_of_a_run_stands_in_its_workdir(tmp_path, runs):
     assert name_of("configs/deit_tiny.py:hardware=tpu") == "deit_tiny"
 
 
+@pytest.mark.parametrize(
+    ("given", "module", "becomes"),
+    [
+        (["train", "quickstart", "--workdir=x"], "main", ["--mode=train", "--config=quickstart", "--workdir=x"]),
+        (["train", "--config=a.py"], "main", ["--mode=train", "--config=a.py"]),
+        (["evaluate", "runs/a"], "main", ["--mode=evaluate", "--workdir=runs/a"]),
+        (["replay", "runs/a", "--step=3"], "main", ["--mode=replay", "--workdir=runs/a", "--step=3"]),
+        (["predict", "runs/a", "a.jpg"], "predict", ["runs/a", "a.jpg"]),
+        (["precompute", "a.py", "--output=x"], "precompute", ["--config=a.py", "--output=x"]),
+        (["benchmark", "train"], "benchmark", ["train"]),
+    ],
+)
+def test_one_command_for_all(monkeypatch, given, module, becomes):
+    calls = []
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/deit_jax", *given])
+    monkeypatch.setattr(cli, "run", lambda main, **options: calls.append((main, sys.argv[1:], options)))
+    __main__.main()
+    assert calls == [
+        (getattr(deit_jax, module).main, becomes, {"goes_on": module in ("main", "precompute")}),
+    ]
+
+
+def test_the_one_command_tells_of_all_and_knows_no_other(monkeypatch, capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        monkeypatch.setattr(sys, "argv", ["deit_jax", *arguments])
+        __main__.main()
+        out = capsys.readouterr().out
+        assert all(re.search(rf"^    {name} ", out, re.MULTILINE) for name in __main__.COMMANDS)
+    monkeypatch.setattr(sys, "argv", ["deit_jax", "expotr"])
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main()
+    assert capsys.readouterr().err == "error: expotr: unknown command; did you mean export?\n"
+
+
+@pytest.mark.parametrize("name", ["deit_jax", "bin/deit_jax"])
+def test_the_one_command_from_the_shell(name, tmp_path):
+    """As a module, and as what an installation puts beside Python."""
+    start = [str(Path(sys.executable).with_name("deit_jax"))] if "/" in name else [sys.executable, "-m", "deit_jax"]
+    done = subprocess.run([*start, "train", "quickstart", "--md=train"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: --md: unknown flag; did you mean mode?\n")
+
+
+def test_configs_that_are_packaged_have_names(runs, tmp_path):
+    for given in (CONFIG, "--config=quickstart", "--config=quickstart:hardware=auto"):
+        main.main([given])
+    first, *others = runs
+    assert [other[1:] for other in others] == [first[1:]] * 2
+
+
 def test_a_config_file_may_look_at_its_own_path(config_file):
     flag = config_file(
         "from pathlib import Path\nfrom deit_jax import recipes\n"
@@ -633,6 +683,10 @@ def test_a_config_file_may_look_at_its_own_path(config_file):
             "no/config.json: cannot be read: No such file or directory; name the config that",
         ),
         (["--mode=evaluate"], "--config: missing; name a file"),
+        (
+            ["--config=quickstrat"],
+            "--config: quickstrat is no file, and no config that is packaged; did you mean",
+        ),
         (["--mode=replay", "--workdir=no"], "no/config.json: cannot be read: "),
         ([CONFIG, CONFIG], "flag --config="),
         ([CONFIG, "stray"], "stray: not a flag; fields are set as --config.field=value"),

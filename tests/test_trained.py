@@ -5,7 +5,7 @@ from absl import flags
 from trained_models import IMAGES_AND_CLASSES, NAMES, PREPROCESSING, small_model, stand_in
 
 from deit_jax.base.errors import UserError
-from deit_jax.trained import define_flags, open_trained
+from deit_jax.trained import define_flags, open_trained, take_weights
 from deit_jax.weights import Card
 
 MODEL = "deit_tiny_patch16_224"
@@ -31,6 +31,25 @@ def test_classes_without_names_are_told_by_number_and_that_is_said(given, monkey
     stand_in(monkeypatch, small_model(), card())
     assert open_trained(given).names == NAMES
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("flag", "arguments", "weights", "others"),
+    [
+        ("", ["runs/a", "a.jpg", "photos"], "runs/a", ["a.jpg", "photos"]),
+        ("", ["w.safetensors"], "w.safetensors", []),
+        ("w", ["photos", "b.png"], "w", ["photos", "b.png"]),
+        ("", ["a.JPG", "b.png"], "", ["a.JPG", "b.png"]),  # they are missing, and no photo is taken for them
+        ("", ["a.heic"], "", ["a.heic"]),
+        ("", [], "", []),
+    ],
+)
+def test_weights_may_stand_before_all_else(flag, arguments, weights, others):
+    values = flags.FlagValues()
+    define_flags(values)
+    values(["", f"--weights={flag}"])
+    assert take_weights(values, arguments) == others
+    assert values.weights == weights
 
 
 @pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import UserError, nearest
 from deit_jax.base.forms import read_json
 from deit_jax.base.storage import Place, place
 from deit_jax.config.fields import field_paths, nearest_field
@@ -29,7 +29,8 @@ def take_flag(argv: Sequence[str], flag: str) -> tuple[str, list[str]]:
 
 
 def load_config(source: str) -> ConfigDict:
-    """Runs the `get_config` of `FILE.py[:ARGUMENT]`, or reads the `config.json` of a run.
+    """Runs the `get_config` of `FILE.py[:ARGUMENT]`, or of one that is packaged, by its name; or reads the
+    `config.json` of a run.
 
     Raises:
         UserError: there is no such file, or it fails.
@@ -37,6 +38,8 @@ def load_config(source: str) -> ConfigDict:
     if source.endswith(".json"):
         return _config_of_run(place(source, "--config"))
     path, _, argument = source.partition(":")
+    if re.fullmatch(r"\w+", path):
+        path = _packaged(path)
     if not path.endswith(".py"):
         raise UserError(f"--config: {path} is neither a Python file nor the config.json of a run")
     try:
@@ -62,6 +65,16 @@ def load_config(source: str) -> ConfigDict:
     except BaseException as error:  # whatever a file raises that ends itself, RecursionError of a config in itself
         raise UserError(f"--config: {path} failed with {type(error).__name__}: {error}") from error
     return config
+
+
+def _packaged(name: str) -> str:
+    """The file of a config that comes with the package, by its name: here, if this is a checkout, or installed."""
+    checkout, installed = (Path(__file__).parents[above] / "configs" for above in (2, 1))
+    folder = installed if installed.is_dir() else checkout
+    known = sorted(path.stem for path in folder.glob("*.py"))
+    if name not in known:
+        raise UserError(f"--config: {name} is no file, and no config that is packaged{nearest(name, known)}")
+    return str(folder / f"{name}.py")
 
 
 def name_of(source: str) -> str:
