@@ -5,10 +5,10 @@
 WEIGHTS may stand before the images or be given as --weights.
 
 An IMAGE is a file, a folder (its images, and those of its subfolders) or a quoted pattern such as 'photos/*.jpg'.
-Writes one PNG an image, DIR/<name>_attention.png: the photo as the model sees it, and over it, for the class token and
-where there is one the distillation token, the attention of each head of a block (--block) to the patches, and the
-attention rollout through all blocks (arXiv:2005.00928). Prints the files, and last a JSON object: images drawn, and
-images that failed.
+Writes one PNG an image, DIR/<name>_attention.png, with what the model says of it: the photo as the model sees it, and
+over it, for the class token and where there is one the distillation token, the attention rollout through all blocks
+(arXiv:2005.00928), and the attention of the heads of a block (--block) to the patches, their mean and each. Prints the
+files, and last a JSON object: images drawn, and images that failed.
 
 An image that cannot be read, or whose picture cannot be written, is reported on stderr and left out. Exit status: 0
 when at least one was drawn; 2 when none was, or for a mistake in what was given, told in one line.
@@ -21,6 +21,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,15 +33,15 @@ from matplotlib.figure import Figure
 from deit_jax import cli
 from deit_jax.base.errors import UserError
 from deit_jax.base.text import printable
-from deit_jax.classifier import block_of
+from deit_jax.classifier import Classifier, block_of
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.models import VisionTransformer, bind, flatten
 from deit_jax.run.plots import save_figure
-from deit_jax.step.step import Normalization
 from deit_jax.trained import define_flags, open_trained, report_unreadable, take_weights
+from deit_jax.weights.imagenet import words
 
-COLUMNS = (3, 6)  # of the grid of heads, at least and at most
+COLUMNS = (4, 5, 6)  # that the panels may stand in
 TITLE = 80  # characters that fit over three columns
 SUFFIX = "_attention.png"
 NAME = 255 - 10  # bytes of a file's name that file systems hold, without what a temporary name has more
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"--output: cannot make the folder {output}: {error.strerror}") from error
     variables = flatten(model)
-    attention_maps = jax.jit(functools.partial(_attention_maps, model, trained.normalize))
+    look = jax.jit(functools.partial(_looks, trained))
     errors, unwritten = {}, []
     names = _picture_names(paths)
     for path in paths:
@@ -75,11 +76,8 @@ def main(argv: Sequence[str]) -> int:
         except CorruptImage as error:
             errors[path] = str(error)
             continue
-        maps = np.asarray(attention_maps(variables, photo))
-        # What a file is called ends differently more often than it begins differently.
-        title = (
-            f"{printable(Path(path).name)[-TITLE:]}\n{trained.name}, heads of block {block} (of 0 to {len(maps) - 1})"
-        )
+        maps, probabilities = jax.device_get(look(variables, photo))
+        title = _title(trained, path, probabilities, block, len(maps))
         try:
             save_figure(draw(photo, maps, tokens_of(model), block, title), output / names[path], dpi=100)
         except OSError as error:
@@ -121,7 +119,9 @@ def draw(
     block: int,
     title: str,
 ) -> Figure:
-    """The figure of one image.
+    """The figure of one image: the photo, then for each token its rollout, the mean of a block's heads, and each head.
+
+    All maps of heads have one scale, from 0 to the largest weight, so that they compare; all rollouts another.
 
     Args:
         photo: as the model sees it.
@@ -130,41 +130,55 @@ def draw(
         block: whose heads are shown.
         title: of the figure.
     """
-    heads = maps.shape[1]
-    columns = min(max(heads, COLUMNS[0]), COLUMNS[1])
-    lines = math.ceil(heads / columns)
-    rows = 1 + len(tokens) * lines
-    figure = Figure(figsize=(2.3 * columns, 2.5 * rows + 0.4), layout="constrained")
+    flow, first = rollout(maps), len(tokens)
+    of_heads, of_flow = maps[block, :, :first, first:], flow[:first, first:]
+    panels: list[tuple[str, np.ndarray, float]] = []
+    largest, most = float(of_heads.max()), float(of_flow.max())
+    for i, token in enumerate(tokens):
+        panels.append((f"{token}, rollout", of_flow[i], most))
+        panels.append((f"{token}, mean of heads", of_heads[:, i].mean(axis=0), largest))
+        panels += [(f"{token}, head {head}", heads[i], largest) for head, heads in enumerate(of_heads)]
+    count = 1 + len(panels)
+    columns = min(COLUMNS, key=lambda columns: (-count % columns, -columns))  # the fewest that stay empty
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(2.3 * columns, 2.55 * rows + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=9, parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     grid[0, 0].imshow(photo)
-    grid[0, 0].set_title("photo", fontsize=9)
-    flow = rollout(maps)
-    for i, token in enumerate(tokens):
-        _overlay(grid[0, 1 + i], photo, flow[i, len(tokens) :], f"{token}, rollout")
-        panels = grid[1 + i * lines : 1 + (i + 1) * lines].flat
-        for head, axes in zip(range(heads), panels, strict=False):
-            _overlay(axes, photo, maps[block, head, i, len(tokens) :], f"{token}, head {head}")
+    grid[0, 0].set_title("photo", fontsize=8)
+    for axes, panel in zip(grid.flat[1:], panels, strict=False):
+        _overlay(axes, photo, *panel)
     return figure
 
 
-def _overlay(axes: Axes, photo: np.ndarray, weights: Float[np.ndarray, " patches"], title: str) -> None:
-    """The photo in grey under a map of the weights, coloured from the smallest to the largest, whatever they are."""
+def _overlay(axes: Axes, photo: np.ndarray, title: str, weights: Float[np.ndarray, " patches"], most: float) -> None:
+    """The photo in grey under a map of the weights, coloured from 0, where the photo is seen, to the `most`."""
     side, grid = len(photo), math.isqrt(len(weights))
     axes.imshow(photo.mean(axis=-1), cmap="gray", vmin=0, vmax=255)
     frame = (-0.5, side - 0.5, side - 0.5, -0.5)
     heat = weights.reshape(grid, grid)
-    axes.imshow(heat, cmap="inferno", alpha=0.6, extent=frame, interpolation="bilinear")
-    axes.set_title(f"{title}\n{100 * weights.min():.3g} to {100 * weights.max():.3g} % a patch", fontsize=8)
+    shade = np.sqrt(np.clip(heat / max(most, 1e-12), 0, 1))  # so that what is faint is seen
+    axes.imshow(heat, cmap="inferno", alpha=0.8 * shade, vmin=0, vmax=most, extent=frame, interpolation="bilinear")
+    axes.set_title(f"{title}\n{100 * weights.min():.2g} to {100 * weights.max():.2g} % a patch", fontsize=8)
 
 
-def _attention_maps(
-    model: VisionTransformer, normalize: Normalization, variables: dict[str, Array], photo: Array
-) -> Array:
-    """[depth, heads, tokens, tokens] of one uint8 image."""
-    return bind(model, variables).attention_maps(normalize(photo[None]))[:, 0]
+def _looks(trained: Classifier, variables: dict[str, Array], photo: Array) -> tuple[Array, Array]:
+    """Attention weights [depth, heads, tokens, tokens] and probabilities [classes] of one uint8 image."""
+    model: Any = bind(trained.model, variables)
+    maps = model.attention_maps(trained.normalize(photo[None]))[:, 0]
+    return maps, trained.forward(variables, photo[None])[0][0]
+
+
+def _title(trained: Classifier, path: str, probabilities: np.ndarray, block: int, depth: int) -> str:
+    """The photo's name, what the model says of it, and what is shown."""
+    name = printable(Path(path).name)[-TITLE:]  # what a file is called ends differently more often than it begins so
+    said = ""
+    if trained.names:
+        best = int(np.argmax(probabilities))
+        said = f": {printable(words(trained.names[best]))} {probabilities[best]:.1%}"
+    return f"{name}{said}\n{trained.name}, heads of block {block} (of 0 to {depth - 1})"
 
 
 def _picture_names(paths: Sequence[str]) -> dict[str, str]:

@@ -84,17 +84,22 @@ def test_every_panel_shows_its_own_map() -> None:
     figure = attention.draw(photo, maps, tokens, block, "a $title$ with dollars")
     assert figure.get_suptitle() == "a $title$ with dollars"
     panels = {axes.get_title().partition("\n")[0]: axes.get_images() for axes in figure.axes if axes.get_images()}
-    assert len(panels) == 1 + len(tokens) * (1 + heads)
+    assert len(panels) == 1 + len(tokens) * (2 + heads)
     np.testing.assert_array_equal(panels["photo"][0].get_array(), photo)
     flow = attention.rollout(maps)
     for i, token in enumerate(tokens):
         maps_by_title = {f"{token}, head {head}": maps[block, head] for head in range(heads)}
+        maps_by_title[f"{token}, mean of heads"] = maps[block].mean(axis=0)
         for title, full in ({f"{token}, rollout": flow} | maps_by_title).items():
             grey, heat = panels[title]
             np.testing.assert_allclose(grey.get_array(), photo.mean(axis=-1))
-            np.testing.assert_array_equal(heat.get_array(), full[i, 2:].reshape(3, 3))
+            np.testing.assert_allclose(heat.get_array(), full[i, 2:].reshape(3, 3), rtol=1e-6)
             assert heat.get_extent() == grey.get_extent()
-            assert heat.get_clim() == (full[i, 2:].min(), full[i, 2:].max())
+            shown = flow if "rollout" in title else maps[block]
+            assert heat.get_clim() == (0, shown[..., :2, 2:].max())  # one for all that compare
+            np.testing.assert_allclose(
+                heat.get_alpha(), 0.8 * np.sqrt(heat.get_array() / heat.get_clim()[1]), rtol=1e-5
+            )
 
 
 @pytest.fixture
