@@ -9,6 +9,7 @@
     predict WEIGHTS IMAGE...         classes and probabilities of photos
     attention WEIGHTS IMAGE...       where the network looks
     export WEIGHTS --output=DIR      a program to serve without this package
+    report RUN                       a page of a run: curves, classes, calibration, the worst mistakes
     convert SRC DST                  weights from one format to another
     precompute CONFIG --output=DIR   records what a teacher says
     preview CONFIG                   the images that a training will see
@@ -33,6 +34,7 @@ COMMANDS = {
     "predict": ("predict", ""),
     "attention": ("attention", ""),
     "export": ("export", ""),
+    "report": ("report", ""),
     "convert": ("convert", ""),
     "precompute": ("precompute", "config"),
     "preview": ("preview", "config"),

@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from deit_jax import cli
 from deit_jax.base.errors import UserError
 from deit_jax.base.text import printable
-from deit_jax.classifier import Classifier, block_of
+from deit_jax.classifier import Classifier, block_of, rollout
 from deit_jax.data.decode import CorruptImage
 from deit_jax.data.files import find_images
 from deit_jax.models import VisionTransformer, bind, flatten
@@ -90,20 +90,6 @@ def main(argv: Sequence[str]) -> int:
     report_unreadable(errors, len(paths))
     print(json.dumps({"images": len(paths) - len(errors), "failed": len(errors)}))
     return 0
-
-
-def rollout(maps: Float[np.ndarray, "depth heads tokens tokens"]) -> Float[np.ndarray, "tokens tokens"]:
-    """Attention rollout (arXiv:2005.00928, equation 1): how much of each input token reaches each output token.
-
-    Every block passes on (A + I) / 2, A the mean of its heads and I the residual connection, rows scaled to sum 1; the
-    result is the product over the blocks, the last one on the left.
-    """
-    identity = np.eye(maps.shape[-1])
-    flow = identity
-    for heads in maps:
-        step = heads.mean(axis=0, dtype=np.float64) + identity
-        flow = step / step.sum(axis=1, keepdims=True) @ flow
-    return flow
 
 
 def tokens_of(model: VisionTransformer) -> tuple[str, ...]:

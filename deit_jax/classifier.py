@@ -166,7 +166,7 @@ class Classifier:
         """The attention weights of every block and head: row q is the distribution of token q over all tokens.
 
         The class token and the distillation token come first, then the patches row by row.
-        `deit_jax.attention.rollout` makes one map of them.
+        `deit_jax.classifier.rollout` makes one map of them.
 
         Raises:
             UserError: the photo cannot be read, or the model has no attention.
@@ -247,6 +247,20 @@ def open(weights: str | Path, *, model: str = "", ema: bool | None = None, **ove
     if height != width:
         raise UserError(f"{weights} is for images of {height} x {width}; photos are cut to squares")
     return Classifier(network, card)
+
+
+def rollout(maps: Float[np.ndarray, "depth heads tokens tokens"]) -> Float[np.ndarray, "tokens tokens"]:
+    """Attention rollout (arXiv:2005.00928, equation 1): how much of each input token reaches each output token.
+
+    Every block passes on (A + I) / 2, A the mean of its heads and I the residual connection, rows scaled to sum 1; the
+    result is the product over the blocks, the last one on the left.
+    """
+    identity = np.eye(maps.shape[-1])
+    flow = identity
+    for heads in maps:
+        step = heads.mean(axis=0, dtype=np.float64) + identity
+        flow = step / step.sum(axis=1, keepdims=True) @ flow
+    return flow
 
 
 def block_of(model: Network, number: int, field: str) -> int:

@@ -14,7 +14,9 @@ import deit_jax
 PACKAGE = Path(__file__).parents[1] / "deit_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-COMMANDS = {"main", "predict", "attention", "export", "serve", "convert", "precompute", "preview", "benchmark"}
+COMMANDS = {
+    *("main", "predict", "attention", "export", "serve", "convert", "precompute", "preview", "benchmark", "report"),
+}
 # A room, or a file of the top shelf, may import the rooms and files of earlier floors, not its neighbours.
 FLOORS = [
     {"base"},

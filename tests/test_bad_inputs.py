@@ -17,7 +17,7 @@ import pytest
 from endings import content, end, inside
 
 from deit_jax import attention, benchmark, convert, export, main, precompute, predict
-from deit_jax.config.resolve import field_paths
+from deit_jax.config.fields import field_paths
 from deit_jax.config.schema import UNITS, Config, Duration
 from deit_jax.run import evaluate, train
 

@@ -17,9 +17,11 @@ def check_images(images: Array | np.ndarray, size: tuple[int, ...]) -> None:
     height, width = size
     if images.ndim != 4 or images.shape[1:] != (height, width, 3):
         raise ValueError(f"images of shape {images.shape}: this model takes (batch, {height}, {width}, 3)")
-    known = not isinstance(images, jax.core.Tracer) and images.size
-    if not jnp.issubdtype(images.dtype, jnp.floating) or (known and float(jnp.max(jnp.abs(images))) > LARGEST):
+    # By NumPy: within a function that is traced JAX would trace what it makes of constants, too.
+    known = images.size and not isinstance(images, jax.core.Tracer) and getattr(images, "is_fully_addressable", True)
+    most = float(np.abs(np.asarray(images)[0].astype(np.float32)).max()) if known else 0.0
+    if not jnp.issubdtype(images.dtype, jnp.floating) or most > LARGEST:
         raise ValueError(
-            f"images of {images.dtype}{f', up to {float(jnp.max(images)):g}' if known else ''}: this model takes "
-            f"normalised ones, (pixel / 255 - mean) / std; deit_jax.open(...) prepares photos itself"
+            f"images of {images.dtype}{f', up to {most:g}' if known else ''}: this model takes normalised ones, "
+            f"(pixel / 255 - mean) / std; deit_jax.open(...) prepares photos itself"
         )

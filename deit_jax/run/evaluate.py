@@ -33,6 +33,7 @@ from deit_jax.step.step import eval_step
 from deit_jax.weights.meta import CorruptCheckpoint
 from deit_jax.weights.orbax import CheckpointDirectory
 
+PREDICTIONS = "predictions.csv"
 LOOKED_AT = 64  # images of a split, before training
 AT_ONCE = 1000  # images that are looked at within the limit of a step
 
@@ -48,7 +49,8 @@ class Result:
         top5: examples whose class is among the five best.
         loss_sum: of the cross-entropies in nats.
         corrupt: examples that could not be decoded and are in none of the above.
-        predictions: for each example its index in the split, its class, the predicted class and that one's probability.
+        predictions: for each example its index in the split, its class, the predicted class, that one's probability and
+            that of its class.
     """
 
     seen: Int[np.ndarray, " classes"]
@@ -57,7 +59,7 @@ class Result:
     top5: int = 0
     loss_sum: float = 0.0
     corrupt: int = 0
-    predictions: list[tuple[int, int, int, float]] = dataclasses.field(default_factory=list)
+    predictions: list[tuple[int, int, int, float, float]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def empty(cls, classes: int, heads: int) -> "Result":
@@ -73,14 +75,15 @@ class Result:
         self.heads += (out["heads"][:, real] == label).sum(axis=1)
         self.loss_sum += float(out["loss"][real].astype(np.float64).sum())
         self.corrupt += int(out["corrupt"].sum())
-        columns = (out["index"][real], label, top[:, 0], out["probability"][real])
+        of_class = np.exp(-out["loss"][real])
+        columns = (out["index"][real], label, top[:, 0], out["probability"][real], of_class)
         self.predictions += zip(*(column.tolist() for column in columns), strict=True)
 
     def folded(self, together: int) -> Int[np.ndarray, "rows rows"]:
         """The confusion matrix, true classes by row, with so many neighbouring ones in each row and column."""
         rows = -(-len(self.seen) // together)
         counts = np.zeros((rows, rows), np.int64)
-        for _, true, said, _ in self.predictions:
+        for _, true, said, *_ in self.predictions:
             counts[true // together, said // together] += 1
         return counts
 
@@ -217,11 +220,14 @@ def report(results: Mapping[str, Result], source: Source, workdir: Place) -> lis
         _write_table(path, ("class", "examples", "top1"), classes)
 
     def predictions(path: Place) -> None:
-        images = ((source.name(i), names[true], names[said], f"{p:.4f}") for i, true, said, p in best.predictions)
-        _write_table(path, ("image", "class", "predicted", "probability"), images)
+        images = (
+            (source.name(i), names[true], names[said], f"{p:.4f}", f"{of_class:.4f}")
+            for i, true, said, p, of_class in best.predictions
+        )
+        _write_table(path, ("image", "class", "predicted", "probability", "probability_of_class"), images)
 
     written = []
-    for name, write in {"confusion.png": confusion, "per_class.csv": per_class, "predictions.csv": predictions}.items():
+    for name, write in {"confusion.png": confusion, "per_class.csv": per_class, PREDICTIONS: predictions}.items():
         try:
             write(workdir / name)
             written.append(name)

@@ -60,8 +60,8 @@ def save_curves(
     _draw_rate(loss, _points(rows, "train/learning_rate"))
     if judged := _points(rows, "eval_ema/top1") or _points(rows, "eval/top1"):
         top1, step = max((top1, step) for step, top1 in judged)
-        label = f"best: {top1:.2f} at step {step}"
-        accuracy.plot(step, top1, "*", color="black", markersize=9, label=label, zorder=3)
+        best = f"best: {top1:.2f} at step {step}"
+        accuracy.plot(step, top1, "*", color="black", markersize=9, label=best, zorder=3)
     steps: list[Any] = [row.get("step") for row in rows if isinstance(row, Mapping)]
     reached = max(filter(_drawable, steps), default=0)
     before = [-1, *(step for step, _ in published)]

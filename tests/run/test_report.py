@@ -86,8 +86,8 @@ def test_the_average_is_what_is_reported(tmp_path) -> None:
         ["dog", "1", "100.0"],
     ]
     assert table(tmp_path / "new" / "predictions.csv")[1:] == [
-        ["0.jpg", "cat", "dog", "0.5000"],
-        ["1.jpg", "dog", "dog", "0.5000"],
+        ["0.jpg", "cat", "dog", "0.5000", "0.7788"],
+        ["1.jpg", "dog", "dog", "0.5000", "0.7788"],
     ]
 
 
@@ -116,7 +116,7 @@ def test_names_of_every_kind(tmp_path, caplog) -> None:
     shown = [r"Stra\udcdfe" if name.startswith("Stra") else name for name in NAMES]
     assert [row[0] for row in table(tmp_path / "per_class.csv")[1:]] == shown
     rows = table(tmp_path / "predictions.csv")[1:]
-    assert rows[0] == [r"Stra\udcdfe.jpg", "$1_bill_$", "$1_bill_$", "0.5000"]
+    assert rows[0] == [r"Stra\udcdfe.jpg", "$1_bill_$", "$1_bill_$", "0.5000", "0.7788"]
     assert [row[1] for row in rows] == shown
     with Image.open(tmp_path / "confusion.png") as picture:  # the matrix, eleven cells of a class
         blue = np.abs(np.asarray(picture.convert("RGB")).astype(int) - [8, 48, 107]).max(axis=-1) < 3
