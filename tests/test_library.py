@@ -48,9 +48,11 @@ def opened(monkeypatch, model=None, name=MODEL, **fields):
     return deit_jax.open("w")
 
 
-@pytest.fixture
-def classifier(monkeypatch):
-    return opened(monkeypatch)
+@pytest.fixture(scope="module")
+def classifier():
+    """One for all, which so compiles once."""
+    with pytest.MonkeyPatch.context() as patch:
+        return opened(patch)
 
 
 @pytest.fixture
@@ -77,7 +79,8 @@ def photos(tmp_path):
     return [str(tmp_path / name) for name in kinds]
 
 
-def test_photos_are_told_as_the_command_tells_them(classifier, photos, capsys):
+def test_photos_are_told_as_the_command_tells_them(classifier, photos, monkeypatch, capsys):
+    stand_in(monkeypatch, classifier.model, classifier.card)
     assert predict.main(["--weights=w", "--json", "--top=11", *photos]) == 0
     told = [json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()]
     ours = classifier(photos)

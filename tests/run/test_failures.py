@@ -58,6 +58,7 @@ def assert_equal(ours, theirs):
         np.testing.assert_array_equal(value, theirs[path])
 
 
+@pytest.mark.long
 def test_of_a_burst_the_first_step_is_kept_as_it_was_given(tmp_path, monkeypatch, states, caplog):
     poison(monkeypatch, {6, 7})
     train.train(SPARSE, tmp_path)
