@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deit_jax.base.errors import UserError
+    from deit_jax.base.errors import TryAgain, UserError
     from deit_jax.classifier import open
     from deit_jax.config import recipes
     from deit_jax.library import evaluate, train
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "TryAgain",
     "UserError",
     "__version__",
     "create_model",
@@ -30,6 +31,7 @@ __all__ = [
 # Where the names above are. They are imported when they are asked for, and JAX with them: so `deit_jax.main`, which
 # imports this file first, tells its help and a mistake in a flag at once.
 _HOMES = {
+    "TryAgain": "base.errors",
     "UserError": "base.errors",
     "create_model": "weights",
     "evaluate": "library",
@@ -44,11 +46,14 @@ _HOMES = {
 # traceback, and SIGTERM those that schedulers look after with the status by which they are started again. `cli.run`
 # takes over.
 _module = sys.orig_argv[-len(sys.argv)] if sys.argv[0] == "-m" else os.path.basename(sys.argv[0])
-if _module == "deit_jax" or _module.startswith("deit_jax."):
+if _module == "deit_jax" or (sys.argv[0] == "-m" and _module.startswith("deit_jax.")):
     _command = _module.partition(".")[2] or "".join(sys.argv[1:2])
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if _command in ("main", "train", "precompute") and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if (
+        _command in ("main", "train", "evaluate", "plan", "replay", "precompute")
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ):
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(75))
 
 

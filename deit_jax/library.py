@@ -7,12 +7,14 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from deit_jax import cli
+from deit_jax.base.errors import TryAgain
 from deit_jax.base.storage import Place, place
 from deit_jax.config.given import load_config
 from deit_jax.config.resolve import for_platform, resolve
 from deit_jax.config.schema import Config
 from deit_jax.run import evaluate as evaluation
 from deit_jax.run import train as training
+from deit_jax.run.interrupt import Interrupted
 
 Given: TypeAlias = Config | ConfigDict | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -33,7 +35,10 @@ def train(config: Given, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: the config, the data and the workdir do not go together; the line is what the command prints.
         TryAgain: the same call goes on: it was interrupted, or another run has the workdir.
     """
-    return training.train(_resolved(config), _place(workdir))
+    try:
+        return training.train(_resolved(config), _place(workdir))
+    except Interrupted as error:
+        raise TryAgain(str(error)) from error
 
 
 def evaluate(config: Given | None, workdir: str | os.PathLike[str]) -> dict[str, Any]:

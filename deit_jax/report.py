@@ -26,6 +26,7 @@ from deit_jax.base.atomic import replacing
 from deit_jax.base.errors import UserError
 from deit_jax.base.forms import read_json, read_regular
 from deit_jax.base.storage import Place, place, told
+from deit_jax.base.text import printable
 from deit_jax.classifier import Classifier, rollout
 from deit_jax.classifier import open as open_classifier
 from deit_jax.config.given import load_config
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"--output: cannot write {output}: {told(error, output, 'name a place that is yours')}"
         ) from error
-    print(output)
+    print(printable(str(output)))
     facts = {"images": len(rows), "mistakes": contents.mistaken, "doubles": len(contents.doubles), "bytes": len(page)}
     print(json.dumps(facts))
     return 0
@@ -99,7 +100,7 @@ def _contents(
                 said=words(row["predicted"]),
                 of_true=row["of_class"],
                 of_said=row["probability"],
-                pictures=_pictures(classifier, held_out, index),
+                pictures=_pictures(classifier, held_out, index, exif=config.data.exif),
                 double=double,
             )
         )
@@ -130,7 +131,7 @@ def _rows(root: Place) -> list[dict[str, Any]]:
             row["right"] = row["class"] == row["predicted"]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; {mend}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: is not what an evaluation writes; {mend}") from error
     if not rows:
         raise UserError(f"{path}: has no photos; {mend}")
@@ -143,7 +144,7 @@ def _facts(root: Place, config: Config, classifier: Classifier, source: Source, 
     facts["model"] = f"{classifier.name}, {parameters:,} parameters, {classifier.image_size} px"
     total = config.total
     facts["training"] = (
-        f"{getattr(total, total.unit):g} {total.unit}, {config.batch_size} images a step, {config.optim.name}, "
+        f"{getattr(total, total.unit):,} {total.unit}, {config.batch_size} images a step, {config.optim.name}, "
         f"learning rate {config.optim.learning_rate:g}, from {config.init_from or 'new weights'}"
     )
     with_versions = read_json(root / "run.json", dict) if (root / "run.json").exists() else {}
@@ -152,10 +153,10 @@ def _facts(root: Place, config: Config, classifier: Classifier, source: Source, 
     return {name: value for name, value in facts.items() if value}
 
 
-def _pictures(classifier: Classifier, source: Source, index: int) -> list[np.ndarray]:
+def _pictures(classifier: Classifier, source: Source, index: int, *, exif: bool) -> list[np.ndarray]:
     """The photo as the network sees it, and bright where the rollout of its attention is."""
     try:
-        pixels = decode(source[index].image)
+        pixels = decode(source[index].image, exif=exif)
     except (CorruptImage, OSError):
         return []
     photo = classifier.preprocess(pixels)

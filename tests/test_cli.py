@@ -593,7 +593,7 @@ def test_the_config_of_a_run_stands_in_its_workdir(tmp_path, runs):
     ((_, config, workdir),) = runs
     workdir.mkdir(parents=True)
     stored = to_dict(config)
-    del stored["optim"]["decay_rate"], stored["cosub"]["weight"]  # of a time before there were these
+    del stored["optim"]["decay_rate"], stored["cosub"]  # of a time before there were these
     (workdir / "config.json").write_text(json.dumps(stored))
     main.main(["--mode", "evaluate", "--workdir", f"{workdir}/"])
     main.main(["--mode=evaluate", f"--workdir={workdir}", "--config.eval.batch_size=64"])
@@ -633,10 +633,10 @@ def test_the_one_command_tells_of_all_and_knows_no_other(monkeypatch, capsys):
         __main__.main()
         out = capsys.readouterr().out
         assert all(re.search(rf"^    {name} ", out, re.MULTILINE) for name in __main__.COMMANDS)
-    monkeypatch.setattr(sys, "argv", ["deit_jax", "expotr"])
+    monkeypatch.setattr(sys, "argv", ["deit_jax", "benchmrk"])
     with pytest.raises(SystemExit, match="2"):
         __main__.main()
-    assert capsys.readouterr().err == "error: expotr: unknown command; did you mean export?\n"
+    assert capsys.readouterr().err == "error: benchmrk: unknown command; did you mean benchmark?\n"
 
 
 @pytest.mark.parametrize("name", ["deit_jax", "bin/deit_jax"])

@@ -2,7 +2,9 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +31,13 @@ from trained_models import (
 
 import deit_jax
 from deit_jax import library, predict
-from deit_jax.base.errors import UserError
+from deit_jax.base.errors import TryAgain, UserError
 from deit_jax.config import recipes
 from deit_jax.config.resolve import for_platform, resolve, to_dict
 from deit_jax.data.transforms import eval_transform
 from deit_jax.models import abstract_model, create_model, flatten, list_models
 from deit_jax.models.inputs import check_images
+from deit_jax.run.interrupt import Interrupt, Interrupted
 from deit_jax.weights import Card
 from deit_jax.weights.orbax import write_variables
 
@@ -158,6 +161,8 @@ def test_attention_is_the_models(classifier):
         (np.zeros((9, 9, 2), np.uint8), r"is uint8 \[9, 9, 2\]; give \[height, width\]"),
         (np.zeros((0, 9, 3), np.uint8), r"is uint8 \[0, 9, 3\]; give"),
         ([], "no photos: the list is empty"),
+        (Image.new("F", (9, 9)), "has Pillow's mode F, in which white may be anything; convert it to L or RGB"),
+        (Image.new("I", (9, 9)), "has Pillow's mode I, in which"),
     ],
 )
 def test_what_is_no_photo(classifier, given, message):
@@ -198,6 +203,9 @@ def test_a_bare_model_takes_normalised_images_alone(model):
     with pytest.raises(ValueError, match="images of uint8: this model takes normalised ones"):
         jax.jit(lambda images: check_images(images, (SIZE, SIZE)))(shown)
     check_images(np.full((1, SIZE, SIZE, 3), -3.0, np.float32), (SIZE, SIZE))
+    constant = jnp.asarray(shown, jnp.float32)
+    with pytest.raises(ValueError, match=r"up to 25\d"):
+        jax.jit(lambda: check_images(constant, (SIZE, SIZE)))()
 
 
 def test_any_config_that_can_be_meant_is_trained(monkeypatch, tmp_path):
@@ -214,8 +222,17 @@ def test_any_config_that_can_be_meant_is_trained(monkeypatch, tmp_path):
         assert deit_jax.train(given, tmp_path) == {"top1": 1.0}
     assert deit_jax.evaluate(None, tmp_path) == {"top1": 2.0}
     assert calls == [(config, tmp_path)] * 6
+    for error in (Interrupted("saved"), TryAgain("saved")):
+        monkeypatch.setattr(library.training, "train", Mock(side_effect=error))
+        with pytest.raises(deit_jax.TryAgain, match=r"^saved$"):
+            deit_jax.train(recipe, tmp_path)
     with pytest.raises(UserError, match=r"config\.seed: is -1, should be"):
         deit_jax.train({**to_dict(config), "seed": -1}, tmp_path)
+
+
+def test_a_run_in_another_thread_hears_no_signals():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: Interrupt().__enter__().__exit__(None, None, None)).result() is None
 
 
 @pytest.mark.long
@@ -250,6 +267,8 @@ def test_weights_alone_give_the_model_that_they_are_of(tmp_path):
     model = deit_jax.load_weights(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, flatten(model), variables)
     assert (model.num_classes, model.image_size) == (3, (32, 32))
+    with pytest.raises(UserError, match="load_weights: deit_tiny_patch16_224 is no module"):
+        deit_jax.load_weights("deit_tiny_patch16_224", tmp_path / "run")
     with pytest.raises(UserError, match=r"build the model that it is of, or let load_weights\(path\) do so"):
         deit_jax.load_weights(abstract_model("deit_tiny_patch16_224", **sizes | {"num_classes": 10}), tmp_path / "run")
 

@@ -97,7 +97,11 @@ def test_photos_that_look_the_same_are_found_and_others_not(tmp_path):
         files.append(path.read_bytes())
     files.append(b"no photo")
     flat = Source([*files, np.full((9, 9, 3), 251, np.uint8)])
-    assert nearly_the_same(thumbnails(Source(again), 2), thumbnails(flat, 0)) == {0: 1, 2: 4}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.rot90(photos[3])).save(tmp_path / "turned.jpg", exif=turned, quality=95)
+    again.append((tmp_path / "turned.jpg").read_bytes())
+    assert nearly_the_same(thumbnails(Source(again), 2), thumbnails(flat, 0)) == {0: 1, 2: 4, 5: 3}
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +162,7 @@ def test_the_table_has_the_probability_of_the_class(run):
     ("spoilt", "message"),
     [
         (None, r"predictions\.csv: cannot be read: No such file or directory; evaluate the run, deit_jax evaluate"),
+        ('image,class\n"' + "x" * 200_000, r"predictions\.csv: is not what an evaluation writes; evaluate the run"),
         ("image,class\na,b\n", r"predictions\.csv: is not what an evaluation writes; evaluate the run"),
         ("image,class,predicted,probability,probability_of_class\n", "has no photos"),
         (

@@ -13,7 +13,7 @@ _SYNONYMS = {
     "optim.learning_rate": "lr base_lr blr max_lr peak_lr",
     "optim.min_learning_rate": "min_lr end_lr",
     "optim.warmup_learning_rate": "warmup_lr",
-    "optim.weight_decay": "wd decay l2",
+    "optim.weight_decay": "wd l2",
     "optim.name": "opt optimizer optimiser",
     "optim.schedule": "sched scheduler lr_scheduler lr_scheduler_type",
     "optim.clip_norm": "clip clip_grad grad_clip grad_clip_norm max_grad_norm",
@@ -22,7 +22,6 @@ _SYNONYMS = {
     "optim.b2": "beta2 adam_beta2",
     "optim.eps": "opt_eps adam_epsilon epsilon",
     "optim.trainable": "freeze frozen linear_probe attn_only head_only",
-    "optim.warmup_steps": "warmup",
     "total_epochs": "epochs epoch num_epochs n_epochs max_epochs num_train_epochs duration",
     "total_steps": "steps num_steps max_steps iterations iters training_steps",
     "batch_size": "bs batch per_device_train_batch_size",
@@ -38,6 +37,8 @@ _SYNONYMS = {
     "data.crop_aspect": "ratio",
     "data.interpolation": "train_interpolation",
     "erasing.probability": "reprob random_erasing erase_prob",
+    "erasing.area": "scale",
+    "erasing.aspect": "ratio",
     "mixing.mixup": "mixup_alpha",
     "mixing.cutmix": "cutmix_alpha",
     "mixing.probability": "mixup_prob",
@@ -51,7 +52,7 @@ _SYNONYMS = {
     "model.depth": "num_layers layers blocks num_hidden_layers",
     "model.width": "embed_dim hidden_size dim",
     "ema.decay": "model_ema model_ema_decay ema_decay",
-    "init_from": "pretrained finetune fine_tune checkpoint initial_checkpoint weights model_name_or_path",
+    "init_from": "pretrained finetune fine_tune checkpoint initial_checkpoint model_name_or_path",
     "distillation.kind": "distillation_type distill",
     "distillation.alpha": "distillation_alpha",
     "distillation.tau": "distillation_tau temperature temp",
@@ -65,7 +66,6 @@ _SYNONYMS = {
     "eval.every_steps": "eval_every val_every eval_steps",
     "eval.batch_size": "eval_batch_size val_batch_size validation_batch_size per_device_eval_batch_size",
 }
-_BY_SYNONYM = {synonym: path for path, synonyms in _SYNONYMS.items() for synonym in synonyms.split()}
 
 
 def field_paths(cls: type = Config, prefix: str = "") -> Iterator[str]:
@@ -80,15 +80,19 @@ def field_paths(cls: type = Config, prefix: str = "") -> Iterator[str]:
 
 
 def known_as(wrong: str) -> list[str]:
-    """The fields that a path, or its last name alone, stands for, here or in other projects; at most two, or none."""
-    name = re.sub(r"[-. ]", "_", wrong.lower())
-    for known in (name, re.split(r"[. ]", wrong.lower())[-1].replace("-", "_")):
-        if known in _BY_SYNONYM:
-            return [_BY_SYNONYM[known]]
-        found = [path for path in field_paths() if known in (path.rpartition(".")[2], path.replace(".", "_"))]
-        if len(found) in (1, 2):
-            return found
-    return []
+    """The fields that a path, or its last name alone, stands for, here or in other projects; at most three, or none.
+
+    Those of its own group before others, and names of here before others'.
+    """
+    whole = re.sub(r"[-. ]", "_", wrong.lower())
+    group, _, leaf = wrong.lower().replace("-", "_").rpartition(".")
+    paths = list(field_paths())
+    of_time = {f"{leaf}_{unit}" for unit in UNITS}
+    durations = [path for path in paths if path.rpartition(".")[2] in of_time]
+    here = [path for path in paths if leaf == path.rpartition(".")[2] or whole == path.replace(".", "_")]
+    theirs = [path for path, names in _SYNONYMS.items() if {leaf, whole} & set(names.split())]
+    mine = [[path for path in found if path.startswith(f"{group}.")] for found in (durations, here, theirs)]
+    return next((found for found in (*mine, here, theirs, durations) if 0 < len(found) <= 3), [])
 
 
 def nearest_field(wrong: str) -> str:

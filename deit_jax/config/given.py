@@ -93,7 +93,7 @@ def _config_of_run(path: Place) -> ConfigDict:
     content = typed(read_json(path, dict, mend="name the config that the run was started with by --config"))
     for name, value in LATER.items():  # of fields that came later than the run
         section, _, field = name.rpartition(".")
-        group = content.get(section, {}) if section else content
+        group = content.setdefault(section, {}) if section else content
         if isinstance(group, dict):
             group.setdefault(field, value)
     return ConfigDict(content)

@@ -123,12 +123,14 @@ def _admitted(kind: Any, path: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """As the command line takes it, numbers to four digits; None is of a field that is missing."""
+    """As the command line takes it; None is of a field that is missing."""
     if value is None:
         return "MISSING"
     if isinstance(value, tuple | list):
         return "(" + ", ".join(_shown(number) for number in value) + ")"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if float(f"{value:.4g}") == value else repr(value)
+    return str(value)
 
 
 if __name__ == "__main__":

@@ -161,10 +161,12 @@ def check_same(
         old = tuple(old) if isinstance(old, list) else old
         if old == value:
             continue
-        if first_match(_FIXED, path) in fixed and not (path == "ema.decay" and old and value):
+        # Whether there is an average is of the state's shape; how long it remembers is not.
+        decides = TRAINING if path == "ema.decay" and old and value else first_match(_FIXED, path)
+        if decides in fixed:
             raise UserError(
-                f"config.{path}: is {value!r}, the run in this workdir has {old!r}, and it decides "
-                f"{first_match(_FIXED, path)}; set it back, or take another --workdir"
+                f"config.{path}: is {value!r}, the run in this workdir has {old!r}, and it decides {decides}; "
+                f"set it back, or take another --workdir"
             )
         changes.append(f"{path}: {old!r} -> {value!r}")
     return changes

@@ -49,8 +49,8 @@ class Model:
         heads: attention heads of a block.
         global_pool: what the class head sees: the class token, or the mean of all patches.
         stem: of convolutional networks: cifar, for small images, keeps their size.
-        drop_path: probability with which the last block is left out of an image's way in training; it grows linearly
-            with depth (DeiT) or is the same for all blocks (DeiT-III).
+        drop_path: probability with which each branch of the last block is left out for an image in training; it grows
+            linearly with depth (DeiT) or is the same for all blocks (DeiT-III).
         dtype: what it computes in; parameters, softmax, logits and losses are float32. auto: float32 on CPU, else
             bfloat16.
         attention: einsum: in plain operations; xla: XLA's; cudnn: fused, on NVIDIA GPUs and in bfloat16. auto: einsum
@@ -100,7 +100,7 @@ class Data:
         mean: of red, green and blue, that is subtracted from images in [0, 1].
         std: of red, green and blue, that they are then divided by.
         threads: threads that make batches, in each process; 0: the one that trains makes them.
-        prefetch: number of batches that are made ahead.
+        prefetch: number of batches that are made ahead; at least one a thread.
         max_corrupt: share of a split's images that may fail to decode before the run ends.
     """
 
@@ -154,7 +154,8 @@ class Mixing:
 
     Attributes:
         mixup: alpha of the beta distribution that mixup draws lambda from; 0: no mixup.
-        cutmix: alpha of the beta distribution that CutMix draws lambda from; 0: no CutMix.
+        cutmix: alpha of the beta distribution that CutMix draws lambda from; 0: no CutMix, unless there is a
+            `cutmix_minmax`.
         probability: probability that anything is mixed.
         switch_probability: probability that it is by CutMix, where both are on.
         label_smoothing: share of the target that all classes have alike; also where nothing is mixed.
@@ -182,7 +183,7 @@ class Loss:
     Attributes:
         kind: cross-entropy over the classes, or a binary one for each of them.
         binarize: of binary cross-entropy: targets above `threshold` count as 1, others as 0.
-        threshold: from which a target counts as 1, see `binarize`.
+        threshold: above which a target counts as 1, see `binarize`.
     """
 
     kind: Literal["cross_entropy", "binary_cross_entropy"]
@@ -254,7 +255,7 @@ class Optim:
         learning_rate: at its highest, of a batch of 512 images where `scale_by_batch` is on.
         scale_by_batch: whether the rate is multiplied by batch_size / 512.
         warmup_learning_rate: what the warm-up begins with; not scaled.
-        min_learning_rate: what the schedule ends with; not scaled.
+        min_learning_rate: what cosine, wsd and the cool-down end with; not scaled.
         schedule: after the warm-up: half a cosine; constant and then falling (wsd); falling by steps; constant.
         warmup: how long the rate rises linearly.
         cooldown: how long the end of the run is, at min_learning_rate.
@@ -267,9 +268,9 @@ class Optim:
         b2: decay of the mean of their squares.
         eps: what is added to the root of that mean.
         momentum: decay of the sum of gradients, in sgd and muon.
-        clip_norm: most that the norm of all gradients together may be; 0: no clipping.
+        clip_norm: most that the norm of all gradients together may be; 0: no clipping, but lamb's own, at 1.
         accumulation: number of micro-batches that a batch is computed in, one after the other: less memory, the same
-            update.
+            update, but for the statistics of batch normalisation.
         gradient_dtype: what devices exchange gradients of bfloat16 layers in.
         layer_decay: factor of the learning rate from a block to the one below it; 1: the same for all.
         trainable: which parameters learn: all; those of attention, positions and heads (arXiv:2203.09795); or of the

@@ -102,14 +102,18 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     """A Pillow image as uint8 `[height, width, 3]`, turned as its EXIF orientation says.
 
     Raises:
-        CorruptImage: it cannot be decoded, being one that was opened and not read yet.
+        CorruptImage: it cannot be decoded, being one that was opened and not read yet; or it has a mode in which nobody
+            knows what is white.
     """
+    if image.mode in ("I", "F"):
+        raise CorruptImage(f"has Pillow's mode {image.mode}, in which white may be anything; convert it to L or RGB")
     try:
         return _upright(np.asarray(_rgb(image)), _orientation(image))
     except MemoryError:
         raise
     except Exception as error:  # as in `decode`
-        raise CorruptImage(f"cannot decode it: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise CorruptImage(f"cannot be decoded: {reason}; open it again, or give its path") from error
 
 
 def from_array(array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 from deit_jax.base.errors import TryAgain, UserError, alike
 from deit_jax.base.storage import COMMITTED, UNFINISHED, Place, is_bucket, remove, told
 from deit_jax.parallel import hosts
-from deit_jax.step.state import TrainState
+from deit_jax.step.state import TrainState, Variables
 from deit_jax.weights.meta import CorruptCheckpoint, Meta
 from deit_jax.weights.orbax import AlreadyThere, CheckpointDirectory
 
@@ -155,7 +155,7 @@ class Checkpoints(CheckpointDirectory):
         self.finish()
         moved = False
         while (step := hosts.of_first(self.latest)) is not None:
-            state, objections = self.restored(step, target, check)
+            state, objections = self._restored(step, target, check)
             if state is not None:
                 self._collect()  # which a kill may have kept from it
                 return state
@@ -170,8 +170,25 @@ class Checkpoints(CheckpointDirectory):
             raise alike(UserError(line))
         return None
 
-    def restored(
-        self, step: int, target: TrainState, check: Callable[[Meta], None] = lambda meta: None
+    def weights(self, step: int, *, averaged: bool) -> dict[str, Variables] | None:
+        """The raw weights of a step, `eval`, and their average, `eval_ema`, as host arrays.
+
+        None, in all processes alike, where they cannot be read; the step is moved aside.
+        """
+        found, reason = {}, ""
+        try:
+            for name, ema in {"eval": False, **({"eval_ema": True} if averaged else {})}.items():
+                found[name] = self.variables(step, ema=ema)[0]
+        except (CorruptCheckpoint, UserError) as error:
+            reason = str(error)
+        if objections := hosts.objections(reason):
+            logging.warning("%s; moved to %s", "; ".join(objections), self._aside)
+            self._set_aside(step)
+            return None
+        return found
+
+    def _restored(
+        self, step: int, target: TrainState, check: Callable[[Meta], None]
     ) -> tuple[TrainState | None, Sequence[str]]:
         """The state of a step, or None and why it is not whole, in all processes alike; `check` as above."""
         state, reason = None, ""

@@ -94,7 +94,7 @@ def describe_end(
     others = "" if last[0] == best or last[1] is None else f"; the last, step {last[0]:,}, has {last[1]:.2f} %"
     lines = {
         "best": f"{handed_on(results).summary()['top1']:.2f} % top-1 at step {best:,}{average}{others}",
-        "of the best": f"{', '.join(written)}, and what predict, attention, export and convert take",
+        "of the best": ", ".join([*written, "and what predict, attention, export and convert take"]),
         "of the run": f"curves.png, metrics.jsonl, checkpoints, in {workdir.root}",
         "next": f"python -m deit_jax.predict --weights={workdir.root} PHOTO",
     }

@@ -8,7 +8,7 @@ from PIL import Image
 
 from deit_jax.base.threads import map_in_threads
 from deit_jax.data import Source
-from deit_jax.data.decode import FORMATS, CorruptImage, decode
+from deit_jax.data.decode import FORMATS, CorruptImage, decode, from_pillow
 
 SIDE = 16  # of the thumbnails that are compared
 CORRELATED = 0.995  # that their grey levels are at least
@@ -22,7 +22,7 @@ def thumbnails(source: Source, threads: int) -> UInt8[np.ndarray, "examples side
 
     def thumbnail(index: int) -> np.ndarray:
         try:
-            image = _opened(source[index].image)
+            image = Image.fromarray(_decoded(source[index].image))
             return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
         except (CorruptImage, OSError):
             return np.zeros((SIDE, SIDE), np.uint8)
@@ -54,14 +54,13 @@ def _directions(thumbs: np.ndarray) -> Float[np.ndarray, "rows pixels"]:
     return np.where(spread > FLAT, rows / (np.maximum(spread, 1e-6) * np.sqrt(rows.shape[1])), 0)
 
 
-def _opened(data: bytes | np.ndarray) -> Image.Image:
-    """Only as many pixels of a JPEG are decoded as are needed."""
-    if isinstance(data, bytes) and data.startswith(b"\xff\xd8"):
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            image.draft("L", (2 * SIDE, 2 * SIDE))
-            image.load()
-            return image
-        except Exception as error:  # as in `decode`, whose words are better
-            raise CorruptImage(str(error)) from error
-    return Image.fromarray(decode(data))
+def _decoded(data: bytes | np.ndarray) -> np.ndarray:
+    """Upright; of a JPEG only as many pixels are decoded as are needed."""
+    if not isinstance(data, bytes) or not data.startswith(b"\xff\xd8"):
+        return decode(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # as in `decode`, whose words are better
+        raise CorruptImage(str(error)) from error
+    image.draft("RGB", (2 * SIDE, 2 * SIDE))
+    return from_pillow(image)

@@ -319,7 +319,8 @@ def _evaluate_weights(run: Run, workdir: Place, weights: Mapping[str, Variables]
     if hosts.index() == 0:
         average = " (moving average)" if "eval_ema" in results else ""
         print(f"{what}{average}: {handed_on(results).summary()['top1']:.2f} % top-1 of {len(run.source):,} images")
-        print(f"written anew in {workdir}: {', '.join(report(results, run.source, workdir))}", flush=True)
+        if written := report(results, run.source, workdir):
+            print(f"written anew in {workdir}: {', '.join(written)}", flush=True)
     return json_of(results)
 
 

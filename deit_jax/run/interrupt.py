@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
@@ -51,7 +52,10 @@ class Interrupt:
         return self.requested if self.alone else self.heard
 
     def __enter__(self) -> "Interrupt":
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        # Only the main thread can listen: in another one, as a library's caller may have it, nothing is heard.
+        listens = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if listens else ()
+        self._before = {number: signal.signal(number, self._request) for number in numbers}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

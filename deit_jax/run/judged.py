@@ -8,7 +8,9 @@ Results = Mapping[str, Result]
 
 
 class Judged:
-    """The evaluations of a run, of which the newest of the best is remembered, as `CheckpointDirectory.best` has it.
+    """The evaluations of a run, of which the newest of the best is remembered.
+
+    `CheckpointDirectory.best` may be another one, where a step was evaluated and could not be saved.
 
     Args:
         best: step and top-1 of the best before this start; None where nothing was evaluated.

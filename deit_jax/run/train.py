@@ -1,7 +1,7 @@
 """The whole story of a run, read top to bottom."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from typing import Any
 
@@ -31,7 +31,7 @@ from deit_jax.run.rollback import Rollbacks
 from deit_jax.run.stream import eval_source, train_source
 from deit_jax.run.together import require_same_data, require_shared
 from deit_jax.run.workdir import Workdir, own
-from deit_jax.step.state import TrainState, Variables
+from deit_jax.step.state import MAX_STEP, TrainState, Variables
 from deit_jax.weights.meta import CorruptCheckpoint, Meta
 
 
@@ -95,12 +95,14 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         require=workdir.require,
         before=workdir.keep,
     )
-    rollbacks = Rollbacks(workdir, total=total, limit=config.guard.max_rollbacks, batch_size=config.batch_size)
+    # A run that is shortened may have jumped beyond its end.
+    rollbacks = Rollbacks(workdir, total=MAX_STEP, limit=config.guard.max_rollbacks, batch_size=config.batch_size)
     meta = {"config": to_dict(config), "card": run.card.to_json(), "data": source.fingerprint, "jax": jax.__version__}
     hosts.at("the state to begin with", compiling=True)
     state, progress, notes, changes = _begin(run, workdir, checkpoints, rollbacks, meta)
     start, seed = int(state.step), np.uint32(config.seed)
-    judged = Judged(hosts.of_first(checkpoints.best_top1))
+    best_before = hosts.of_first(checkpoints.best_top1)
+    judged = Judged(tuple(best_before) if best_before else None)
     unjudged = progress.row is not None  # the run ended before the evaluation did
 
     # 4. The steps, compiled over the mesh, and the batches from where the state is.
@@ -175,7 +177,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
     if interrupt.stops:
         line = f"interrupted; the same command goes on from step {checkpoints.latest() or 0} of {total}"
         raise unsaved or Stopped(line)
-    best, results = _best(run, checkpoints, judged, lambda of: evaluator(weights_of(of), monitor.evaluating), state)
+    best, results = _best(run, checkpoints, judged, lambda of: evaluator(of, monitor.evaluating), state)
     last = judged.last or (total, hosts.of_first(lambda: checkpoints.top1(total)))
     if not judged.last:  # there was nothing left to do, but maybe this
         _draw_curves(run, workdir)
@@ -229,18 +231,23 @@ def _require_finished(run: Run, stored: Meta, step: int) -> None:
 
 
 def _best(
-    run: Run, checkpoints: Checkpoints, judged: Judged, evaluate: Callable[[TrainState], Results], state: TrainState
+    run: Run,
+    checkpoints: Checkpoints,
+    judged: Judged,
+    evaluate: Callable[[Mapping[str, Variables]], Results],
+    state: TrainState,
 ) -> tuple[int, Results]:
     """The step whose weights are handed on, and what is said of it: evaluated again if that was before this start."""
-    step, here = hosts.of_first(checkpoints.best), int(state.step)
-    if results := judged.of(step):
-        return step, results
-    if step is not None and step != here:
-        other, reasons = checkpoints.restored(step, run.target)
-        if other is not None:
-            return step, evaluate(other)
-        logging.warning("%s; the last step is told of", "; ".join(reasons))
-    return here, judged.of(here) or evaluate(state)
+    here = int(state.step)
+    while (step := hosts.of_first(checkpoints.best)) is not None:
+        if results := judged.of(step):
+            return step, results
+        if step == here:
+            break
+        hosts.at(f"step {step}, the best", compiling=True)
+        if weights := checkpoints.weights(step, averaged=bool(state.ema)):
+            return step, evaluate({name: parallel.place(variables, run.mesh) for name, variables in weights.items()})
+    return here, judged.of(here) or evaluate(weights_of(state))
 
 
 def _progress_of(stored: Meta) -> Progress:

@@ -144,6 +144,10 @@ def load_weights(model: M | str | Path, path: str | Path = "", *, ema: bool | No
         UserError: as `read_weights`; the weights have to be those of this very architecture.
     """
     if isinstance(model, str | Path):
+        if path:
+            raise UserError(
+                f"load_weights: {model} is no module; give one, as create_model makes them, or {path} alone"
+            )
         return open_model(model, ema=ema)[0]
     expected = flatten(model)
     found = _unprefixed(find(str(path), "", ema), expected)

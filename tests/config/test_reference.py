@@ -9,6 +9,7 @@ import pytest
 from deit_jax.config import recipes
 from deit_jax.config.fields import _SYNONYMS, field_paths, known_as, nearest_field
 from deit_jax.config.reference import as_markdown, in_a_terminal, sections
+from deit_jax.config.resolve import flatten
 from deit_jax.config.schema import UNITS
 
 DOCS = Path(__file__).parents[2] / "docs" / "config.md"
@@ -30,6 +31,11 @@ def test_every_field_has_its_meaning_value_and_range():
         assert len(field.meaning) > 10, field.path
         assert field.admits, field.path
     by_path = {field.path: field for field in told}
+    values = dict(flatten(RECIPE))
+    for path, field in by_path.items():
+        if type(values[path]) in (int, float):
+            assert float(field.value) == values[path], path
+    assert by_path["ema.decay"].value == "0.99996"
     assert by_path["data.crop_scale"].value == "(0.08, 1)"
     assert by_path["data.crop_scale"].admits == "2 numbers from 0.001 to 1"
     assert by_path["optim.warmup_epochs"].value == "5"
@@ -47,10 +53,13 @@ def test_a_field_that_is_missing_is_told():
 
 @pytest.mark.parametrize("name", [name for names in _SYNONYMS.values() for name in names.split()])
 def test_synonyms_are_of_fields_and_no_fields_themselves(name):
-    path = next(path for path, names in _SYNONYMS.items() if name in names.split())
-    assert path in field_paths()
+    paths = [path for path, names in _SYNONYMS.items() if name in names.split()]
+    assert set(paths) <= set(field_paths())
     assert name not in field_paths()
-    assert known_as(name) == known_as(f"optim.{name}") == known_as(name.upper().replace("_", "-")) == [path]
+    for path in paths:
+        assert path in known_as(name)
+        assert known_as(name) == known_as(name.upper().replace("_", "-"))
+        assert known_as(f"{path.rpartition('.')[0]}.{name}".lstrip("."))[0].startswith(path.rpartition(".")[0])
 
 
 @pytest.mark.parametrize(
@@ -62,6 +71,13 @@ def test_synonyms_are_of_fields_and_no_fields_themselves(name):
         ("data.batch_size", "batch_size or eval.batch_size?"),
         ("optim.learning_rat", "optim.learning_rate or "),  # by its spelling
         ("mixing.weight-decay", "optim.weight_decay?"),
+        ("optim.decay", "optim.decay_steps or optim.decay_epochs or optim.decay_examples?"),
+        ("erasing.ratio", "erasing.aspect?"),
+        ("data.scale", "data.crop_scale?"),
+        ("scale", "data.crop_scale or erasing.area?"),
+        ("total", "total_steps or total_epochs or total_examples?"),
+        ("warmup", "ema.warmup?"),
+        ("optim.warmup", "optim.warmup_steps or optim.warmup_epochs or optim.warmup_examples?"),
     ],
 )
 def test_what_is_meant(wrong, said):

@@ -228,6 +228,7 @@ def test_what_is_told_in_the_end_is_of_the_step_that_is_handed_on(finished, tmp_
             r"run was trained; it is finished, at step 12: .* another --workdir, to train on raise config\.total_steps",
         ),
         (dataclasses.replace(CONFIG, total=Duration(7, 0.0, 0)), r"config\.total_steps: is 7 steps, .* has 12; "),
+        (replace(CONFIG, "ema", decay=0.5), r"config\.ema\.decay: is 0\.5, .* how the run was trained; it is finished"),
     ],
 )
 def test_a_finished_run_is_not_silently_another(finished, changed, message):
@@ -235,6 +236,25 @@ def test_a_finished_run_is_not_silently_another(finished, changed, message):
     with pytest.raises(UserError, match=message):
         train.train(changed, finished[0])
     assert (finished[0] / "config.json").read_bytes() == before
+
+
+def test_a_run_that_is_shortened_may_have_jumped_beyond_its_end(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "rollbacks.json").write_text('[{"from": 8, "to": 10, "skipped": 2}]')
+    with pytest.raises(UserError, match=r"config\.total_steps: is 7 steps, and the run in this workdir has 12"):
+        train.train(dataclasses.replace(CONFIG, total=Duration(7, 0.0, 0)), tmp_path / "run")
+
+
+def test_a_best_step_that_is_damaged_is_handed_on_by_nobody(finished, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    CheckpointDirectory(run / "checkpoints").judge(8, 99.0)
+    shutil.rmtree(run / "checkpoints" / "8" / "state")
+    result = train.train(CONFIG, run)
+    assert result == finished[1] | {"step": 12} == finished[1]
+    assert f"moved to {run / 'corrupt'}" in caplog.text
+    assert (run / "corrupt" / "8").is_dir()
+    assert CheckpointDirectory(run / "checkpoints").best() == 12
 
 
 def test_what_trains_nothing_is_not_the_config_of_the_run(finished):
