@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import inspect
 import json
-import math
 import os
 import shlex
 import statistics
@@ -292,7 +291,6 @@ def _parse(benchmark: Callable, argv: Sequence[str], *, trains: bool) -> tuple[f
     tree.batch_size = given.batch_size
     tree.data.image_size = given.image_size or named.image_size[0]
     tree.model.update(dtype=given.dtype, attention=given.attention, remat=trains and given.remat)
-    tree.mixing.group = math.gcd(tree.mixing.group, given.batch_size)
     if not (trains and given.parts == "full"):
         tree.ema.decay = 0.0
     config = resolve(tree)

@@ -209,7 +209,6 @@ def contradictions() -> Iterator[Case]:
             yield with_config(" ".join(none), "pass", *none, named=(f"config.{name}_steps",))
     for field, *others in (
         ("optim.accumulation=7",),
-        ("mixing.group=7",),
         ("data.crop_scale=(0.9,0.1)",),
         ("mesh.data=0",),
         ("mesh.data=-2",),

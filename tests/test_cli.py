@@ -639,7 +639,7 @@ def test_the_one_command_tells_of_all_and_knows_no_other(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: benchmrk: unknown command; did you mean benchmark?\n"
 
 
-@pytest.mark.parametrize("name", ["deit_jax", "bin/deit_jax"])
+@pytest.mark.parametrize("name", [pytest.param("deit_jax", marks=pytest.mark.long), "bin/deit_jax"])
 def test_the_one_command_from_the_shell(name, tmp_path):
     """As a module, and as what an installation puts beside Python."""
     start = [str(Path(sys.executable).with_name("deit_jax"))] if "/" in name else [sys.executable, "-m", "deit_jax"]
@@ -851,7 +851,9 @@ def test_without_a_home_folder_nothing_is_kept(setting, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("note: what is compiled is not kept: there is no home folder")
 
 
-@pytest.mark.parametrize("arguments", [["--config=nowhere.py"], [CONFIG, "--config.optim.b3=0.5"]])
+@pytest.mark.parametrize(
+    "arguments", [["--config=nowhere.py"], pytest.param([CONFIG, "--config.optim.b3=0.5"], marks=pytest.mark.long)]
+)
 def test_from_the_shell(arguments):
     """The same from without, where absl, JAX and warnings would add lines of their own."""
     command = [sys.executable, "-W", "error", "-m", "deit_jax.main", *arguments]

@@ -466,7 +466,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@shares(6, 120)
+@shares(3, 120)
 def test_pictures(count, pictures, tmp_path, monkeypatch):
     """What a damaged picture shows nobody knows: the others are told as they were."""
     stand_in(monkeypatch, small_model(), Card("deit_tiny_patch16_224", {}, NAMES, PREPROCESSING))

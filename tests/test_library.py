@@ -132,16 +132,18 @@ def test_features_are_what_the_head_classifies_and_layers_what_comes_before(clas
     pooled = classifier.features(shown)
     model = classifier.model
     normalised = classifier.normalize(jnp.stack([classifier.preprocess(each) for each in shown]))
-    np.testing.assert_allclose(pooled, np.mean(model.head_features(normalised), axis=0), rtol=1e-5, atol=1e-6)
+    expected = np.mean(jax.jit(model.head_features)(normalised), axis=0)
+    np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
     assert classifier.features(shown[0]).shape == (WIDTH,)
-    for layer in (DEPTH - 1, -1):
+    for layer in (DEPTH - 1, -1):  # one program
         tokens = classifier.features(shown, layer=layer)
         assert tokens.shape == (3, TOKENS, WIDTH)
         np.testing.assert_allclose(
             np.asarray(model.norm(jnp.asarray(tokens)))[:, :2].mean(axis=1), pooled, rtol=1e-5, atol=1e-5
         )
     first = classifier.features(shown[1], layer=0)
-    np.testing.assert_allclose(first, model.blocks[0](model._embed(normalised))[1], rtol=1e-5, atol=1e-5)
+    expected = jax.jit(lambda images: model.blocks[0](model._embed(images)))(normalised)
+    np.testing.assert_allclose(first, expected[1], rtol=1e-5, atol=1e-5)
 
 
 def test_attention_is_the_models(classifier):
@@ -149,7 +151,9 @@ def test_attention_is_the_models(classifier):
     maps = classifier.attention(shown)
     assert maps.shape == (DEPTH, HEADS, TOKENS, TOKENS)
     np.testing.assert_allclose(maps.sum(axis=-1), 1, rtol=1e-5)
-    expected = classifier.model.attention_maps(classifier.normalize(jnp.asarray(classifier.preprocess(shown)[None])))
+    expected = jax.jit(classifier.model.attention_maps)(
+        classifier.normalize(jnp.asarray(classifier.preprocess(shown)[None]))
+    )
     np.testing.assert_allclose(maps, expected[:, 0], rtol=1e-5, atol=1e-6)
 
 
@@ -175,13 +179,11 @@ def test_what_a_model_does_not_have(monkeypatch, classifier):
         with pytest.raises(UserError, match=f"layer: {layer} is none of the model's {DEPTH}; give 0 to 2, or -1"):
             classifier.features(photo(9, 9, 0), layer=layer)
     convolutional = opened(monkeypatch, small_convnet(), "regnety_002")
-    assert convolutional(photo(9, 9, 0)).name in {"tench", *NAMES}
     with pytest.raises(UserError, match="layer: is for Vision Transformers"):
         convolutional.features(photo(9, 9, 0), layer=0)
     with pytest.raises(UserError, match="regnety_002 has no attention"):
         convolutional.attention(photo(9, 9, 0))
     headless = opened(monkeypatch, problem_type="regression")
-    assert headless.features(photo(9, 9, 0)).shape == (WIDTH,)
     with pytest.raises(UserError, match="has no head that tells classes; take its features"):
         headless(photo(9, 9, 0))
 

@@ -89,10 +89,12 @@ def _check_images(config: Config) -> None:
             f"config.mixing.cutmix_minmax: {config.mixing.cutmix_minmax} of {smallest} pixels leave no "
             f"side, at least {low} and below {high}; set (smallest, largest), or (0.0, 0.0) for none"
         )
-    group = min(config.mixing.group, config.batch_size)
-    if config.batch_size % group:
-        raise UserError(f"config.mixing.group: {group} does not divide batch_size {config.batch_size}")
-    mixing = config.mixing
+    group, mixing = config.mixing_group, config.mixing
+    if group == 1 < min(mixing.group, config.batch_size):
+        raise UserError(
+            f"config.batch_size: {config.batch_size} is a multiple of no number up to mixing.group {mixing.group}, so "
+            f"that nothing would mix; take another, or set mixing.group=1"
+        )
     mixes = mixing.probability and (mixing.mixup or mixing.cutmix or any(mixing.cutmix_minmax))
     if group > 1 and mixes and config.batch_size // group < config.data.repeats:
         raise UserError(

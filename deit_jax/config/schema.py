@@ -159,7 +159,8 @@ class Mixing:
         probability: probability that anything is mixed.
         switch_probability: probability that it is by CutMix, where both are on.
         label_smoothing: share of the target that all classes have alike; also where nothing is mixed.
-        group: number of neighbours in the batch that share a draw and mix among themselves; it divides batch_size.
+        group: number of neighbours in the batch that share a draw and mix among themselves; where batch_size is no
+            multiple of it, the next smaller one of which it is.
         mode: who has a lambda of its own: a group, each pair in it, or each image.
         cutmix_minmax: least and greatest sides of CutMix's box, as shares of the image's; (0, 0): by its lambda.
         off: how long the run mixes; none: to its end.
@@ -437,3 +438,9 @@ class Config:
     checkpoint: Checkpoint
     eval: Eval
     mesh: Mesh
+
+    @property
+    def mixing_group(self) -> int:
+        """Neighbours that mix among themselves: the most, up to `mixing.group`, of which `batch_size` is a multiple."""
+        most = min(self.mixing.group, self.batch_size)
+        return next(group for group in range(most, 0, -1) if self.batch_size % group == 0)

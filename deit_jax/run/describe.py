@@ -53,6 +53,9 @@ def describe_run(
             *notes,
             "JAX has found no accelerator, and bfloat16 is slow on CPUs; float32, or auto, is made for them",
         ]
+    group, asked = config.mixing_group, config.mixing.group
+    if group < min(asked, config.batch_size):
+        notes = [*notes, f"images mix in groups of {group}, not {asked}, of which {config.batch_size} is no multiple"]
     if start == total:
         notes = [*notes, "this run is finished; to train on, raise config.total, for another take another --workdir"]
     lines = [f"changed since the checkpoint: {change}" for change in changes]

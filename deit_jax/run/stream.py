@@ -133,8 +133,8 @@ def train_transform(data: schema.Data, image_size: int) -> TrainTransform:
 
 
 def mixing_groups(config: Config) -> int:
-    """In how many groups a batch mixes: a group is never wider than it."""
-    return config.batch_size // min(config.mixing.group, config.batch_size)
+    """In how many groups a batch mixes."""
+    return config.batch_size // config.mixing_group
 
 
 def device_batches(

@@ -56,6 +56,11 @@ def refused(config: Any) -> str:
 # Resolving.
 
 
+@pytest.mark.parametrize(("batch", "group"), [(1024, 256), (1000, 250), (81, 81), (514, 2), (1026, 171)])
+def test_images_mix_in_groups_that_divide_the_batch(batch, group):
+    assert resolve(recipe(batch_size=batch)).mixing_group == group
+
+
 def test_a_resolved_config_is_a_fixed_point():
     assert resolve(to_dict(CONFIG)) == CONFIG
     assert resolve(json.loads(json.dumps(to_dict(CONFIG)))) == CONFIG
@@ -319,7 +324,10 @@ def test_the_ends_of_ranges_are_admitted(name, value):
     ("fields", "named"),
     [
         ({"batch_size": 1022, "optim__accumulation": 4, "mixing__group": 1}, ["optim.accumulation", "batch_size"]),
-        ({"batch_size": 1000}, ["mixing.group", "batch_size"]),
+        (
+            {"batch_size": 1009},
+            ["batch_size: 1009 is a multiple of no number up to mixing.group 256", "mixing.group=1"],
+        ),
         ({"mixing__cutmix_minmax": (0.8, 0.2)}, ["mixing.cutmix_minmax", "(0.0, 0.0) for none"]),
         ({"mixing__cutmix_minmax": (0.5, 0.503)}, ["mixing.cutmix_minmax", "of 224 pixels", "below 112"]),
         ({"mixing__off_epochs": 2.0, "mixing__off_steps": 3}, ["mixing.off_steps", "mixing.off_epochs"]),

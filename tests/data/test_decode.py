@@ -449,6 +449,7 @@ def test_pixels_are_freed_before_others_take_their_memory(photo, encode, monkeyp
     assert freed == [37 * 53 * decoding.OTHERS]
 
 
+@pytest.mark.long
 def test_the_memory_of_large_pictures(tmp_path, encode) -> None:
     """Six threads with a picture each that takes 81 MB, its 35 MB of pixels included, where 70 MB are allowed."""
     (tmp_path / "large.png").write_bytes(encode(Image.new("RGB", (3400, 3400), (9, 99, 199)), compress_level=1))

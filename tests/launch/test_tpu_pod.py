@@ -176,13 +176,14 @@ def test_resume_says_how_a_run_ended_and_starts_nothing(pod):
         assert [call[4] for call in pod.calls()] == ["describe", "ssh"]
 
 
-@pytest.mark.parametrize("ends", [(75, 134), (0, "step 7")])
+@pytest.mark.parametrize("ends", [(75, 134), pytest.param((0, "step 7"), marks=pytest.mark.long)])
 def test_resume_starts_what_was_lost(pod, ends):
     ended(pod, *ends)
     assert resume(pod).returncode == 75
     wait_for(lambda: len(training(pod)) == 2)
 
 
+@pytest.mark.long
 def test_resume_sets_up_nothing_where_a_worker_is_out_of_reach(pod):
     """Its code would be newer than that of the workers that have started."""
     ended(pod, 75, 75)
@@ -235,6 +236,7 @@ def test_resume_asks_once_a_look_until_there_is_room(pod):
     assert resume(pod).returncode == 2  # what was made anew, and deleted then, is not wanted
 
 
+@pytest.mark.long
 def test_resume_waits_for_the_end_of_what_it_deletes(pod):
     (pod.folder / "states").write_text("PREEMPTED\n")
     (pod.folder / "full").touch()
@@ -245,6 +247,7 @@ def test_resume_waits_for_the_end_of_what_it_deletes(pod):
     assert [call[4] for call in pod.calls()] == ["describe"]
 
 
+@pytest.mark.long
 def test_delete_ends_the_asking_for_another(pod):
     (pod.folder / "states").write_text("PREEMPTED\n")
     (pod.folder / "full").touch()
@@ -253,6 +256,7 @@ def test_delete_ends_the_asking_for_another(pod):
     assert resume(pod).returncode == 2
 
 
+@pytest.mark.long
 def test_a_look_that_fails_is_followed_by_another(pod):
     """A TPU that is taken away in the midst of it, say."""
     (pod.folder / "states").write_text("READY\nPREEMPTED\n")

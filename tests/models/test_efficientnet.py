@@ -51,6 +51,7 @@ def test_parameters_have_timms_names():
     assert shapes["classifier.kernel"] == (1280, 1000)
 
 
+@pytest.mark.long
 def test_initial_weights():
     net = EfficientNetLite(**ALIKE, rngs=nnx.Rngs(0))
     assert all(value.all() for path, value in flatten(net).items() if path.endswith("scale"))

@@ -32,6 +32,7 @@ def test_resnet50_has_timms_names_and_size():
     assert "layer1.1.downsample.0.kernel" not in shapes
 
 
+@pytest.mark.long
 def test_initial_weights():
     net = ResNet(**SHALLOW, rngs=nnx.Rngs(0))
     assert not any(value.any() for path, value in flatten(net).items() if path.endswith("bn3.scale"))

@@ -149,7 +149,11 @@ def loss_and_gradients(**options):
     return run(params(distilled=True), jax.random.key(3))
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"attention": "xla", "patch_embedding": "conv"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"remat": True}, marks=pytest.mark.long), {"attention": "xla", "patch_embedding": "conv"}],
+    ids=str,
+)
 def test_how_it_is_computed_changes_neither_loss_nor_gradients(options):
     loss, gradients = loss_and_gradients()
     other_loss, other_gradients = loss_and_gradients(**options)

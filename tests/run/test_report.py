@@ -212,6 +212,7 @@ def test_links_are_replaced_not_followed(tmp_path) -> None:
         assert not (tmp_path / "run" / name).is_symlink()
 
 
+@pytest.mark.long
 def test_very_many_classes_take_little_memory(tmp_path) -> None:
     classes = 21_841
     generator = np.random.default_rng(0)

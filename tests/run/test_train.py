@@ -340,6 +340,15 @@ def test_what_may_change_is_announced(tmp_path, capsys):
     assert kept == [{"step": 3, "changes": ["a"]}, {"step": 5, "changes": ["c"]}]
 
 
+def test_other_groups_than_were_asked_for_are_told(tmp_path, capsys):
+    state = tiny_run(CONFIG).first_state()
+    for asked, told in ((7, ["images mix in groups of 4, not 7, of which 32 is no multiple"]), (8, []), (64, [])):
+        run = tiny_run(tiny_config(mixing__group=asked), list("ab"))
+        describe_run(run, run.source, Workdir(tmp_path), state, [], [])
+        notes = [line[14:] for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
+        assert notes == told
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_for_accelerators_is_told_where_there_is_none(tmp_path, capsys, dtype):
     """As of `:hardware=tpu` where JAX has not found the TPU."""

@@ -139,7 +139,7 @@ def test_mixup_weights_have_the_moments_of_their_beta(alpha):
         assert abs(np.mean(weight**power) - moment) < 4 * error
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("alpha", [pytest.param(0.5, marks=pytest.mark.long), 1.0])
 def test_cutmix_boxes_cover_pixels_as_often_as_the_papers(alpha):
     """Against equation 2 of arXiv:1905.04899 drawn here: sides sqrt(1 - lambda), centre uniform, cut at the border."""
     count, random = 6000, np.random.default_rng(1)
