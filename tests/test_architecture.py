@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,9 +75,6 @@ def test_every_unit_has_a_floor():
     assert rooms == ROOMS
     assert len(rooms) <= 9
     assert len(list(PACKAGE.glob("*.py"))) <= len(COMMANDS) + 6
-    with (PACKAGE.parent / "pyproject.toml").open("rb") as file:
-        packaged = tomllib.load(file)["tool"]["setuptools"]["packages"]
-    assert set(packaged) == {"deit_jax", "deit_jax.configs", *(f"deit_jax.{room}" for room in rooms)}
 
 
 def test_imports_point_downwards():
