@@ -42,7 +42,7 @@ from deit_jax.trained import define_flags, open_trained, report_unreadable, take
 from deit_jax.weights.imagenet import words
 
 COLUMNS = (4, 5, 6)  # that the panels may stand in
-TITLE = 80  # characters that fit over three columns
+TITLE = 80  # characters of a name that fit over four columns, with the class behind them
 SUFFIX = "_attention.png"
 NAME = 255 - 10  # bytes of a file's name that file systems hold, without what a temporary name has more
 

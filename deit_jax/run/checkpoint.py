@@ -179,7 +179,7 @@ class Checkpoints(CheckpointDirectory):
         try:
             for name, ema in {"eval": False, **({"eval_ema": True} if averaged else {})}.items():
                 found[name] = self.variables(step, ema=ema)[0]
-        except (CorruptCheckpoint, UserError) as error:
+        except CorruptCheckpoint as error:
             reason = str(error)
         if objections := hosts.objections(reason):
             logging.warning("%s; moved to %s", "; ".join(objections), self._aside)

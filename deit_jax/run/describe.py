@@ -78,12 +78,7 @@ def describe_run(
 
 
 def describe_end(
-    run: Run,
-    workdir: Workdir,
-    best: int,
-    results: Mapping[str, Result],
-    last: tuple[int, float | None],
-    written: Sequence[str],
+    workdir: Workdir, best: int, results: Mapping[str, Result], last: tuple[int, float | None], written: Sequence[str]
 ) -> None:
     """Prints how well the run did, where everything is, and what may come next.
 

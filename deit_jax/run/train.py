@@ -183,7 +183,7 @@ def _train(config: Config, workdir: Workdir, interrupt: Interrupt) -> dict[str, 
         _draw_curves(run, workdir)
     if hosts.index() == 0:
         workdir.require()
-        describe_end(run, workdir, best, results, last, report(results, held_out, workdir.root))
+        describe_end(workdir, best, results, last, report(results, held_out, workdir.root))
     counts = {"skipped": int(state.skipped), "rollbacks": len(rollbacks), "corrupt_images": monitor.progress.corrupt}
     told = json_of(results) | {"step": best, "last": {"step": last[0], "top1": last[1]}} | counts
     if unsaved:
